@@ -1,0 +1,38 @@
+"""The registries through which config files name the parts of a detector.
+
+Each one is a child of mmengine's registry of the same purpose, so a config finds mmengine's and mmcv's
+own components (optimizers, hooks, `Resize`, ...) under the same `type` key. The scope is `ddetr`; types that
+carry MMDetection's prefix (`mmdet.ResNet`) find ours, unless the real mmdet is imported in the same process.
+"""
+
+from mmengine.registry import DATA_SAMPLERS as ENGINE_DATA_SAMPLERS
+from mmengine.registry import DATASETS as ENGINE_DATASETS
+from mmengine.registry import HOOKS as ENGINE_HOOKS
+from mmengine.registry import METRICS as ENGINE_METRICS
+from mmengine.registry import MODELS as ENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as ENGINE_OPTIM_WRAPPERS
+from mmengine.registry import TASK_UTILS as ENGINE_TASK_UTILS
+from mmengine.registry import TRANSFORMS as ENGINE_TRANSFORMS
+from mmengine.registry import VISUALIZERS as ENGINE_VISUALIZERS
+from mmengine.registry import Registry
+
+SCOPE = 'ddetr'
+ALIAS = 'mmdet'
+
+
+def _child(parent: Registry, location: str) -> Registry:
+    """A registry under `parent` whose components are imported from `location` at first use."""
+    registry = Registry(parent.name, parent=parent, scope=SCOPE, locations=[location])
+    parent.children.setdefault(ALIAS, registry)
+    return registry
+
+
+MODELS = _child(ENGINE_MODELS, 'ddetr.models')
+TASK_UTILS = _child(ENGINE_TASK_UTILS, 'ddetr.models')
+DATASETS = _child(ENGINE_DATASETS, 'ddetr.datasets')
+DATA_SAMPLERS = _child(ENGINE_DATA_SAMPLERS, 'ddetr.datasets')
+TRANSFORMS = _child(ENGINE_TRANSFORMS, 'ddetr.datasets')
+METRICS = _child(ENGINE_METRICS, 'ddetr.evaluation')
+HOOKS = _child(ENGINE_HOOKS, 'ddetr.engine')
+OPTIM_WRAPPERS = _child(ENGINE_OPTIM_WRAPPERS, 'ddetr.engine')
+VISUALIZERS = _child(ENGINE_VISUALIZERS, 'ddetr.visualization')

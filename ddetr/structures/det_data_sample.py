@@ -1,0 +1,46 @@
+"""What the toolbox knows of one image, from the pipeline to the metric."""
+
+from mmengine.structures import BaseDataElement, InstanceData
+
+
+class DetDataSample(BaseDataElement):
+    """One image's ground truth, proposals and predictions.
+
+    Boxes are plain tensors, (N, 4) float32, x1 y1 x2 y2 in pixels: of the resized image for `gt_instances`,
+    `ignored_instances` and `proposals`, of the original image for `pred_instances`.
+
+    Attributes:
+        gt_instances: `bboxes` (N, 4), `labels` (N,) int64.
+        ignored_instances: crowd regions, `bboxes` and `labels` alike; they are neither targets nor background.
+        proposals: `bboxes` (N, 4) and `scores` (N,) of a first stage.
+        pred_instances: `bboxes` (N, 4), `labels` (N,), `scores` (N,), best first.
+
+    Metainfo: `img_id`, `img_path`, `ori_shape` (h, w), `img_shape` (h, w) after the pipeline, `pad_shape`,
+    `batch_input_shape` (h, w) of the padded batch, `scale_factor` (w, h) = resized / original, `flip`,
+    `flip_direction`.
+
+    Raises:
+        TypeError: when one of the four is set to anything but an `InstanceData`.
+    """
+
+    def _get(self, name: str) -> InstanceData:
+        return getattr(self, f'_{name}')
+
+    def _set(self, name: str, value: InstanceData) -> None:
+        self.set_field(value, f'_{name}', dtype=InstanceData)
+
+    def _del(self, name: str) -> None:
+        delattr(self, f'_{name}')
+
+
+def _instances(name: str) -> property:
+    """A field of `DetDataSample` that holds an `InstanceData`, kept as `_name` as mmengine's elements do."""
+    return property(
+        lambda self: self._get(name),
+        lambda self, value: self._set(name, value),
+        lambda self: self._del(name),
+    )
+
+
+for _name in ('gt_instances', 'ignored_instances', 'proposals', 'pred_instances'):
+    setattr(DetDataSample, _name, _instances(_name))
