@@ -3,6 +3,16 @@
 from mmengine.structures import BaseDataElement, InstanceData
 
 
+def _instances(name: str) -> property:
+    """A field of `DetDataSample` that holds an `InstanceData`, kept as `_name` as mmengine's elements do."""
+    key = f'_{name}'
+    return property(
+        lambda self: getattr(self, key),
+        lambda self, value: self.set_field(value, key, dtype=InstanceData),
+        lambda self: delattr(self, key),
+    )
+
+
 class DetDataSample(BaseDataElement):
     """One image's ground truth, proposals and predictions.
 
@@ -20,27 +30,10 @@ class DetDataSample(BaseDataElement):
     `flip_direction`.
 
     Raises:
-        TypeError: when one of the four is set to anything but an `InstanceData`.
+        AssertionError: when one of the four is set to anything but an `InstanceData`.
     """
 
-    def _get(self, name: str) -> InstanceData:
-        return getattr(self, f'_{name}')
-
-    def _set(self, name: str, value: InstanceData) -> None:
-        self.set_field(value, f'_{name}', dtype=InstanceData)
-
-    def _del(self, name: str) -> None:
-        delattr(self, f'_{name}')
-
-
-def _instances(name: str) -> property:
-    """A field of `DetDataSample` that holds an `InstanceData`, kept as `_name` as mmengine's elements do."""
-    return property(
-        lambda self: self._get(name),
-        lambda self, value: self._set(name, value),
-        lambda self: self._del(name),
-    )
-
-
-for _name in ('gt_instances', 'ignored_instances', 'proposals', 'pred_instances'):
-    setattr(DetDataSample, _name, _instances(_name))
+    gt_instances = _instances('gt_instances')
+    ignored_instances = _instances('ignored_instances')
+    proposals = _instances('proposals')
+    pred_instances = _instances('pred_instances')
