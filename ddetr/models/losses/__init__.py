@@ -1,0 +1,14 @@
+from .box_losses import CIoULoss, DIoULoss, GIoULoss, IoULoss, L1Loss, SmoothL1Loss
+from .cross_entropy_loss import CrossEntropyLoss
+from .focal_loss import FocalLoss
+
+__all__ = [
+    'CIoULoss',
+    'CrossEntropyLoss',
+    'DIoULoss',
+    'FocalLoss',
+    'GIoULoss',
+    'IoULoss',
+    'L1Loss',
+    'SmoothL1Loss',
+]
