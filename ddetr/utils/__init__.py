@@ -1,0 +1,3 @@
+from .errors import CheckpointError, ConfigError, InputError
+
+__all__ = ['CheckpointError', 'ConfigError', 'InputError']

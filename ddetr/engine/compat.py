@@ -1,0 +1,118 @@
+"""What mmengine 0.10.7 needs on today's packages, in one place, one reason a bridge.
+
+Each bridge uses an extension point that mmengine offers: schemes of its checkpoint loader, registries, methods
+of the Runner that `DetRunner` (runner.py) overrides. Nothing is patched. `onedl-mmengine` 0.10.12, which installs
+under the same import name, takes the same bridges.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed
+import torchvision
+from mmengine.dist import barrier, get_rank
+from mmengine.optim import AmpOptimWrapper as GpuAmpOptimWrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import CheckpointLoader
+
+from ..registry import OPTIM_WRAPPERS
+from ..utils.errors import CheckpointError, ConfigError
+from .checkpoint import read_checkpoint
+
+
+# mmengine calls torch.load in nine places, onedl-mmengine repeats a refused one with weights_only=False; every
+# one of them is reached by the prefix of the file's name, so the prefixes lead to our reader instead.
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """mmengine's loader of local files, safe; always onto the CPU (load_state_dict moves what it takes).
+
+    `meta.config` is dropped: `Runner.resume` would run that text as Python.
+    """
+    checkpoint = read_checkpoint(filename)
+    if isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)
+    return checkpoint
+
+
+@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
+def load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Download once into torch's cache, then read like any other file."""
+    return load_from_local(str(download(filename)))
+
+
+@CheckpointLoader.register_scheme(prefixes=('torchvision://', 'modelzoo://'), force=True)
+def load_from_torchvision(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """`torchvision://resnet50`: the first ImageNet weights of that name, as MMDetection's configs mean it."""
+    name = filename.split('://')[1]
+    try:
+        weights = torchvision.models.get_model_weights(name)['IMAGENET1K_V1']
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f'{filename}: torchvision has no ImageNet weights for {name!r}.') from error
+    return load_from_http(weights.url)
+
+
+@CheckpointLoader.register_scheme(
+    prefixes=('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://', 'open-mmlab://', 'openmmlab://', 'mmcls://'),
+    force=True,
+)
+def refuse_remote(filename: str, map_location: Any = None) -> NoReturn:
+    """The stores of other projects, which mmengine reads without our checks."""
+    raise CheckpointError(
+        f'{filename}: this kind of address is not read; download the file and give its path.'
+    )
+
+
+def download(url: str) -> Path:
+    """Fetch a weight file into `$TORCH_HOME/hub/checkpoints`, unless it is there; one process a run does it.
+
+    Raises:
+        CheckpointError: there is no connection; the message names the file to fetch and where to put it.
+    """
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[-1]
+    if get_rank() == 0 and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # torch's naming scheme: the file name ends in the first digits of the content's hash
+        digest = re.search(r'-([a-f0-9]{8,})\.', path.name)
+        try:
+            torch.hub.download_url_to_file(url, str(path), digest and digest[1])
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f'{url} could not be fetched ({error}): download it elsewhere and put it at {path}.'
+            ) from error
+    barrier()
+    return path
+
+
+@OPTIM_WRAPPERS.register_module()
+class AmpOptimWrapper(GpuAmpOptimWrapper):
+    """Mixed precision on the CPU too: bfloat16 there, which needs no loss scaling; float16 by default on a GPU.
+
+    mmengine's own asserts that there is a GPU before it does anything else, hence the grandparent's constructor.
+    """
+
+    def __init__(self, loss_scale: Any = 'dynamic', dtype: str | torch.dtype | None = None, **kwargs) -> None:
+        OptimWrapper.__init__(self, **kwargs)
+        self.cast_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self._scale_update_param = loss_scale if isinstance(loss_scale, float) else None
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        scaling: dict[str, Any] = loss_scale if isinstance(loss_scale, dict) else {}
+        if isinstance(loss_scale, float):
+            scaling = {'init_scale': loss_scale}
+        # bfloat16 has float32's range
+        enabled = device == 'cuda' and self.cast_dtype is not torch.bfloat16
+        self.loss_scaler = torch.amp.GradScaler(device, enabled=enabled, **scaling)
+
+
+def init_cpu_group(launcher: str) -> None:
+    """Join the processes over gloo. mmengine's `init_dist` selects a GPU first, and fails where there is none.
+
+    Raises:
+        ConfigError: a launcher other than torchrun's, which needs GPUs.
+    """
+    if launcher != 'pytorch':
+        raise ConfigError(
+            f'launcher={launcher!r} needs GPUs: start with torchrun (--launcher pytorch) on CPUs.'
+        )
+    torch.distributed.init_process_group(backend='gloo')
