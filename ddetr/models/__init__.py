@@ -1,0 +1,13 @@
+from . import backbones, detectors, heads, layers, losses, necks, task_modules
+from .data_preprocessor import DetDataPreprocessor
+
+__all__ = [
+    'DetDataPreprocessor',
+    'backbones',
+    'detectors',
+    'heads',
+    'layers',
+    'losses',
+    'necks',
+    'task_modules',
+]

@@ -34,7 +34,7 @@ class BaseDetector(BaseModel, ABC):
             raise ValueError(f'mode={mode!r} is none of "loss", "predict", "tensor"')
         if data_samples is None:
             raise ValueError(
-                'data_samples is None: detectors need each image\'s img_shape to know where its padding begins'
+                "data_samples is None: detectors need each image's img_shape to know where its padding begins"
             )
         if mode == 'loss':
             return self.loss(inputs, data_samples)

@@ -1,0 +1,171 @@
+"""ResNet (He et al., 2015) made of torchvision's blocks, with MMDetection's config keys."""
+
+from collections.abc import Sequence
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from ddetr.registry import MODELS
+
+STAGE_BLOCKS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+@MODELS.register_module()
+class ResNet(BaseModule):
+    """The backbone; its parameter names are torchvision's, so torchvision's weights load as they are.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        in_channels: of the image.
+        base_channels: of the stem and the first stage's inner convolutions (64 in the paper).
+        num_stages: how many of the four stages are built.
+        strides: of each stage.
+        dilations: of each stage's 3x3 convolutions. DC5 is `strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)`; as in
+            torchvision and the original DETR the first block of a stage keeps the dilation of the stage before.
+        out_indices: the stages (0 to 3) whose output is returned, in ascending order.
+        style: `pytorch` puts a bottleneck's stride on its 3x3 convolution, `caffe` on its first 1x1.
+        frozen_stages: the stem and that many stages get no gradient; -1 freezes nothing, 0 only the stem.
+        norm_cfg: `dict(type='BN', requires_grad=...)`; with False no batch norm has trainable parameters.
+        norm_eval: keep batch norms in eval mode while training, so that their statistics stay.
+        zero_init_residual: start each block as the identity.
+        init_cfg: such as `dict(type='Pretrained', checkpoint='torchvision://resnet50')`.
+
+    Raises:
+        ValueError: an unknown depth, style or norm, or stages that do not add up.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int = 3,
+        base_channels: int = 64,
+        num_stages: int = 4,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        style: str = 'pytorch',
+        frozen_stages: int = -1,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = True,
+        zero_init_residual: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self._check(depth, num_stages, strides, dilations, out_indices, style, norm_cfg)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.norm_requires_grad = (norm_cfg or {}).get('requires_grad', True)
+
+        self.conv1 = nn.Conv2d(in_channels, base_channels, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(base_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        block, counts = STAGE_BLOCKS[depth]
+        channels, dilation = base_channels, 1
+        self.stages: list[str] = []
+        for i in range(num_stages):
+            width = base_channels * 2**i
+            stage = _stage(block, channels, width, counts[i], strides[i], (dilation, dilations[i]))
+            if style == 'caffe':
+                _move_stride_to_first_conv(stage)
+            channels, dilation = width * block.expansion, dilations[i]
+            self.stages.append(f'layer{i + 1}')
+            self.add_module(self.stages[-1], stage)
+        _init_weights(self, zero_init_residual)
+        self._freeze()
+
+    @staticmethod
+    def _check(depth, num_stages, strides, dilations, out_indices, style, norm_cfg) -> None:
+        if depth not in STAGE_BLOCKS:
+            raise ValueError(f'ResNet depth={depth} is none of {tuple(STAGE_BLOCKS)}')
+        if not 1 <= num_stages <= 4 or len(strides) < num_stages or len(dilations) < num_stages:
+            raise ValueError(
+                f'num_stages={num_stages} needs as many strides and dilations, got {strides} and {dilations}'
+            )
+        if any(not 0 <= i < num_stages for i in out_indices):
+            raise ValueError(f'out_indices={tuple(out_indices)} name stages beyond num_stages={num_stages}')
+        if style not in ('pytorch', 'caffe'):
+            raise ValueError(f'style={style!r} is neither "pytorch" nor "caffe"')
+        if norm_cfg is not None and norm_cfg.get('type') not in ('BN', 'SyncBN'):
+            raise ValueError(f'ResNet is built with norm_cfg type BN or SyncBN, got {norm_cfg}')
+
+    def _freeze(self) -> None:
+        """Take gradients from the frozen stem and stages, and from norms if so configured."""
+        frozen: list[nn.Module] = [self.conv1, self.bn1] if self.frozen_stages >= 0 else []
+        frozen += [getattr(self, name) for name in self.stages[: max(self.frozen_stages, 0)]]
+        if not self.norm_requires_grad:
+            frozen += [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+        for module in frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'ResNet':
+        """Switch to training, but for norms that keep their statistics (`norm_eval`, frozen stages)."""
+        super().train(mode)
+        if not mode:
+            return self
+        kept: list[nn.Module] = [self] if self.norm_eval else []
+        kept += [self.bn1] if self.frozen_stages >= 0 else []
+        kept += [getattr(self, name) for name in self.stages[: max(self.frozen_stages, 0)]]
+        for module in kept:
+            for norm in module.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                    norm.eval()
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> one (B, C_i, H_i, W_i) for each of `out_indices`."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (B, base, H/4, W/4)
+        feats = []
+        for i, name in enumerate(self.stages):
+            x = getattr(self, name)(x)
+            if i in self.out_indices:
+                feats.append(x)
+        return tuple(feats)
+
+
+def _stage(
+    block: type, in_channels: int, width: int, count: int, stride: int, dilations: tuple[int, int]
+) -> nn.Sequential:
+    """`count` blocks; the first has `stride` and the first of `dilations`, the others the second."""
+    out_channels = width * block.expansion
+    shortcut = None
+    if stride != 1 or in_channels != out_channels:
+        shortcut = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+        )
+    blocks = [block(in_channels, width, stride, shortcut)]
+    blocks += [block(out_channels, width) for _ in range(count - 1)]
+    for i, b in enumerate(blocks):
+        _dilate(b, dilations[min(i, 1)])
+    return nn.Sequential(*blocks)
+
+
+def _dilate(block: nn.Module, dilation: int) -> None:
+    """Dilate a block's spatial convolution (torchvision refuses to for basic blocks)."""
+    conv = block.conv1 if isinstance(block, BasicBlock) else block.conv2
+    conv.dilation = conv.padding = (dilation, dilation)
+
+
+def _move_stride_to_first_conv(stage: nn.Sequential) -> None:
+    for block in stage:
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _init_weights(model: nn.Module, zero_init_residual: bool) -> None:
+    """Kaiming initialisation, as torchvision trains its ResNets."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        elif zero_init_residual and isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
+        elif zero_init_residual and isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)

@@ -1,0 +1,4 @@
+from .base_detector import BaseDetector
+from .deformable_detr import DeformableDETR
+
+__all__ = ['BaseDetector', 'DeformableDETR']

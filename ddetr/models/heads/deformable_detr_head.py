@@ -1,0 +1,153 @@
+"""Deformable DETR's prediction branches, losses and selection."""
+
+import math
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ddetr.models.layers import build_box_mlp
+from ddetr.registry import MODELS, TASK_UTILS
+from ddetr.structures import (
+    DecoderStates,
+    DetDataSample,
+    EncoderProposals,
+    SetPredictions,
+    SetTargets,
+)
+
+from .set_loss import SetLosses, make_targets, select_detections, set_losses
+
+
+@MODELS.register_module()
+class DeformableDETRHead(BaseModule):
+    """A class and a box branch for each decoder layer, one more of each for the two-stage proposals.
+
+    Args:
+        num_classes: K.
+        embed_dims: C.
+        num_reg_fcs: hidden layers of the box branch.
+        sync_cls_avg_factor: accepted for MMDetection's configs; the number of objects is always averaged over
+            the processes, as in the paper's code.
+        loss_cls, loss_bbox, loss_iou: configs of the losses; `loss_cls` must be a sigmoid loss.
+        train_cfg: `dict(assigner=...)`; without it the head only predicts.
+        test_cfg: `dict(max_per_img=100)`.
+        share_pred_layer: one branch for all layers, as without box refinement.
+        num_pred_layer: number of branches, the proposals' one included; given by the detector.
+        as_two_stage: whether the last branch predicts proposals; given by the detector.
+
+    Raises:
+        ValueError: a softmax classification loss.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dims: int = 256,
+        num_reg_fcs: int = 2,
+        sync_cls_avg_factor: bool = True,
+        loss_cls: dict | None = None,
+        loss_bbox: dict | None = None,
+        loss_iou: dict | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        share_pred_layer: bool = True,
+        num_pred_layer: int = 6,
+        as_two_stage: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        del sync_cls_avg_factor
+        self.num_classes = num_classes
+        self.as_two_stage = as_two_stage
+        self.losses = SetLosses(
+            MODELS.build(loss_cls or {'type': 'FocalLoss', 'loss_weight': 2.0}),
+            MODELS.build(loss_bbox or {'type': 'L1Loss', 'loss_weight': 5.0}),
+            MODELS.build(loss_iou or {'type': 'GIoULoss', 'loss_weight': 2.0}),
+        )
+        if not self.losses.loss_cls.use_sigmoid:
+            raise ValueError('DeformableDETRHead classifies with sigmoids: set loss_cls.use_sigmoid=True')
+        self.assigner = TASK_UTILS.build(train_cfg['assigner']) if train_cfg else None
+        self.max_per_img = (test_cfg or {}).get('max_per_img', 100)
+
+        def branches(make):
+            if share_pred_layer:  # one module under every index, as in checkpoints of this family
+                return nn.ModuleList([make()] * num_pred_layer)
+            return nn.ModuleList(make() for _ in range(num_pred_layer))
+
+        self.cls_branches = branches(lambda: nn.Linear(embed_dims, num_classes))
+        self.reg_branches = branches(lambda: build_box_mlp(embed_dims, num_reg_fcs))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Focal prior of 1% for every class; box branches that start by predicting their reference.
+
+        Without two stages the first branch starts with small boxes (a tenth of the image: sigmoid(-2)).
+        """
+        for cls_branch, reg_branch in zip(self.cls_branches, self.reg_branches, strict=True):
+            nn.init.constant_(cls_branch.bias, -math.log((1 - 0.01) / 0.01))
+            nn.init.zeros_(reg_branch[-1].weight)
+            nn.init.zeros_(reg_branch[-1].bias)
+        if not self.as_two_stage:
+            nn.init.constant_(self.reg_branches[0][-1].bias[2:], -2.0)
+
+    def predict_boxes(self, layer: int, hidden: Tensor, reference_norm: Tensor) -> Tensor:
+        """Boxes as offsets from their references, in logit space (appendix A.3).
+
+        `hidden` (B, Q, C), `reference_norm` (B, Q, 2) points or (B, Q, 4) boxes -> (B, Q, 4) in 0..1.
+        """
+        delta = self.reg_branches[layer](hidden).float()  # (B, Q, 4)
+        start = inverse_sigmoid(reference_norm)
+        if start.shape[-1] == 2:  # a point says nothing about the size
+            start = nn.functional.pad(start, (0, 2))
+        return (delta + start).sigmoid()
+
+    def predict_proposals(self, memory: Tensor, anchors_logit: Tensor) -> EncoderProposals:
+        """A class logit and a box for each token: `memory` (B, S, C), `anchors_logit` (B, S, 4)."""
+        boxes = (self.reg_branches[-1](memory) + anchors_logit).float().sigmoid()
+        return EncoderProposals(self.cls_branches[-1](memory), boxes)
+
+    def forward(self, states: DecoderStates, proposals: EncoderProposals | None) -> SetPredictions:
+        """Classify every layer's queries; their boxes came with the decoder's states."""
+        logits = [branch(h) for branch, h in zip(self.cls_branches, states.hidden, strict=False)]
+        return SetPredictions(torch.stack(logits), states.boxes_cxcywh_norm, proposals)
+
+    def loss(self, preds: SetPredictions, samples: list[DetDataSample]) -> dict[str, Tensor]:
+        """Losses of the last layer (`loss_*`), the others (`d{i}.loss_*`) and the proposals (`enc_loss_*`).
+
+        Raises:
+            ValueError: the head was built without `train_cfg`.
+        """
+        if self.assigner is None:
+            raise ValueError('this head was built without train_cfg.assigner: it can predict but not train')
+        targets = make_targets(samples, preds.cls_logits.device)
+        shapes = [sample.img_shape for sample in samples]
+        *auxiliary, result = set_losses(
+            preds.cls_logits, preds.boxes_cxcywh_norm, targets, shapes, self.assigner, self.losses
+        )
+        for i, layer in enumerate(auxiliary):
+            result |= {f'd{i}.{name}': value for name, value in layer.items()}
+        if preds.proposals is not None:
+            objects = [SetTargets(torch.zeros_like(t.labels), t.boxes_cxcywh_norm) for t in targets]
+            layer = set_losses(
+                *(p[None] for p in preds.proposals), objects, shapes, self.assigner, self.losses
+            )[0]
+            result |= {f'enc_{name}': value for name, value in layer.items()}
+        return result
+
+    def predict(self, preds: SetPredictions, samples: list[DetDataSample]) -> list[DetDataSample]:
+        """Set each sample's `pred_instances` from the last layer's set."""
+        for sample, logits, boxes in zip(
+            samples, preds.cls_logits[-1], preds.boxes_cxcywh_norm[-1], strict=True
+        ):
+            sample.pred_instances = select_detections(
+                logits, boxes, sample, self.max_per_img, use_sigmoid=True
+            )
+        return samples
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """log(x / (1 - x)) of values clipped to 0..1, both logarithms' arguments at least `eps`."""
+    x = x.clamp(0, 1)
+    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()

@@ -1,0 +1,158 @@
+"""Self-attention over queries, and multi-scale deformable attention over feature maps."""
+
+import math
+import warnings
+
+import torch
+from ddetr_ops import ms_deform_attn
+from torch import Tensor, nn
+
+from ddetr.registry import MODELS
+
+
+class MultiheadAttention(nn.Module):
+    """PyTorch's attention with positions added to query and key, dropout and a residual connection.
+
+    Args:
+        embed_dims: channels of query, key and value.
+        num_heads: attention heads.
+        dropout: on the attention weights and, unless `proj_drop` is given, on the result.
+        proj_drop: dropout on the result; None for `dropout`.
+        batch_first: accepted for MMDetection's configs; inputs are (B, Q, C) in any case.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        dropout: float = 0.0,
+        proj_drop: float | None = None,
+        batch_first: bool = True,
+    ) -> None:
+        super().__init__()
+        del batch_first
+        self.attn = nn.MultiheadAttention(embed_dims, num_heads, dropout, batch_first=True)
+        self.proj_drop = nn.Dropout(dropout if proj_drop is None else proj_drop)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_pos: Tensor,
+        key_pos: Tensor,
+        key_pad_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Queries (B, Q, C) look at keys and values (B, S, C); `key_pad_mask` (B, S), True = not looked at."""
+        out = self.attn(
+            query + query_pos, key + key_pos, value, key_padding_mask=key_pad_mask, need_weights=False
+        )[0]
+        return query + self.proj_drop(out)
+
+
+@MODELS.register_module()
+class MultiScaleDeformableAttention(nn.Module):
+    """Attention to a few sampled points around a reference (Deformable DETR, section 4.1, equation 3).
+
+    Args:
+        embed_dims: channels C of query and value.
+        num_heads: attention heads M; must divide `embed_dims`.
+        num_levels: feature levels L.
+        num_points: points P that a head samples in a level.
+        dropout: on the result.
+        im2col_step, batch_first: accepted for MMDetection's configs, without effect.
+
+    Raises:
+        ValueError: `embed_dims` that `num_heads` does not divide.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 4,
+        im2col_step: int = 64,
+        dropout: float = 0.1,
+        batch_first: bool = True,
+    ) -> None:
+        super().__init__()
+        del im2col_step, batch_first
+        if embed_dims % num_heads:
+            raise ValueError(f'embed_dims={embed_dims} is not divisible by num_heads={num_heads}')
+        if (embed_dims // num_heads) & (embed_dims // num_heads - 1):
+            warnings.warn(
+                f'{embed_dims // num_heads} channels a head is no power of two: the op runs its slower kernels',
+                stacklevel=2,
+            )
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.sampling_offsets = nn.Linear(embed_dims, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(embed_dims, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Each head starts by looking in its own direction, point after point farther out (appendix A.4)."""
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)  # (M, 2)
+        directions = directions / directions.abs().amax(-1, keepdim=True)  # onto the unit square
+        distance = torch.arange(1, self.num_points + 1)  # (P,), in pixels of each level
+        offsets = directions[:, None, None] * distance[None, None, :, None]  # (M, 1, P, 2)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for proj in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(proj.weight)
+            nn.init.zeros_(proj.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        value: Tensor,
+        reference_norm: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+        value_pad_mask: Tensor,
+    ) -> Tensor:
+        """Sample `value` around each query's reference.
+
+        Args:
+            query, query_pos: (B, Q, C).
+            value: (B, S, C), the flattened feature levels.
+            reference_norm: (B, Q, L, 2) points or (B, Q, L, 4) boxes, relative to the padded feature maps.
+            spatial_shapes: (L, 2) int64, (h, w).
+            level_start_index: (L,) int64.
+            value_pad_mask: (B, S), True = padding, read as zeros.
+
+        Returns:
+            (B, Q, C), with the residual connection to `query`.
+        """
+        batch, num_queries, _ = query.shape
+        heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        projected = self.value_proj(value).masked_fill(value_pad_mask[..., None], 0.0)
+        projected = projected.view(batch, value.shape[1], heads, -1)  # (B, S, M, D)
+        positioned = query + query_pos
+        offsets = self.sampling_offsets(positioned).view(batch, num_queries, heads, levels, points, 2)
+        weights = self.attention_weights(positioned).view(batch, num_queries, heads, levels * points)
+        weights = weights.softmax(-1).view(batch, num_queries, heads, levels, points)
+        locations = sampling_locations(reference_norm, offsets, spatial_shapes)
+        out = ms_deform_attn(projected, spatial_shapes, level_start_index, locations, weights)  # (B, Q, C)
+        return query + self.dropout(self.output_proj(out))
+
+
+def sampling_locations(reference_norm: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
+    """Where the points lie, relative to the padded maps: (B, Q, M, L, P, 2), x before y.
+
+    Around a point, offsets (B, Q, M, L, P, 2) count pixels of their level; around a box, half its sides divided
+    by the number of points (Deformable DETR, appendix A.4).
+    """
+    centre = reference_norm[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
+    if reference_norm.shape[-1] == 2:
+        sizes_wh = spatial_shapes.flip(-1)[:, None, :]  # (L, 1, 2)
+        return centre + offsets / sizes_wh
+    return centre + offsets / offsets.shape[-2] * reference_norm[:, :, None, :, None, 2:] * 0.5

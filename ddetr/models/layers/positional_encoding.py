@@ -1,0 +1,61 @@
+"""Sine positional encodings of feature maps and of boxes."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ddetr.registry import MODELS
+
+
+@MODELS.register_module()
+class SinePositionalEncoding(nn.Module):
+    """2-D sine encoding of the unpadded positions of a feature map (DETR, appendix A.4).
+
+    Args:
+        num_feats: channels for each of y and x; the result has twice as many.
+        temperature: base of the wave lengths.
+        normalize: divide positions by the unpadded size and multiply them by `scale`.
+        scale: range of normalised positions, in radians.
+        eps: keeps the division finite.
+        offset: added to the 1-based positions before normalising; Deformable DETR takes -0.5, pixel centres.
+    """
+
+    def __init__(
+        self,
+        num_feats: int,
+        temperature: int = 10000,
+        normalize: bool = False,
+        scale: float = 2 * math.pi,
+        eps: float = 1e-6,
+        offset: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_feats, self.temperature = num_feats, temperature
+        self.normalize, self.scale, self.eps, self.offset = normalize, scale, eps, offset
+
+    def forward(self, pad_mask: Tensor) -> Tensor:
+        """`pad_mask` (B, H, W) bool, True = padding -> (B, 2 * num_feats, H, W) float32, y before x."""
+        valid = (~pad_mask).float()
+        y, x = valid.cumsum(1), valid.cumsum(2)  # (B, H, W), 1-based
+        if self.normalize:
+            y = (y + self.offset) / (y[:, -1:, :] + self.eps) * self.scale
+            x = (x + self.offset) / (x[:, :, -1:] + self.eps) * self.scale
+        waves = [_waves(axis, self.num_feats, self.temperature) for axis in (y, x)]  # 2 x (B, H, W, F)
+        return torch.cat(waves, -1).permute(0, 3, 1, 2)
+
+
+def encode_boxes(boxes_cxcywh_norm: Tensor, num_feats: int, temperature: int = 10000) -> Tensor:
+    """Sine encoding of boxes (B, Q, 4) -> (B, Q, 4 * num_feats).
+
+    The two-stage variant makes its queries of it (Deformable DETR, appendix A.4).
+    """
+    return _waves(boxes_cxcywh_norm.float() * 2 * math.pi, num_feats, temperature).flatten(-2)
+
+
+def _waves(angles: Tensor, num_feats: int, temperature: int) -> Tensor:
+    """(...) -> (..., num_feats): sine and cosine in turn, in `num_feats / 2` wave lengths."""
+    index = torch.arange(num_feats, dtype=torch.float32, device=angles.device)
+    wave_length = temperature ** (2 * (index // 2) / num_feats)
+    phase = angles[..., None] / wave_length
+    return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1).flatten(-2)
