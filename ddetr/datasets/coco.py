@@ -1,0 +1,167 @@
+"""Detection data in COCO's format: COCO itself, or anybody's own."""
+
+import os
+from collections import defaultdict
+
+from mmengine.dataset import BaseDataset
+from mmengine.logging import MMLogger
+
+from ddetr.datasets.coco_format import category_ids_of, classes_of, clip_box, read_coco
+from ddetr.registry import DATASETS
+from ddetr.utils.errors import InputError
+
+# The names of COCO's 80 detection categories in the order of their ids: https://cocodataset.org/#explore
+# fmt: off
+COCO_CLASSES = (
+    'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat', 'traffic light',
+    'fire hydrant', 'stop sign', 'parking meter', 'bench', 'bird', 'cat', 'dog', 'horse', 'sheep', 'cow',
+    'elephant', 'bear', 'zebra', 'giraffe', 'backpack', 'umbrella', 'handbag', 'tie', 'suitcase', 'frisbee',
+    'skis', 'snowboard', 'sports ball', 'kite', 'baseball bat', 'baseball glove', 'skateboard', 'surfboard',
+    'tennis racket', 'bottle', 'wine glass', 'cup', 'fork', 'knife', 'spoon', 'bowl', 'banana', 'apple',
+    'sandwich', 'orange', 'broccoli', 'carrot', 'hot dog', 'pizza', 'donut', 'cake', 'chair', 'couch',
+    'potted plant', 'bed', 'dining table', 'toilet', 'tv', 'laptop', 'mouse', 'remote', 'keyboard',
+    'cell phone', 'microwave', 'oven', 'toaster', 'sink', 'refrigerator', 'book', 'clock', 'vase',
+    'scissors', 'teddy bear', 'hair drier', 'toothbrush',
+)
+# fmt: on
+
+
+@DATASETS.register_module()
+class CocoDataset(BaseDataset):
+    """Images and boxes of an annotation file in COCO's format.
+
+    Classes: `metainfo=dict(classes=('cat', 'dog'))` takes these categories of the file, in this order, and
+    leaves the others out. Without it all categories of the file are taken, ordered by their ids; a label is
+    an index into `dataset.metainfo['classes']`. (Before the file is read, with `lazy_init=True`, that is
+    COCO's 80 names.)
+
+    Each item has `img_id`, `img_path`, `height`, `width`, `instances`: a list of `bbox` (x1 y1 x2 y2 in
+    pixels, clipped to the image), `bbox_label`, `ignore_flag` (1 for crowd regions).
+
+    Args:
+        ann_file: relative to `data_root`, as are the folders of `data_prefix`.
+        metainfo: see above.
+        data_root: the data set's folder.
+        data_prefix: `dict(img=folder of the images)`.
+        filter_cfg: of training sets only: `filter_empty_gt=True` leaves out the images without any box,
+            `min_size=n` those whose shorter side is below n pixels.
+        backend_args: of mmengine's file backend. Images on the local disk are checked to exist when the data
+            set is built, by one listing of each folder; images elsewhere when they are read.
+        **kwargs: `pipeline`, `test_mode`, `indices`, `serialize_data`, `lazy_init`, `max_refetch` of
+            mmengine's `BaseDataset`.
+
+    Raises:
+        InputError: the annotation file or images that it lists do not exist, or it is malformed, lacks a
+            class, or leaves no image to train on. Boxes of zero or negative size and boxes wholly outside the
+            image are dropped instead, with one warning that counts them: COCO's own train2017 has some.
+    """
+
+    METAINFO = {'dataset_type': 'CocoDataset', 'classes': COCO_CLASSES}
+
+    def __init__(
+        self,
+        ann_file: str = '',
+        metainfo: dict | None = None,
+        data_root: str = '',
+        data_prefix: dict | None = None,
+        filter_cfg: dict | None = None,
+        backend_args: dict | None = None,
+        **kwargs,
+    ):
+        self.backend_args = backend_args
+        self._takes_classes_from_file = 'classes' not in (metainfo or {})
+        super().__init__(
+            ann_file=ann_file,
+            metainfo=metainfo,
+            data_root=data_root,
+            data_prefix=data_prefix or {'img': ''},
+            filter_cfg=filter_cfg,
+            **kwargs,
+        )
+
+    def load_data_list(self) -> list[dict]:
+        """One dict an image, as in the class's docstring, before filtering."""
+        coco = read_coco(self.ann_file, not self.test_mode, self.backend_args)
+        if self._takes_classes_from_file:
+            self._metainfo['classes'] = classes_of(coco)
+        classes = self._metainfo['classes']
+        label_of = {
+            category_id: label
+            for label, category_id in enumerate(category_ids_of(coco, classes, self.ann_file))
+        }
+        image_of = {image['id']: image for image in coco['images']}
+        instances_of: dict[int, list[dict]] = defaultdict(list)
+        dropped = []
+        for annotation in coco['annotations']:
+            label = label_of.get(annotation['category_id'])
+            if label is None:
+                continue
+            image = image_of[annotation['image_id']]
+            box = clip_box(annotation['bbox'], image['width'], image['height'])
+            if box is None:
+                dropped.append(annotation)
+                continue
+            instance = {'bbox': list(box), 'bbox_label': label, 'ignore_flag': int(annotation['iscrowd'])}
+            instances_of[annotation['image_id']].append(instance)
+        self._warn_of_dropped(dropped)
+        data_list = [
+            {
+                'img_id': image['id'],
+                'img_path': os.path.join(self.data_prefix['img'], image['file_name']),
+                'height': image['height'],
+                'width': image['width'],
+                'instances': instances_of[image['id']],
+            }
+            for image in coco['images']
+        ]
+        if self.backend_args is None and '://' not in self.data_prefix['img']:
+            self._check_images_exist([item['img_path'] for item in data_list])
+        return data_list
+
+    def filter_data(self) -> list[dict]:
+        """Leave out the images that `filter_cfg` names; test sets stay whole."""
+        if not self.data_list:
+            raise InputError(f'annotation file {self.ann_file} lists no images')
+        if self.test_mode or not self.filter_cfg:
+            return self.data_list
+        needs_box = self.filter_cfg.get('filter_empty_gt', False)
+        min_size = self.filter_cfg.get('min_size', 0)
+        kept = [
+            item
+            for item in self.data_list
+            if min(item['width'], item['height']) >= min_size and (item['instances'] or not needs_box)
+        ]
+        if not kept:
+            raise InputError(
+                f'filter_cfg={dict(self.filter_cfg)} leaves none of the {len(self.data_list)} images of '
+                f'{self.ann_file} to train on'
+            )
+        return kept
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """The labels in one image, for mmengine's `ClassBalancedDataset`."""
+        return [instance['bbox_label'] for instance in self.get_data_info(idx)['instances']]
+
+    def _warn_of_dropped(self, dropped: list[dict]) -> None:
+        if dropped:
+            example = dropped[0]
+            MMLogger.get_current_instance().warning(
+                f'{self.ann_file}: {len(dropped)} boxes of zero or negative size or outside their image are '
+                f'left out, the first is annotation id {example.get("id")} in image id '
+                f'{example["image_id"]} with bbox {example["bbox"]}'
+            )
+
+    def _check_images_exist(self, paths: list[str]) -> None:
+        """List each folder once: COCO's 118,287 training images cost one listing, not as many `stat`s."""
+        names_of: dict[str, set[str]] = defaultdict(set)
+        for path in paths:
+            names_of[os.path.dirname(path)].add(os.path.basename(path))
+        missing = []
+        for folder, names in names_of.items():
+            present = set(os.listdir(folder or '.')) if os.path.isdir(folder or '.') else set()
+            missing += [os.path.join(folder, name) for name in sorted(names - present)]
+        if missing:
+            raise InputError(
+                f'{len(missing)} of the {len(paths)} images that {self.ann_file} lists do not exist, the '
+                f'first is {missing[0]}: check data_root and data_prefix=dict(img=...) in the config'
+            )

@@ -1,0 +1,143 @@
+"""Reading annotation files in COCO's format, and saying clearly what is wrong with one.
+
+The dataset and the metric both read through here, so a bad file is reported in the same words, before
+training.
+"""
+
+import json
+import math
+from collections.abc import Collection, Sequence
+
+from mmengine.fileio import get_text
+
+from ddetr.utils.errors import InputError
+
+BoxXYXY = tuple[float, float, float, float]
+
+
+def read_coco(path: str, need_annotations: bool = True, backend_args: dict | None = None) -> dict:
+    """Read and check an annotation file.
+
+    Every image has `id`, `file_name`, `width`, `height`; every category `id`, `name`; every annotation
+    `image_id` and `category_id` that exist and a `bbox` of four finite numbers (x, y, w, h in pixels). Absent
+    `iscrowd` and `area` are filled in with 0 and the box's area. Ids are unique; absent annotation ids are
+    tolerated.
+
+    Args:
+        path: a file, or an address that mmengine's file backends know.
+        need_annotations: a file without the list `annotations`, such as COCO's test-dev list, is an error.
+        backend_args: of mmengine's file backend.
+
+    Raises:
+        InputError: there is no such file, or naming the file, the key and the number of what is wrong in it.
+    """
+    try:
+        coco = json.loads(get_text(path, backend_args=backend_args))
+    except FileNotFoundError:
+        raise InputError(
+            f'annotation file {path} does not exist: check data_root and ann_file in the config'
+        ) from None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise InputError(f'annotation file {path} is not valid JSON (truncated?): {error}') from None
+    if not isinstance(coco, dict):
+        raise InputError(
+            f"annotation file {path} holds a {type(coco).__name__}, not the dict of COCO's format"
+        )
+    if not need_annotations:
+        coco.setdefault('annotations', [])
+    for key, needed in (
+        ('images', ('id', 'file_name', 'width', 'height')),
+        ('categories', ('id', 'name')),
+        ('annotations', ('image_id', 'category_id', 'bbox')),
+    ):
+        _check_records(coco, key, needed, path)
+    _check_unique([category['name'] for category in coco['categories']], 'name', 'categories', path)
+    for index, image in enumerate(coco['images']):
+        for key in ('width', 'height'):
+            if not (_is_finite_number(image[key]) and image[key] > 0):
+                raise InputError(
+                    f'annotation file {path}: images[{index}] (id {image["id"]}) has {key} {image[key]!r}, '
+                    'not a positive number of pixels'
+                )
+    _check_annotations(coco, path)
+    return coco
+
+
+def _check_records(coco: dict, key: str, needed: Sequence[str], path: str) -> None:
+    """The list `key` exists, its entries are dicts with the `needed` keys, and their ids are unique."""
+    if not isinstance(coco.get(key), list):
+        raise InputError(f"annotation file {path} has no list {key!r}: it is not in COCO's detection format")
+    for index, record in enumerate(coco[key]):
+        absent = [name for name in needed if not isinstance(record, dict) or name not in record]
+        if absent:
+            raise InputError(f'annotation file {path}: {key}[{index}] has no {absent[0]!r}')
+    _check_unique([record['id'] for record in coco[key] if 'id' in record], 'id', key, path)
+
+
+def _check_unique(values: list, field: str, key: str, path: str) -> None:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise InputError(f'annotation file {path}: {field} {value!r} occurs twice in {key!r}')
+        seen.add(value)
+
+
+def _check_annotations(coco: dict, path: str) -> None:
+    """References resolve and boxes are numbers; fills in `iscrowd` and `area`."""
+    image_ids = {image['id'] for image in coco['images']}
+    category_ids = {category['id'] for category in coco['categories']}
+    for index, annotation in enumerate(coco['annotations']):
+        name = f'annotation file {path}: annotations[{index}] (id {annotation.get("id")})'
+        if annotation['image_id'] not in image_ids:
+            raise InputError(
+                f'{name} has image_id {annotation["image_id"]!r}, which no entry of "images" has'
+            )
+        if annotation['category_id'] not in category_ids:
+            raise InputError(
+                f'{name} has category_id {annotation["category_id"]!r}, which no entry of "categories" has'
+            )
+        box = annotation['bbox']
+        if not (isinstance(box, list) and len(box) == 4 and all(_is_finite_number(v) for v in box)):
+            raise InputError(f'{name} has bbox {box!r}, not four finite numbers [x, y, width, height]')
+        annotation.setdefault('iscrowd', 0)
+        annotation.setdefault('area', box[2] * box[3])
+
+
+def _is_finite_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def category_ids_of(coco: dict, classes: Sequence[str], path: str) -> list[int]:
+    """The category id of each class, in the order of `classes`.
+
+    Raises:
+        InputError: naming the classes that the file does not have, and those it has.
+    """
+    id_of = {category['name']: category['id'] for category in coco['categories']}
+    missing = [name for name in classes if name not in id_of]
+    if missing:
+        raise InputError(
+            f'annotation file {path} has no category named {_listing(missing)}; it has {_listing(id_of)}: '
+            "name the file's own categories in metainfo=dict(classes=(...)), or leave metainfo out for all"
+        )
+    return [id_of[name] for name in classes]
+
+
+def classes_of(coco: dict) -> tuple[str, ...]:
+    """The names of a file's categories, ordered by category id; for COCO, its 80 classes in order."""
+    return tuple(c['name'] for c in sorted(coco['categories'], key=lambda category: category['id']))
+
+
+def clip_box(box_xywh: Sequence[float], width: float, height: float) -> BoxXYXY | None:
+    """The part of a box that lies inside the image, as x1 y1 x2 y2; None where nothing of it does."""
+    x, y, w, h = box_xywh
+    if w <= 0 or h <= 0:
+        return None
+    x1, y1 = max(x, 0.0), max(y, 0.0)
+    x2, y2 = min(x + w, width), min(y + h, height)
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def _listing(names: Collection[str], limit: int = 10) -> str:
+    shown = ', '.join(repr(name) for name in list(names)[:limit])
+    return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'

@@ -1,0 +1,53 @@
+"""From arrays to what a detector's loader hands on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.structures import InstanceData
+
+from ddetr.registry import TRANSFORMS
+from ddetr.structures import DetDataSample
+
+
+def _instances(results: dict, chosen: np.ndarray) -> InstanceData:
+    return InstanceData(
+        bboxes=torch.from_numpy(results['gt_bboxes'][chosen].astype(np.float32)),  # (N, 4)
+        labels=torch.from_numpy(results['gt_bboxes_labels'][chosen]),  # (N,)
+    )
+
+
+@TRANSFORMS.register_module()
+class PackDetInputs(BaseTransform):
+    """The last step of a pipeline: `dict(inputs=(3, H, W) tensor, data_samples=DetDataSample)`.
+
+    Where annotations were loaded, the sample's `gt_instances` are the plain objects and its
+    `ignored_instances` the crowd regions.
+
+    Args:
+        meta_keys: what of the pipeline's results the sample keeps as metainfo; keys that no step has set are
+            skipped.
+    """
+
+    def __init__(
+        self,
+        meta_keys: Sequence[str] = (
+            *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+            *('flip', 'flip_direction'),
+        ),
+    ):
+        self.meta_keys = meta_keys
+
+    def transform(self, results: dict) -> dict:
+        """The dict described at the class."""
+        image = torch.from_numpy(np.ascontiguousarray(results['img'].transpose(2, 0, 1)))  # (3, H, W)
+        sample = DetDataSample(metainfo={key: results[key] for key in self.meta_keys if key in results})
+        if 'gt_bboxes' in results:
+            ignored = results['gt_ignore_flags']
+            sample.gt_instances = _instances(results, ~ignored)
+            sample.ignored_instances = _instances(results, ignored)
+        return {'inputs': image, 'data_samples': sample}
+
+    def __repr__(self) -> str:
+        return f'PackDetInputs(meta_keys={self.meta_keys})'

@@ -1,0 +1,123 @@
+"""Transforms that change which boxes an image has. Resizing, flipping and padding are mmcv's."""
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmcv.transforms.utils import cache_randomness
+
+from ddetr.registry import TRANSFORMS
+
+CROP_TYPES = ('absolute', 'absolute_range', 'relative', 'relative_range')
+BOX_KEYS = ('gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
+
+
+def _keep_boxes(results: dict, keep: np.ndarray) -> None:
+    """Keep the boxes where `keep` (N,) is True, and what belongs to them."""
+    for key in BOX_KEYS:
+        if key in results:
+            results[key] = results[key][keep]
+
+
+@TRANSFORMS.register_module()
+class RandomCrop(BaseTransform):
+    """Cut a random window out of the image; boxes are clipped to it, and those wholly outside it dropped.
+
+    Args:
+        crop_size: two numbers, by `crop_type`. 'absolute': (w, h) in pixels. 'absolute_range': height and
+            width are each drawn from [crop_size[0], crop_size[1]] pixels. 'relative': (w, h) as fractions of
+            the image. 'relative_range': (h, w), each fraction drawn from [crop_size[i], 1]. No window exceeds
+            the image.
+        crop_type: see above.
+        allow_negative_crop: windows without any box are fine. Where they are not, such a window makes the
+            data set choose another image.
+        recompute_bbox: of MMDetection's configs; it concerns masks, so it changes nothing here.
+        bbox_clip_border: clip boxes to the window.
+
+    Raises:
+        ValueError: unknown `crop_type`, or sizes that are not positive, or fractions above 1.
+    """
+
+    def __init__(
+        self,
+        crop_size: tuple[float, float],
+        crop_type: str = 'absolute',
+        allow_negative_crop: bool = False,
+        recompute_bbox: bool = False,
+        bbox_clip_border: bool = True,
+    ):
+        if crop_type not in CROP_TYPES:
+            raise ValueError(f'RandomCrop({crop_type=}): choose one of {CROP_TYPES}')
+        relative = crop_type.startswith('relative')
+        if min(crop_size) <= 0 or (relative and max(crop_size) > 1):
+            bound = 'in (0, 1]' if relative else 'positive'
+            raise ValueError(f'RandomCrop({crop_type=}, {crop_size=}): sizes must be {bound}')
+        if crop_type == 'absolute_range' and crop_size[0] > crop_size[1]:
+            raise ValueError(f'RandomCrop({crop_size=}): the range must ascend')
+        self.crop_size = tuple(crop_size)
+        self.crop_type = crop_type
+        self.allow_negative_crop = allow_negative_crop
+        self.bbox_clip_border = bbox_clip_border
+
+    @cache_randomness
+    def _window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """x, y, w, h of a random window in an image of this size."""
+        first, second = self.crop_size
+        shape = np.array([height, width])
+        if self.crop_type == 'absolute':
+            crop_w, crop_h = int(first), int(second)
+        elif self.crop_type == 'absolute_range':
+            low, high = np.minimum(shape, int(first)), np.minimum(shape, int(second))
+            crop_h, crop_w = np.random.randint(low, high + 1)
+        elif self.crop_type == 'relative':
+            crop_w, crop_h = round(width * first), round(height * second)
+        else:
+            crop_h, crop_w = np.rint(shape * np.random.uniform(self.crop_size, 1)).astype(int)
+        crop_w, crop_h = max(1, min(int(crop_w), width)), max(1, min(int(crop_h), height))
+        x = np.random.randint(0, width - crop_w + 1)
+        y = np.random.randint(0, height - crop_h + 1)
+        return x, y, crop_w, crop_h
+
+    def transform(self, results: dict) -> dict | None:
+        """Changes `img`, `img_shape` and the boxes; None for a window without boxes where not allowed."""
+        x, y, crop_w, crop_h = self._window(*results['img'].shape[:2])
+        results['img'] = results['img'][y : y + crop_h, x : x + crop_w]
+        results['img_shape'] = results['img'].shape[:2]
+        if 'gt_bboxes' not in results:
+            return results
+        bboxes = results['gt_bboxes'] - np.array([x, y, x, y], dtype=np.float32)  # (N, 4)
+        clipped = np.clip(bboxes, 0, np.array([crop_w, crop_h, crop_w, crop_h], dtype=np.float32))
+        results['gt_bboxes'] = clipped if self.bbox_clip_border else bboxes
+        inside = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)  # (N,)
+        if not inside.any() and not self.allow_negative_crop:
+            return None
+        _keep_boxes(results, inside)
+        return results
+
+    def __repr__(self) -> str:
+        return (
+            f'RandomCrop(crop_size={self.crop_size}, crop_type={self.crop_type!r}, '
+            f'allow_negative_crop={self.allow_negative_crop}, bbox_clip_border={self.bbox_clip_border})'
+        )
+
+
+@TRANSFORMS.register_module()
+class FilterAnnotations(BaseTransform):
+    """Drop boxes that a crop or resize has left too small.
+
+    Args:
+        min_gt_bbox_wh: smallest (w, h) in pixels that is kept.
+        keep_empty: False keeps images that have no box left; True, MMDetection's default in spite of the
+            name, makes the data set choose another image for them.
+    """
+
+    def __init__(self, min_gt_bbox_wh: tuple[float, float] = (1, 1), keep_empty: bool = True):
+        self.min_gt_bbox_wh = min_gt_bbox_wh
+        self.keep_empty = keep_empty
+
+    def transform(self, results: dict) -> dict | None:
+        """Changes the boxes; may give None, see the class."""
+        sizes_wh = results['gt_bboxes'][:, 2:] - results['gt_bboxes'][:, :2]  # (N, 2)
+        keep = (sizes_wh > np.array(self.min_gt_bbox_wh)).all(axis=1)
+        if not keep.any() and self.keep_empty:
+            return None
+        _keep_boxes(results, keep)
+        return results

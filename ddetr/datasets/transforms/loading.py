@@ -1,0 +1,137 @@
+"""From files to arrays."""
+
+import io
+import logging
+
+import mmcv
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmcv.transforms import LoadAnnotations as McvLoadAnnotations
+from mmengine import fileio
+from PIL import Image
+
+from ddetr.registry import TRANSFORMS
+from ddetr.utils.errors import InputError
+
+JPEG_START, JPEG_END = b'\xff\xd8', b'\xff\xd9'
+
+
+def _check_complete(data: bytes) -> None:
+    """Raise OSError for a JPEG that ends early: OpenCV fills what is missing with grey and says nothing."""
+    if data.startswith(JPEG_START) and not data.endswith(JPEG_END):
+        with Image.open(io.BytesIO(data)) as image:  # bytes after the end are harmless: let Pillow decide
+            image.load()
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(BaseTransform):
+    """Read `img_path` into `img`, (H, W, 3) BGR uint8, and note `img_shape` and `ori_shape` (h, w).
+
+    Grey, CMYK, 16-bit and transparent images become 8-bit BGR. A camera's EXIF rotation is applied, as
+    viewers and most annotation tools do; where the annotation file's `width` and `height` fit only the
+    unrotated pixels, these are taken, since the boxes were drawn on them.
+
+    Args:
+        to_float32: give float32 instead of uint8.
+        color_type: of `mmcv.imfrombytes`.
+        imdecode_backend: of `mmcv.imfrombytes`.
+        ignore_empty: leave an unreadable image out (training goes on with another one), with a warning,
+            instead of raising.
+        backend_args: of mmengine's file backend.
+
+    Raises:
+        InputError: there is no such file, or it is no image, or truncated, or its size is not the one in the
+            annotation file.
+    """
+
+    def __init__(
+        self,
+        to_float32: bool = False,
+        color_type: str = 'color',
+        imdecode_backend: str = 'cv2',
+        ignore_empty: bool = False,
+        backend_args: dict | None = None,
+    ):
+        self.to_float32 = to_float32
+        self.color_type = color_type
+        self.imdecode_backend = imdecode_backend
+        self.ignore_empty = ignore_empty
+        self.backend_args = backend_args
+
+    def transform(self, results: dict) -> dict | None:
+        """Adds `img`, `img_shape`, `ori_shape`."""
+        try:
+            img = self._read(results['img_path'], results.get('height'), results.get('width'))
+        except (OSError, InputError) as error:
+            if not self.ignore_empty:
+                raise
+            logging.getLogger(__name__).warning('left out: %s', error)
+            return None
+        results['img'] = img.astype(np.float32) if self.to_float32 else img
+        results['img_shape'] = results['ori_shape'] = img.shape[:2]
+        return results
+
+    def _read(self, path: str, height: int | None, width: int | None) -> np.ndarray:
+        try:
+            data = fileio.get(path, backend_args=self.backend_args)
+        except FileNotFoundError:
+            raise InputError(f'image {path} does not exist') from None
+        try:
+            _check_complete(data)
+            img = self._decode(data, self.color_type)
+        except Exception as error:  # OpenCV, Pillow and others each have errors of their own
+            raise InputError(f'image {path} cannot be decoded: {error}') from None
+        if height is None or width is None or img.shape[:2] == (height, width):
+            return img
+        unrotated = self._decode(data, f'{self.color_type}_ignore_orientation')
+        if unrotated.shape[:2] == (height, width):
+            return unrotated
+        raise InputError(
+            f'image {path} is {img.shape[1]} x {img.shape[0]} pixels, but its annotation file says '
+            f'{width} x {height}: the boxes would not fit'
+        )
+
+    def _decode(self, data: bytes, color_type: str) -> np.ndarray:
+        img = mmcv.imfrombytes(data, flag=color_type, backend=self.imdecode_backend) if data else None
+        if img is None:
+            raise ValueError(f'{len(data)} bytes that are no image')
+        return img
+
+
+@TRANSFORMS.register_module()
+class LoadAnnotations(McvLoadAnnotations):
+    """Turn `instances` into the arrays `gt_bboxes` (N, 4) float32 x1 y1 x2 y2 in pixels, `gt_bboxes_labels`
+    (N,) int64 and `gt_ignore_flags` (N,) bool, True for crowd regions.
+
+    Args:
+        with_bbox: load the boxes and their flags.
+        with_label: load the labels.
+        with_mask: masks are not supported.
+        box_type: only 'hbox', boxes along the axes.
+        **kwargs: of mmcv's `LoadAnnotations`.
+
+    Raises:
+        ValueError: for masks or other box types.
+    """
+
+    def __init__(
+        self,
+        with_bbox: bool = True,
+        with_label: bool = True,
+        with_mask: bool = False,
+        box_type: str = 'hbox',
+        **kwargs,
+    ):
+        if with_mask:
+            raise ValueError('LoadAnnotations(with_mask=True): instance masks are not supported, boxes are')
+        if box_type != 'hbox':
+            raise ValueError(f"LoadAnnotations(box_type={box_type!r}): only 'hbox' is supported")
+        super().__init__(with_bbox=with_bbox, with_label=with_label, **kwargs)
+
+    def transform(self, results: dict) -> dict:
+        """Adds the three arrays."""
+        results = super().transform(results)
+        if self.with_bbox:
+            flags = [instance.get('ignore_flag', 0) for instance in results['instances']]
+            results['gt_ignore_flags'] = np.array(flags, dtype=bool)  # (N,)
+        return results
