@@ -1,6 +1,7 @@
 """ResNet (He et al., 2015) made of torchvision's blocks, with MMDetection's config keys."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ddetr.registry import MODELS
 
-STAGE_BLOCKS = {
+STAGE_BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -132,7 +133,12 @@ class ResNet(BaseModule):
 
 
 def _stage(
-    block: type, in_channels: int, width: int, count: int, stride: int, dilations: tuple[int, int]
+    block: type[BasicBlock] | type[Bottleneck],
+    in_channels: int,
+    width: int,
+    count: int,
+    stride: int,
+    dilations: tuple[int, int],
 ) -> nn.Sequential:
     """`count` blocks; the first has `stride` and the first of `dilations`, the others the second."""
     out_channels = width * block.expansion
@@ -150,7 +156,7 @@ def _stage(
 
 def _dilate(block: nn.Module, dilation: int) -> None:
     """Dilate a block's spatial convolution (torchvision refuses to for basic blocks)."""
-    conv = block.conv1 if isinstance(block, BasicBlock) else block.conv2
+    conv: Any = block.conv1 if isinstance(block, BasicBlock) else block.conv2
     conv.dilation = conv.padding = (dilation, dilation)
 
 

@@ -130,9 +130,8 @@ class DeformableDETRHead(BaseModule):
             result |= {f'd{i}.{name}': value for name, value in layer.items()}
         if preds.proposals is not None:
             objects = [SetTargets(torch.zeros_like(t.labels), t.boxes_cxcywh_norm) for t in targets]
-            layer = set_losses(
-                *(p[None] for p in preds.proposals), objects, shapes, self.assigner, self.losses
-            )[0]
+            logits, boxes = (prediction[None] for prediction in preds.proposals)
+            layer = set_losses(logits, boxes, objects, shapes, self.assigner, self.losses)[0]
             result |= {f'enc_{name}': value for name, value in layer.items()}
         return result
 
