@@ -1,8 +1,8 @@
 """What mmengine 0.10.7 needs on today's packages, in one place, one reason a bridge.
 
-Each bridge uses an extension point that mmengine offers: schemes of its checkpoint loader, registries, methods
-of the Runner that `DetRunner` (runner.py) overrides. Nothing is patched. `onedl-mmengine` 0.10.12, which installs
-under the same import name, takes the same bridges.
+Each bridge uses an extension point that mmengine offers: schemes of its checkpoint loader, registries, and
+methods of the Runner that `DetRunner` (runner.py) overrides. Nothing is patched. `onedl-mmengine` 0.10.12,
+which installs under the same import name, takes the same bridges.
 """
 
 import re
@@ -22,8 +22,8 @@ from ..utils.errors import CheckpointError, ConfigError
 from .checkpoint import read_checkpoint
 
 
-# mmengine calls torch.load in nine places, onedl-mmengine repeats a refused one with weights_only=False; every
-# one of them is reached by the prefix of the file's name, so the prefixes lead to our reader instead.
+# mmengine calls torch.load in several loaders (onedl-mmengine even repeats a refused load without
+# weights_only) and picks the loader by the prefix of the file's name: each prefix leads to our reader instead.
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     """mmengine's loader of local files, safe; always onto the CPU (load_state_dict moves what it takes).
@@ -87,9 +87,9 @@ def download(url: str) -> Path:
 
 @OPTIM_WRAPPERS.register_module()
 class AmpOptimWrapper(GpuAmpOptimWrapper):
-    """Mixed precision on the CPU too: bfloat16 there, which needs no loss scaling; float16 by default on a GPU.
+    """Mixed precision on the CPU too: bfloat16 there, which needs no loss scaling; on a GPU float16 by default.
 
-    mmengine's own asserts that there is a GPU before it does anything else, hence the grandparent's constructor.
+    mmengine's own first asserts that there is a GPU, hence the grandparent's constructor.
     """
 
     def __init__(self, loss_scale: Any = 'dynamic', dtype: str | torch.dtype | None = None, **kwargs) -> None:
@@ -106,7 +106,7 @@ class AmpOptimWrapper(GpuAmpOptimWrapper):
 
 
 def init_cpu_group(launcher: str) -> None:
-    """Join the processes over gloo. mmengine's `init_dist` selects a GPU first, and fails where there is none.
+    """Join the processes over gloo; mmengine's `init_dist` selects a GPU first and fails where there is none.
 
     Raises:
         ConfigError: a launcher other than torchrun's, which needs GPUs.

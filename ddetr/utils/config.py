@@ -1,0 +1,229 @@
+"""Reading config files, and checking them before anything is built, so that a typo costs seconds and not a run."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.utils.data
+from mmengine import registry as engine
+from mmengine.config import Config
+from mmengine.config.utils import ConfigParsingError
+from mmengine.registry import Registry
+from mmengine.runner import Runner
+
+from .. import registry as ours
+from .errors import ConfigError
+
+# Where in a config the parts of which registries stand.
+REGISTRIES: dict[str, tuple[Registry, ...]] = {
+    'model': (ours.MODELS, ours.TASK_UTILS, engine.WEIGHT_INITIALIZERS),
+    'train_dataloader': (ours.DATASETS, ours.TRANSFORMS, ours.DATA_SAMPLERS, engine.FUNCTIONS),
+    'train_cfg': (engine.LOOPS,),
+    'optim_wrapper': (ours.OPTIM_WRAPPERS, engine.OPTIMIZERS, engine.OPTIM_WRAPPER_CONSTRUCTORS),
+    'param_scheduler': (engine.PARAM_SCHEDULERS,),
+    'val_evaluator': (ours.METRICS, engine.EVALUATOR),
+    'default_hooks': (ours.HOOKS, ours.MODELS, ours.TRANSFORMS),
+    'visualizer': (ours.VISUALIZERS, engine.VISBACKENDS),
+    'log_processor': (engine.LOG_PROCESSORS,),
+}
+REGISTRIES |= {f'{split}_dataloader': REGISTRIES['train_dataloader'] for split in ('val', 'test')}
+REGISTRIES |= {f'{split}_cfg': REGISTRIES['train_cfg'] for split in ('val', 'test')}
+REGISTRIES |= {
+    'data_preprocessor': REGISTRIES['model'],
+    'test_evaluator': REGISTRIES['val_evaluator'],
+    'custom_hooks': REGISTRIES['default_hooks'],
+}
+
+# Top-level keys that something reads: the Runner's parameters, and what it looks up in the config itself.
+READ_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
+    'model_wrapper_cfg', 'sync_bn', 'find_unused_parameters', 'activation_checkpointing',
+    'efficient_conv_bn_eval', 'compile', 'custom_imports',
+}  # fmt: skip
+
+# Keys that the builder of a component takes out before its constructor is called.
+BUILDER_KEYS = {
+    'optim_wrapper': {'constructor', 'paramwise_cfg', 'optimizer'},
+    'param_scheduler': {'convert_to_iter_based'},
+}
+LOADER_KEYS = {'num_batch_per_epoch', 'disable_subprocess_warning'}
+
+
+class Place(NamedTuple):
+    """A dict in a config: the keys that lead to it, and itself."""
+
+    path: str
+    value: Mapping[str, Any]
+
+
+def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file of ours or of MMDetection and apply `--cfg-options` to it.
+
+    Args:
+        path: a `.py`, `.json` or `.yaml` config. A Python config is a program and is run.
+        options: values by dotted key, `{'model.num_queries': 100, 'custom_hooks.0.interval': 5}`.
+
+    Returns:
+        A config of scope `ddetr` (MMDetection's `mmdet` is taken as its alias) with a seed: 0 unless it has one.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be read, or an option names a key that does not exist.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f'config {path} does not exist: give the path of a config file.')
+    try:
+        cfg = Config.fromfile(path)
+    except (ConfigParsingError, SyntaxError, OSError, ImportError, NameError, KeyError) as error:
+        raise ConfigError(f'config {path} cannot be read: {_first_line(error)}') from error
+    _check_options(cfg, options or {})
+    changes: dict[str, Any] = dict(options or {})
+    if cfg.get('default_scope') in (None, ours.ALIAS):
+        changes['default_scope'] = ours.SCOPE
+    if cfg.get('randomness', {}).get('seed') is None and 'randomness.seed' not in changes:
+        changes['randomness.seed'] = 0  # reproducible unless asked otherwise
+    try:
+        cfg.merge_from_dict(changes)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f'--cfg-options on {path}: {_first_line(error)}') from error
+    return cfg
+
+
+def check_config(cfg: Config) -> None:
+    """Check what can be known without building: every type is registered and takes the keys it is given.
+
+    Raises:
+        ConfigError: names the first place where that is not so, and the nearest that would be.
+    """
+    for key, value in cfg.items():
+        near = difflib.get_close_matches(key, READ_KEYS, n=1, cutoff=0.87)
+        if key not in READ_KEYS and near and isinstance(value, (dict, list)):
+            raise ConfigError(f'config key {key!r} is read by nothing; did you mean {near[0]!r}?')
+        if key in REGISTRIES:
+            for place in _walk(key, value):
+                _check_place(place, REGISTRIES[key])
+
+
+def build_error(error: Exception) -> ConfigError | None:
+    """The sentence for what a constructor says of a key that it does not take, or None for other errors."""
+    message = _first_line(error)
+    if isinstance(error, TypeError) and 'unexpected keyword argument' in message:
+        return ConfigError(f'{message}: correct or remove this key in the config.')
+    if isinstance(error, KeyError) and 'is not in the' in message:
+        return ConfigError(message.split('. Please check')[0] + ': correct this type in the config.')
+    return None
+
+
+def _check_place(place: Place, registries: tuple[Registry, ...]) -> None:
+    top = place.path.split('.', maxsplit=1)[0]
+    if place.path.endswith('_dataloader'):
+        _check_keys(place, torch.utils.data.DataLoader, LOADER_KEYS | {'dataset'})
+    if 'type' not in place.value:
+        return
+    kind = place.value['type']
+    if isinstance(kind, str):
+        kind = next((found for registry in registries if (found := registry.get(kind)) is not None), None)
+        if kind is None:
+            raise ConfigError(
+                f'{place.path}.type={place.value["type"]!r}: no such part is registered'
+                f'{_did_you_mean(place.value["type"], (name for r in registries for name in _names(r)))}'
+            )
+    # norm_cfg, act_cfg, init_cfg, ...: the builders of mmcv and mmengine take keys of their own out of these
+    if not place.path.endswith('_cfg') or top == place.path:
+        _check_keys(place, kind, BUILDER_KEYS.get(top, set()))
+
+
+def _check_keys(place: Place, kind: Any, extra: Iterable[str]) -> None:
+    known = _parameters(kind)
+    if known is None:
+        return
+    for key in place.value:
+        if key not in known and key not in extra and key not in ('type', '_scope_', 'init_cfg'):
+            raise ConfigError(
+                f'{place.path}.{key}: {kind.__name__} takes no such key{_did_you_mean(key, known)}'
+            )
+
+
+def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Refuse options for keys that nothing reads, which would change nothing and say nothing."""
+    for option in options:
+        top, *rest = option.split('.')
+        if top in cfg and top not in READ_KEYS:
+            raise ConfigError(
+                f'--cfg-options {option}: {top} is a variable of the config file, already filled in wherever it is '
+                'used; set those keys.'
+            )
+        if top not in READ_KEYS:
+            raise ConfigError(f'--cfg-options {option}: there is no such key{_did_you_mean(top, READ_KEYS)}')
+        inner, path = cfg.get(top), top
+        for key in rest:
+            if isinstance(inner, (list, tuple)) and key.isdigit():
+                inner = (
+                    inner[int(key)] if int(key) < len(inner) else None
+                )  # merge_from_dict reports the latter
+            elif isinstance(inner, Mapping):
+                typo = (
+                    key not in inner
+                    and 'type' not in inner
+                    and difflib.get_close_matches(key, inner, 1, 0.75)
+                )
+                if typo:
+                    raise ConfigError(
+                        f'--cfg-options {option}: {path} has no {key!r}; did you mean {typo[0]!r}?'
+                    )
+                inner = inner.get(key)
+            path = f'{path}.{key}'
+
+
+def _walk(path: str, value: Any) -> Iterator[Place]:
+    """Every dict at or under `value`."""
+    if isinstance(value, Mapping):
+        yield Place(path, value)
+        for key, inner in value.items():
+            yield from _walk(f'{path}.{key}', inner)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _walk(f'{path}.{index}', inner)
+
+
+def _parameters(kind: Any) -> set[str] | None:
+    """The keyword parameters of a component, or None if it takes any.
+
+    A constructor that passes `**kwargs` on takes those of the next constructor in its class's order too.
+    """
+    constructors = (
+        [vars(cls)['__init__'] for cls in kind.__mro__ if '__init__' in vars(cls)]
+        if inspect.isclass(kind)
+        else [kind]
+    )
+    names: set[str] = set()
+    for constructor in constructors:
+        try:
+            parameters = inspect.signature(constructor).parameters.values()
+        except ValueError:  # written in C without a signature
+            return None
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            return names
+    return None
+
+
+def _names(registry: Registry) -> set[str]:
+    """All the types that a registry can build, its parents' included."""
+    found: set[str] = set()
+    node: Registry | None = registry
+    while node is not None:
+        node.import_from_location()
+        found |= set(node.module_dict)
+        node = node.parent
+    return found
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, set(known), n=3, cutoff=0.6)
+    return f'; did you mean {" or ".join(near)}?' if near else '.'
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text.strip().split('\n')[0]
