@@ -36,7 +36,8 @@ class CocoDataset(BaseDataset):
     COCO's 80 names.)
 
     Each item has `img_id`, `img_path`, `height`, `width`, `instances`: a list of `bbox` (x1 y1 x2 y2 in
-    pixels, clipped to the image), `bbox_label`, `ignore_flag` (1 for crowd regions).
+    pixels, clipped to the image), `bbox_label`, `ignore_flag` (1 for crowd regions). A test set's `metainfo`
+    also names its `ann_file`, from which `CocoMetric` reads the ground truth.
 
     Args:
         ann_file: relative to `data_root`, as are the folders of `data_prefix`.
@@ -84,6 +85,8 @@ class CocoDataset(BaseDataset):
         coco = read_coco(self.ann_file, not self.test_mode, self.backend_args)
         if self._takes_classes_from_file:
             self._metainfo['classes'] = classes_of(coco)
+        if self.test_mode:
+            self._metainfo['ann_file'] = self.ann_file  # for the metric
         classes = self._metainfo['classes']
         label_of = {
             category_id: label

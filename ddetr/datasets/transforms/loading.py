@@ -1,6 +1,5 @@
 """From files to arrays."""
 
-import io
 import logging
 
 import mmcv
@@ -8,19 +7,11 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmcv.transforms import LoadAnnotations as McvLoadAnnotations
 from mmengine import fileio
-from PIL import Image
 
 from ddetr.registry import TRANSFORMS
 from ddetr.utils.errors import InputError
 
-JPEG_START, JPEG_END = b'\xff\xd8', b'\xff\xd9'
-
-
-def _check_complete(data: bytes) -> None:
-    """Raise OSError for a JPEG that ends early: OpenCV fills what is missing with grey and says nothing."""
-    if data.startswith(JPEG_START) and not data.endswith(JPEG_END):
-        with Image.open(io.BytesIO(data)) as image:  # bytes after the end are harmless: let Pillow decide
-            image.load()
+COLOR_TYPES = ('color', 'color_ignore_orientation')
 
 
 @TRANSFORMS.register_module()
@@ -33,7 +24,7 @@ class LoadImageFromFile(BaseTransform):
 
     Args:
         to_float32: give float32 instead of uint8.
-        color_type: of `mmcv.imfrombytes`.
+        color_type: 'color', or 'color_ignore_orientation' to read the unrotated pixels in any case.
         imdecode_backend: of `mmcv.imfrombytes`.
         ignore_empty: leave an unreadable image out (training goes on with another one), with a warning,
             instead of raising.
@@ -52,6 +43,8 @@ class LoadImageFromFile(BaseTransform):
         ignore_empty: bool = False,
         backend_args: dict | None = None,
     ):
+        if color_type not in COLOR_TYPES:
+            raise ValueError(f'LoadImageFromFile({color_type=}): choose one of {COLOR_TYPES}')
         self.to_float32 = to_float32
         self.color_type = color_type
         self.imdecode_backend = imdecode_backend
@@ -77,13 +70,12 @@ class LoadImageFromFile(BaseTransform):
         except FileNotFoundError:
             raise InputError(f'image {path} does not exist') from None
         try:
-            _check_complete(data)
             img = self._decode(data, self.color_type)
         except Exception as error:  # OpenCV, Pillow and others each have errors of their own
             raise InputError(f'image {path} cannot be decoded: {error}') from None
         if height is None or width is None or img.shape[:2] == (height, width):
             return img
-        unrotated = self._decode(data, f'{self.color_type}_ignore_orientation')
+        unrotated = self._decode(data, 'color_ignore_orientation')
         if unrotated.shape[:2] == (height, width):
             return unrotated
         raise InputError(
@@ -94,7 +86,7 @@ class LoadImageFromFile(BaseTransform):
     def _decode(self, data: bytes, color_type: str) -> np.ndarray:
         img = mmcv.imfrombytes(data, flag=color_type, backend=self.imdecode_backend) if data else None
         if img is None:
-            raise ValueError(f'{len(data)} bytes that are no image')
+            raise ValueError(f'its {len(data)} bytes are truncated or no image')
         return img
 
 
