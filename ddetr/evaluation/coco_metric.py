@@ -1,0 +1,278 @@
+"""COCO's average precision, computed by pycocotools."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from ddetr.datasets.coco_format import category_ids_of, read_coco
+from ddetr.registry import METRICS
+from ddetr.utils.errors import InputError
+from ddetr.utils.files import write_json
+
+AP_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')  # in the order of pycocotools' table
+
+
+@dataclass(frozen=True)  # no tuple: mmengine rebuilds tuples when it gathers results
+class ImageDetections:
+    """What the detector found in one image, on the CPU."""
+
+    img_id: int
+    boxes_xyxy_px: np.ndarray  # (N, 4), pixels of the original image
+    scores: np.ndarray  # (N,)
+    labels: np.ndarray  # (N,), indices into the data set's classes
+
+
+class ClassRow(NamedTuple):
+    """AP of one class, in [0, 1]; -1 where the ground truth has nothing to measure."""
+
+    name: str
+    ap: float
+    ap_50: float
+    ap_75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+
+
+def _array(value: Tensor) -> np.ndarray:
+    return value.detach().float().cpu().numpy()
+
+
+@METRICS.register_module()
+class CocoMetric(BaseMetric):
+    """Box AP and AR as COCO defines them: the twelve rows of pycocotools' table, and AP per class on request.
+
+    The results are `coco/bbox_mAP`, `_mAP_50`, `_mAP_75`, `_mAP_s`, `_mAP_m`, `_mAP_l` in [0, 1], and -1 where the
+    ground truth has nothing to measure. With `classwise` they hold `coco/<class>_precision` too.
+
+    Only images that the loader went through count, so a part of a data set is evaluated on its own.
+
+    Args:
+        ann_file: ground truth in COCO's format. Without it, the annotation file of the data set under test.
+        metric: 'bbox', or `['bbox']`.
+        classwise: log a table with AP of every class.
+        proposal_nums: three ascending limits of detections per image, at which AR is reported; the largest also
+            limits AP_50, AP_75 and AP by size, while AP itself takes 100, which therefore must be one of them.
+        iou_thrs: IoU thresholds instead of 0.50:0.05:0.95.
+        metric_items: which results to return, of the six above and of 'AR@n' (n of `proposal_nums`), 'AR_s@n',
+            'AR_m@n', 'AR_l@n' (n the last of them).
+        format_only: write the predictions and evaluate nothing, as for COCO's test sets.
+        outfile_prefix: write the predictions to `{outfile_prefix}.bbox.json`, in COCO's result format.
+        backend_args: of mmengine's file backend, for `ann_file`.
+        collect_device: 'cpu' or 'gpu', how several processes gather their results.
+        prefix: in place of 'coco'.
+
+    Raises:
+        InputError: the annotation file is missing or malformed or lacks a class of the data set; arguments that do
+            not go together; predictions for images or labels that do not exist.
+    """
+
+    default_prefix = 'coco'
+
+    def __init__(
+        self,
+        ann_file: str | None = None,
+        metric: str | Sequence[str] = 'bbox',
+        classwise: bool = False,
+        proposal_nums: Sequence[int] = (1, 10, 100),
+        iou_thrs: float | Sequence[float] | None = None,
+        metric_items: Sequence[str] | None = None,
+        format_only: bool = False,
+        outfile_prefix: str | None = None,
+        backend_args: dict | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ):
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        if metric not in ('bbox', ['bbox'], ('bbox',)):
+            raise InputError(f"CocoMetric(metric={metric!r}): only 'bbox' is supported")
+        if format_only and outfile_prefix is None:
+            raise InputError(
+                'CocoMetric(format_only=True) needs outfile_prefix, where to write the predictions'
+            )
+        if (
+            len(proposal_nums) != 3
+            or list(proposal_nums) != sorted(proposal_nums)
+            or 100 not in proposal_nums
+        ):
+            raise InputError(f'CocoMetric({proposal_nums=}): give three ascending numbers, one of them 100')
+        self.proposal_nums = list(proposal_nums)
+        unknown = set(metric_items or ()) - set(self._item_names())
+        if unknown:
+            raise InputError(
+                f'CocoMetric(metric_items): no {sorted(unknown)}; known are {self._item_names()}'
+            )
+        self.metric_items = list(metric_items or AP_ITEMS)
+        self.classwise = classwise
+        self.iou_thrs = None if iou_thrs is None else np.atleast_1d(np.array(iou_thrs, dtype=float))
+        self.format_only = format_only
+        self.outfile_prefix = outfile_prefix
+        self.backend_args = backend_args
+        self.ann_file = ann_file
+        # a wrong file is found now, not after the first epoch
+        self._ground_truth = None if ann_file is None else self._read(ann_file)
+
+    def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
+        """Keep one batch's `pred_instances` (`bboxes` in pixels of the original image)."""
+        for sample in data_samples:
+            predictions = sample['pred_instances']
+            self.results.append(
+                ImageDetections(
+                    img_id=sample['img_id'],
+                    boxes_xyxy_px=_array(predictions['bboxes']),
+                    scores=_array(predictions['scores']),
+                    labels=predictions['labels'].cpu().numpy(),
+                )
+            )
+
+    def compute_metrics(self, results: list[ImageDetections]) -> dict[str, float]:
+        """Evaluate all images' detections; see the class."""
+        assert self.dataset_meta is not None
+        classes, ann_file = self.dataset_meta['classes'], self._ann_file()
+        ground_truth = self._ground_truth or self._read(ann_file)
+        category_ids = category_ids_of(ground_truth, classes, ann_file)
+        rows = [row for detections in results for row in _coco_rows(detections, category_ids)]
+        logger = MMLogger.get_current_instance()
+        if self.outfile_prefix is not None:
+            path = f'{self.outfile_prefix}.bbox.json'
+            write_json(rows, path)
+            logger.info(f'{len(rows)} predictions written to {path}')
+        if self.format_only:
+            return {}
+        image_ids = [detections.img_id for detections in results]
+        evaluation = self._evaluation(ground_truth, rows, category_ids, image_ids)
+        logger.info('\n' + _summarize(evaluation))
+        numbers = dict(zip(self._item_names(), evaluation.stats.tolist(), strict=True))
+        metrics = {f'bbox_{name}': numbers[name] for name in self.metric_items}
+        if self.classwise:
+            table = class_table(evaluation, dict(zip(category_ids, classes, strict=True)))
+            logger.info('\n' + _format_class_table(table))
+            metrics |= {f'{row.name}_precision': row.ap for row in table}
+        return metrics
+
+    def _ann_file(self) -> str:
+        ann_file = self.ann_file or (self.dataset_meta or {}).get('ann_file')
+        if ann_file is None:
+            raise InputError(
+                'CocoMetric needs ann_file: the data set under test names none (is it a CocoDataset '
+                'with test_mode=True?)'
+            )
+        return ann_file
+
+    def _read(self, ann_file: str) -> dict:
+        return read_coco(ann_file, not self.format_only, self.backend_args)
+
+    def _item_names(self) -> list[str]:
+        """Names of pycocotools' twelve numbers, in its order."""
+        limits = self.proposal_nums
+        return [*AP_ITEMS, *(f'AR@{n}' for n in limits), *(f'AR_{size}@{limits[-1]}' for size in 'sml')]
+
+    def _evaluation(
+        self, ground_truth: dict, rows: list[dict], category_ids: list[int], image_ids: list[int]
+    ) -> COCOeval:
+        """pycocotools' evaluation of `rows`, accumulated."""
+        absent = set(image_ids) - {image['id'] for image in ground_truth['images']}
+        if absent:
+            raise InputError(
+                f'image id {min(absent)} was tested on, but {self._ann_file()} does not list it: give CocoMetric '
+                'the annotation file of the data set under test'
+            )
+        if len(set(image_ids)) < len(ground_truth['images']):
+            MMLogger.get_current_instance().info(
+                f'evaluating the {len(set(image_ids))} images tested, of {len(ground_truth["images"])} '
+                f'in {self._ann_file()}'
+            )
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
+            truth = _index(ground_truth, ground_truth['annotations'])
+            found = truth.loadRes(rows) if rows else _index(ground_truth, [])
+            evaluation = COCOeval(truth, found, 'bbox')
+            evaluation.params.imgIds = sorted(set(image_ids))
+            evaluation.params.catIds = category_ids
+            evaluation.params.maxDets = self.proposal_nums
+            if self.iou_thrs is not None:
+                evaluation.params.iouThrs = self.iou_thrs
+            evaluation.evaluate()
+            evaluation.accumulate()
+        return evaluation
+
+
+def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
+    """A pycocotools index, its annotations numbered from 1: COCOeval takes an object with id 0 as never found."""
+    coco = COCO()
+    coco.dataset = {
+        'images': ground_truth['images'],
+        'categories': ground_truth['categories'],
+        'annotations': [{**annotation, 'id': i} for i, annotation in enumerate(annotations, start=1)],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _coco_rows(detections: ImageDetections, category_ids: list[int]) -> list[dict]:
+    """One image's detections in COCO's result format: x, y, w, h in pixels, COCO's category ids."""
+    labels = detections.labels.tolist()
+    if labels and not 0 <= min(labels) <= max(labels) < len(category_ids):
+        raise InputError(
+            f'the detector predicted label {max(labels)}, but the data set has {len(category_ids)} classes, numbered '
+            "from 0: set the head's num_classes to the number of the data set's classes"
+        )
+    boxes_xywh = detections.boxes_xyxy_px.copy()  # (N, 4)
+    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+    return [
+        {'image_id': detections.img_id, 'category_id': category_ids[label], 'bbox': box, 'score': score}
+        for label, box, score in zip(labels, boxes_xywh.tolist(), detections.scores.tolist(), strict=True)
+    ]
+
+
+def _summarize(evaluation: COCOeval) -> str:
+    """Fill `evaluation.stats`; its printed table."""
+    with contextlib.redirect_stdout(io.StringIO()) as table:
+        evaluation.summarize()
+    return table.getvalue().rstrip()
+
+
+def class_table(evaluation: COCOeval, name_of: dict[int, str]) -> list[ClassRow]:
+    """AP of every class from an accumulated evaluation; `name_of` maps category ids to names.
+
+    The numbers average to pycocotools' own over the classes that have ground truth.
+    """
+    params = evaluation.params
+    precision = evaluation.eval['precision']  # (IoU thresholds, recalls, classes, areas, detection limits)
+    limit = params.maxDets.index(100)
+
+    def mean(values: np.ndarray) -> float:
+        measured = values[values > -1]
+        return float(measured.mean()) if measured.size else -1.0
+
+    def at_iou(threshold: float) -> np.ndarray:
+        return precision[np.isclose(params.iouThrs, threshold)]
+
+    rows = []
+    for k, category_id in enumerate(params.catIds):  # sorted by COCOeval.evaluate
+        rows.append(
+            ClassRow(
+                name_of[category_id],
+                mean(precision[:, :, k, 0, limit]),
+                mean(at_iou(0.5)[:, :, k, 0, -1]),
+                mean(at_iou(0.75)[:, :, k, 0, -1]),
+                *(mean(precision[:, :, k, area, -1]) for area in (1, 2, 3)),
+            )
+        )
+    return rows
+
+
+def _format_class_table(rows: list[ClassRow]) -> str:
+    width = max(len(row.name) for row in rows)
+    lines = [f'{"class":<{width}}     AP   AP50   AP75    APs    APm    APl']
+    for name, *values in rows:
+        lines.append(f'{name:<{width}}' + ''.join('      -' if v < 0 else f' {v:6.3f}' for v in values))
+    return '\n'.join(lines)
