@@ -1,0 +1,355 @@
+"""The built-in data set: drawn shapes on textured backgrounds, in COCO's format and folder layout.
+
+It stands in for COCO where nothing can be downloaded: for the quickstart, for tests, for a first look at a
+change. Six classes in random sizes, proportions, rotations, colours and fills lie over one another on random
+textures.
+
+As in COCO, a box and its `area` are those of the *visible* part: what another shape or the image's border
+hides does not count. Boxes are exact to 1/4 pixel. A shape of which less than `MIN_VISIBLE` would be seen is
+not drawn.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ddetr.utils.errors import InputError
+from ddetr.utils.files import write_json
+from ddetr.utils.progress import track
+
+SUPERSAMPLING = 4  # shapes are drawn on a grid this much finer than the pixels
+FIXED_BITS = 4  # of a coordinate's fraction, in OpenCV's drawing functions
+MIN_VISIBLE = 0.6
+SHADOW_REACH = 8  # pixels
+SMALLEST, LARGEST = 0.12, 0.9  # a shape's diameter as a fraction of the image's longer side
+EMPTY_SHARE = 0.02  # of the images have no shape
+
+Generator = np.random.Generator
+Color = np.ndarray  # (3,) float BGR in [0, 255]
+
+
+@dataclass(frozen=True)
+class ShapesRecipe:
+    """What determines every pixel of the data set.
+
+    Attributes:
+        num_train: images in `train2017/`.
+        num_val: images in `val2017/`.
+        size: length of every image's longer side in pixels; the shorter is 2/3 of it or more.
+        max_objects: an image has up to this many shapes.
+        seed: another number draws other images.
+    """
+
+    num_train: int = 1500
+    num_val: int = 200
+    size: int = 192
+    max_objects: int = 6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (('num_train', 1), ('num_val', 1), ('size', 64), ('max_objects', 1), ('seed', 0)):
+            if getattr(self, name) < least:
+                raise InputError(f'shapes: {name} must be at least {least}, not {getattr(self, name)}')
+
+
+def _on_circle(degrees: np.ndarray, radius: float | np.ndarray = 1.0) -> np.ndarray:
+    angles = np.deg2rad(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.asarray(radius).reshape(-1, 1)
+
+
+def _circle() -> list[np.ndarray]:
+    return [_on_circle(np.arange(0, 360, 5))]
+
+
+def _square() -> list[np.ndarray]:
+    return [_on_circle(np.arange(45, 360, 90))]
+
+
+def _triangle() -> list[np.ndarray]:
+    return [_on_circle(np.arange(-90, 270, 120))]
+
+
+def _star() -> list[np.ndarray]:
+    return [_on_circle(np.arange(-90, 270, 36), np.tile([1.0, 0.45], 5))]
+
+
+def _ring() -> list[np.ndarray]:
+    return [*_circle(), _circle()[0] * 0.55]  # the inner outline is a hole, by the even-odd rule
+
+
+def _cross() -> list[np.ndarray]:
+    arm = 0.34
+    corner = [[arm, -1], [arm, -arm], [1, -arm]]
+    points = np.array(corner, dtype=float)
+    turn = np.array([[0, -1], [1, 0]], dtype=float)  # by 90 degrees
+    turns = [points @ np.linalg.matrix_power(turn, k).T for k in range(4)]
+    return [np.concatenate(turns) / math.hypot(1, arm)]
+
+
+OUTLINES: dict[str, Callable[[], list[np.ndarray]]] = {
+    'circle': _circle,
+    'square': _square,
+    'triangle': _triangle,
+    'star': _star,
+    'ring': _ring,
+    'cross': _cross,
+}
+SHAPE_CLASSES = tuple(OUTLINES)
+
+
+class Shape(NamedTuple):
+    """One shape to draw."""
+
+    label: int
+    outlines_px: list[np.ndarray]  # each (P, 2): x, y in pixels
+    color: Color
+    fill: str
+
+
+class Patch(NamedTuple):
+    """A drawn mask on the fine grid and where it lies; `x`, `y` are multiples of `SUPERSAMPLING`."""
+
+    x: int
+    y: int
+    mask: np.ndarray  # (h, w) bool
+
+
+def _random_color(rng: Generator) -> Color:
+    hsv = np.array([[[rng.integers(180), rng.integers(120, 256), rng.integers(130, 256)]]], dtype=np.uint8)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(float)
+
+
+def _texture(rng: Generator, height: int, width: int) -> np.ndarray:
+    """Smooth noise of three scales, in [-1, 1], (h, w)."""
+    noise = np.zeros((height, width), dtype=np.float32)
+    for cells, weight in ((3, 0.5), (8, 0.3), (24, 0.2)):
+        grid = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
+        noise += weight * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+    return noise
+
+
+def _stripes(rng: Generator, height: int, width: int, period: float) -> np.ndarray:
+    """A wave in a random direction, in [-1, 1], (h, w)."""
+    angle = rng.uniform(0, math.pi)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    return np.sin((x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period) + rng.uniform(0, 6.3))
+
+
+def _fixed_point(points: np.ndarray) -> np.ndarray:
+    """Points as OpenCV's drawing functions take fractions of pixels."""
+    return np.rint(points * 2**FIXED_BITS).astype(np.int32)
+
+
+def _background(rng: Generator, height: int, width: int) -> np.ndarray:
+    """A muted two-coloured texture with a few thin curves that belong to no class, (h, w, 3) float32 BGR."""
+    dark, light = np.sort(rng.uniform(40, 215, (2, 3)), axis=0)
+    mix = 0.5 + 0.5 * _texture(rng, height, width)
+    if rng.random() < 0.4:
+        mix = 0.75 * mix + 0.125 * (1 + _stripes(rng, height, width, rng.uniform(8, 40)))
+    image = (dark + np.clip(mix, 0, 1)[..., None] * (light - dark)).astype(np.float32)
+    for _ in range(rng.integers(0, 4)):
+        headings = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.normal(0, 0.3, 40))
+        steps = np.stack([np.cos(headings), np.sin(headings)], axis=1) * (0.025 * max(height, width))
+        curve = np.cumsum(steps, axis=0) + rng.random(2) * [width, height]
+        color = tuple(float(c) for c in rng.uniform(dark, light))
+        thickness = int(rng.integers(1, 3))
+        cv2.polylines(image, [_fixed_point(curve)], False, color, thickness, cv2.LINE_AA, FIXED_BITS)
+    return image
+
+
+def _random_shape(rng: Generator, background: np.ndarray) -> Shape:
+    height, width = background.shape[:2]
+    label = int(rng.integers(len(SHAPE_CLASSES)))
+    # sizes evenly on a logarithmic scale: as many small ones as large ones
+    radius = 0.5 * max(height, width) * math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST)))
+    stretch = math.exp(rng.uniform(-0.2, 0.2))
+    angle = rng.uniform(0, 2 * math.pi)
+    margin = np.minimum(0.6 * radius, [0.4 * width, 0.4 * height])  # few are cut by the border
+    center = rng.uniform(margin, [width, height] - margin)
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    scale = radius * np.array([stretch, 1 / stretch])
+    outlines = [(points * scale) @ rotation.T + center for points in OUTLINES[SHAPE_CLASSES[label]]()]
+    under = background[int(center[1]), int(center[0])]
+    color = max((_random_color(rng) for _ in range(4)), key=lambda c: float(np.abs(c - under).sum()))
+    return Shape(label, outlines, color, str(rng.choice(['flat', 'shaded', 'striped', 'noisy'])))
+
+
+def _rasterize(outlines_px: list[np.ndarray], height: int, width: int) -> Patch | None:
+    """Fill outlines on the fine grid, cut at the image's border; None where nothing is left."""
+    corners = np.concatenate(outlines_px)
+    x1, y1 = np.maximum(np.floor(corners.min(axis=0)), 0).astype(int)
+    x2, y2 = np.minimum(np.ceil(corners.max(axis=0)), [width, height]).astype(int)
+    if x1 >= x2 or y1 >= y2:
+        return None
+    mask = np.zeros(((y2 - y1) * SUPERSAMPLING, (x2 - x1) * SUPERSAMPLING), dtype=np.uint8)
+    # -0.5: OpenCV puts a pixel's centre, not its corner, on the whole numbers
+    fine = [_fixed_point((points - [x1, y1]) * SUPERSAMPLING - 0.5) for points in outlines_px]
+    cv2.fillPoly(mask, fine, 1, cv2.LINE_8, FIXED_BITS)
+    if not mask.any():
+        return None
+    return Patch(x1 * SUPERSAMPLING, y1 * SUPERSAMPLING, mask.astype(bool))
+
+
+def _fill(rng: Generator, shape: Shape, height: int, width: int) -> np.ndarray:
+    """The colours of a shape's patch, (h, w, 3) float32 BGR."""
+    light = {
+        'flat': lambda: np.zeros((height, width), dtype=np.float32),
+        'shaded': lambda: _stripes(rng, height, width, 2.5 * max(height, width)),
+        'striped': lambda: np.clip(
+            3 * _stripes(rng, height, width, max(5.0, height / rng.uniform(2, 5))), -1, 1
+        ),
+        'noisy': lambda: _texture(rng, height, width),
+    }[shape.fill]()
+    return (shape.color * (1 + 0.25 * light[..., None])).astype(np.float32)
+
+
+def _paint(image: np.ndarray, patch: Patch, colors: np.ndarray) -> None:
+    """Blend a patch into the image with anti-aliased edges and a soft shadow."""
+    x, y = patch.x // SUPERSAMPLING, patch.y // SUPERSAMPLING
+    h, w = colors.shape[:2]
+    top, left = max(0, y - SHADOW_REACH), max(0, x - SHADOW_REACH)
+    around = image[top : y + h + SHADOW_REACH, left : x + w + SHADOW_REACH]  # a view
+    coverage = np.zeros(around.shape[:2], dtype=np.float32)  # in [0, 1]
+    alpha = coverage[y - top : y - top + h, x - left : x - left + w]
+    alpha[:] = cv2.resize(patch.mask.astype(np.float32), (w, h), interpolation=cv2.INTER_AREA)
+    shadow = cv2.GaussianBlur(coverage, (0, 0), 2)
+    around[2:, 1:] *= 1 - 0.35 * shadow[:-2, :-1, None]
+    inside = image[y : y + h, x : x + w]
+    inside += (colors - inside) * alpha[..., None]
+
+
+def _visible_box(owner: np.ndarray, patch: Patch, number: int) -> tuple[list[float], float]:
+    """x, y, w, h in pixels of what is seen of a patch, and its area in square pixels; zeros for nothing."""
+    h, w = patch.mask.shape
+    seen = owner[patch.y : patch.y + h, patch.x : patch.x + w] == number
+    columns, rows = np.flatnonzero(seen.any(axis=0)), np.flatnonzero(seen.any(axis=1))
+    if not columns.size:
+        return [0.0] * 4, 0.0
+    x1, y1 = patch.x + columns[0], patch.y + rows[0]
+    x2, y2 = patch.x + columns[-1] + 1, patch.y + rows[-1] + 1
+    box = [float(v) / SUPERSAMPLING for v in (x1, y1, x2 - x1, y2 - y1)]
+    return box, float(seen.sum()) / SUPERSAMPLING**2
+
+
+def _full_area(shape: Shape) -> float:
+    """Square pixels of a whole shape, hidden parts included."""
+    areas = [cv2.contourArea(outline.astype(np.float32)) for outline in shape.outlines_px]
+    return areas[0] - sum(areas[1:])
+
+
+def draw_image(rng: Generator, recipe: ShapesRecipe) -> tuple[np.ndarray, list[dict]]:
+    """Draw one image.
+
+    Returns:
+        (H, W, 3) uint8 BGR, and its annotations: `bbox` (x, y, w, h in pixels), `area` in square pixels,
+        `category_id` (1 for the first class), `iscrowd`.
+    """
+    short = round(recipe.size * rng.uniform(2 / 3, 1))
+    height, width = (recipe.size, short) if rng.random() < 0.4 else (short, recipe.size)
+    image = _background(rng, height, width)
+    # on the fine grid: the number of the shape that is seen there, 0 for the background
+    owner = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), dtype=np.uint8)
+    wanted = 0 if rng.random() < EMPTY_SHARE else rng.integers(1, recipe.max_objects + 1)
+    shapes: list[Shape] = []
+    patches: list[Patch] = []
+    for _ in range(8 * wanted):
+        if len(shapes) == wanted:
+            break
+        shape = _random_shape(rng, image)
+        patch = _rasterize(shape.outlines_px, height, width)
+        if patch is None:
+            continue
+        trial = owner.copy()
+        h, w = patch.mask.shape
+        region = trial[patch.y : patch.y + h, patch.x : patch.x + w]
+        np.copyto(region, len(shapes) + 1, where=patch.mask)
+        drawn = zip([*shapes, shape], [*patches, patch], strict=True)
+        if all(
+            _visible_box(trial, p, number)[1] >= MIN_VISIBLE * _full_area(s)
+            for number, (s, p) in enumerate(drawn, start=1)
+        ):
+            owner = trial
+            shapes.append(shape)
+            patches.append(patch)
+            _paint(image, patch, _fill(rng, shape, h // SUPERSAMPLING, w // SUPERSAMPLING))
+    annotations = []
+    for number, (shape, patch) in enumerate(zip(shapes, patches, strict=True), start=1):
+        box, area = _visible_box(owner, patch, number)
+        annotations.append({'category_id': shape.label + 1, 'bbox': box, 'area': area, 'iscrowd': 0})
+    image += rng.uniform(2, 8) * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8), annotations
+
+
+def _info(recipe: ShapesRecipe) -> dict:
+    return {'description': 'ddetr shapes', 'version': '1', **dataclasses.asdict(recipe)}
+
+
+def _write_split(folder: Path, split: str, count: int, recipe: ShapesRecipe) -> None:
+    (folder / split).mkdir(parents=True)
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for image_id in track(range(1, count + 1), f'drawing {split}'):
+        # every image has a generator of its own: the first n images of a larger data set are the same
+        rng = np.random.default_rng([recipe.seed, int(split.startswith('val')), image_id])
+        image, found = draw_image(rng, recipe)
+        name = f'{image_id:012d}.jpg'
+        data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        (folder / split / name).write_bytes(data.tobytes())
+        images.append({'id': image_id, 'file_name': name, 'height': image.shape[0], 'width': image.shape[1]})
+        for annotation in found:
+            annotations.append({'id': len(annotations) + 1, 'image_id': image_id, **annotation})
+    coco = {
+        'info': _info(recipe),
+        'licenses': [],
+        'images': images,
+        'annotations': annotations,
+        'categories': [
+            {'id': i, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(SHAPE_CLASSES, start=1)
+        ],
+    }
+    write_json(coco, folder / 'annotations' / f'instances_{split}.json')
+
+
+def make_shapes(out_dir: str | Path, recipe: ShapesRecipe | None = None) -> bool:
+    """Draw the data set into a folder, whole or not at all.
+
+    The folder gets COCO's layout: `train2017/`, `val2017/`, `annotations/instances_{train2017,val2017}.json`.
+
+    Args:
+        out_dir: does not exist yet, or holds the data set of the same recipe, which is kept.
+        recipe: see `ShapesRecipe`.
+
+    Returns:
+        Whether it was drawn now.
+
+    Raises:
+        InputError: the folder exists and holds something else.
+    """
+    recipe = recipe or ShapesRecipe()
+    out_dir = Path(out_dir)
+    if out_dir.exists():
+        if _holds(out_dir, recipe):
+            return False
+        raise InputError(f'{out_dir} exists and is not this data set: remove it or choose another folder')
+    unfinished = out_dir.with_name(f'{out_dir.name}.unfinished')
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was interrupted
+    _write_split(unfinished, 'train2017', recipe.num_train, recipe)
+    _write_split(unfinished, 'val2017', recipe.num_val, recipe)
+    unfinished.rename(out_dir)
+    return True
+
+
+def _holds(folder: Path, recipe: ShapesRecipe) -> bool:
+    try:
+        coco = json.loads((folder / 'annotations' / 'instances_val2017.json').read_text())
+        return coco['info'] == _info(recipe)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
