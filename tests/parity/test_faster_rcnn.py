@@ -13,8 +13,8 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from ddetr.registry import MODELS
 from ddetr.structures import DetDataSample
 
-# as (h, w); 224 and 160 are no multiples of the coarsest stride, 64
-SIZES = {'one_size': [(192, 256), (192, 256)], 'padded': [(224, 160), (160, 224)]}
+# (h, w), the shorter side torchvision's `min_size`, so that nothing is resized; no multiples of the coarsest stride, 64
+SIZES = {'one_size': [(160, 256), (160, 256)], 'padded': [(224, 160), (160, 224)]}
 NUM_CLASSES = 90
 
 RENAMED = [
@@ -110,6 +110,13 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+def assert_same_set(ours: Tensor, theirs: Tensor) -> None:
+    """The same rows within 1e-4, in any order: scores that are equal up to rounding may change places."""
+    assert len(ours) == len(theirs)
+    distance = torch.cdist(ours.double(), theirs.double(), p=torch.inf)
+    assert max(distance.min(0).values.max(), distance.min(1).values.max()) < 1e-4
+
+
 @pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
 def test_proposals_and_detections_are_torchvisions(pair, sizes):
     images, targets = batch(sizes)
@@ -126,13 +133,15 @@ def test_proposals_and_detections_are_torchvisions(pair, sizes):
     hook.remove()
     for mine, theirs in zip(proposals, kept['proposals'], strict=True):
         assert len(mine.boxes_xyxy_px) > 100
-        assert_close(mine.boxes_xyxy_px, theirs)
+        assert_same_set(mine.boxes_xyxy_px, theirs)
     for result, theirs in zip(results, expected, strict=True):
         mine = result.pred_instances
         assert len(mine) >= 20
-        assert torch.equal(mine.labels, theirs['labels'] - 1)
         assert_close(mine.scores, theirs['scores'])
-        assert_close(mine.bboxes, theirs['boxes'])
+        assert_same_set(
+            torch.cat([mine.bboxes, mine.labels[:, None], mine.scores[:, None]], dim=1),
+            torch.cat([theirs['boxes'], theirs['labels'][:, None] - 1, theirs['scores'][:, None]], dim=1),
+        )
 
 
 @pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
@@ -140,11 +149,19 @@ def test_losses_and_gradients_are_torchvisions(pair, sizes):
     images, targets = batch(sizes)
     theirs = pair.theirs.train()
     theirs.backbone.eval()  # batch norms as ours, which `norm_eval` keeps in eval mode
-    torch.manual_seed(7)  # both draw the same samples: they ask for permutations of the same lengths in one order
-    expected = theirs(*for_them(images, targets))
     ours = pair.ours.train()
-    torch.manual_seed(7)
-    losses = ours(**for_us(ours, images, targets), mode='loss')
+    # both draw the same samples from one seed: they ask for permutations of the same lengths in the same order
+    hooks = [
+        rpn.register_forward_pre_hook(lambda module, args: torch.manual_seed(7) and None)
+        for rpn in (theirs.rpn, ours.rpn_head)
+    ]
+    data = for_us(ours, images, targets)
+    # the two normalise with different rounding, and ReLU's kinks amplify that in the gradients: the same input
+    hooks.append(theirs.backbone.register_forward_pre_hook(lambda module, args: (data['inputs'],)))
+    expected = theirs(*for_them(images, targets))
+    losses = ours(**data, mode='loss')
+    for hook in hooks:
+        hook.remove()
     names = {
         'loss_rpn_cls': 'loss_objectness',
         'loss_rpn_bbox': 'loss_rpn_box_reg',
@@ -160,4 +177,4 @@ def test_losses_and_gradients_are_torchvisions(pair, sizes):
     wanted = converted({name: p.grad for name, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
         scale = wanted[name].abs().max()
-        torch.testing.assert_close(parameter.grad / scale, wanted[name] / scale, atol=1e-3, rtol=0, msg=name)
+        assert (parameter.grad - wanted[name]).abs().max() < 1e-3 * scale, name

@@ -1,0 +1,65 @@
+"""Features of regions: RoIAlign (He et al., "Mask R-CNN") on the pyramid level that fits the region's size."""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torchvision.ops import RoIAlign, box_area
+
+from ddetr.registry import MODELS
+
+
+@MODELS.register_module()
+class SingleRoIExtractor(BaseModule):
+    """Takes each region from one level, the coarser the larger it is (Lin et al., "FPN", equation 1).
+
+    Args:
+        roi_layer: `dict(type='RoIAlign', output_size=7, sampling_ratio=0, aligned=True)`; a `sampling_ratio` of 0
+            takes as many samples as a bin has cells, and `aligned=False` is torchvision's default: it does not
+            subtract the half pixel between a cell's corner and its centre.
+        out_channels: of the levels.
+        featmap_strides: of the levels that are used, finest first.
+        finest_scale: square regions below twice this side, in pixels, come from the first level. 56 is the paper's
+            224 on its level 4.
+
+    Raises:
+        ValueError: any other `roi_layer`.
+    """
+
+    def __init__(
+        self,
+        roi_layer: dict,
+        out_channels: int,
+        featmap_strides: Sequence[int],
+        finest_scale: float = 56,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        options = {'sampling_ratio': 0, 'aligned': True, **roi_layer}
+        kind = options.pop('type')
+        if kind != 'RoIAlign':
+            raise ValueError(f'roi_layer=dict(type={kind!r}): only "RoIAlign" is here')
+        self.roi_layers = nn.ModuleList(RoIAlign(spatial_scale=1 / s, **options) for s in featmap_strides)
+        self.out_channels = out_channels
+        size = options['output_size']
+        self.output_size = (size, size) if isinstance(size, int) else tuple(size)
+        self.finest_scale = finest_scale
+
+    def levels_of(self, boxes: Tensor) -> Tensor:
+        """(n, 4) -> (n,) int64, the level each box is taken from."""
+        side = box_area(boxes).sqrt()
+        level = (side / self.finest_scale + 1e-6).log2().floor()
+        return level.clamp(0, len(self.roi_layers) - 1).long()
+
+    def forward(self, feats: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """L x (B, C, H_l, W_l) and B x (n_i, 4) boxes in pixels -> (R, C, s, s), image after image."""
+        image = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
+        rois = torch.cat([image, torch.cat(list(boxes))], dim=1)  # (R, 5)
+        level_of = self.levels_of(rois[:, 1:])  # (R,)
+        pooled = feats[0].new_zeros(len(rois), self.out_channels, *self.output_size)
+        for level, (layer, feat) in enumerate(zip(self.roi_layers, feats, strict=False)):
+            index = (level_of == level).nonzero().flatten()
+            # in float32: a half-precision coordinate of 1000 is off by up to half a pixel
+            pooled = pooled.index_copy(0, index, layer(feat.float(), rois[index].float()).to(feat.dtype))
+        return pooled

@@ -1,0 +1,87 @@
+"""The second stage of Faster R-CNN: from proposals to detections."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ddetr.registry import MODELS, TASK_UTILS
+from ddetr.structures import DetDataSample, Proposals, RoIPredictions, RoITargets
+
+
+@MODELS.register_module()
+class StandardRoIHead(BaseModule):
+    """Samples proposals in training, pools their features, hands them to the box head.
+
+    Args:
+        bbox_roi_extractor, bbox_head: configs of the parts.
+        train_cfg: `assigner`, `sampler`, `pos_weight` (weight of a region with an object; 1 if not positive).
+        test_cfg: `score_thr`, `nms`, `max_per_img`, `min_bbox_size`: see `Shared2FCBBoxHead.detect`.
+    """
+
+    def __init__(
+        self,
+        bbox_roi_extractor: dict,
+        bbox_head: dict,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.bbox_roi_extractor = MODELS.build(bbox_roi_extractor)
+        self.bbox_head = MODELS.build(bbox_head)
+        self.train_cfg, self.test_cfg = train_cfg or {}, test_cfg or {}
+        if train_cfg:
+            self.assigner = TASK_UTILS.build(train_cfg['assigner'])
+            self.sampler = TASK_UTILS.build(train_cfg['sampler'])
+
+    def forward(self, feats: Sequence[Tensor], boxes: Sequence[Tensor]) -> RoIPredictions:
+        """L x (B, C, H_l, W_l) and B x (n_i, 4) -> predictions for all R regions, image after image."""
+        return self.bbox_head(self.bbox_roi_extractor(feats, boxes))
+
+    def loss(
+        self, feats: Sequence[Tensor], proposals: list[Proposals], samples: list[DetDataSample]
+    ) -> dict[str, Tensor]:
+        """`loss_cls`, `loss_bbox` and `acc` of a sample of the proposals."""
+        targets = [
+            self._sample_regions([feat[i : i + 1] for feat in feats], proposals[i].boxes_xyxy_px, sample)
+            for i, sample in enumerate(samples)
+        ]
+        preds = self(feats, [t.boxes_xyxy_px for t in targets])
+        together = RoITargets(*(torch.cat(field) for field in zip(*targets, strict=True)))
+        return self.bbox_head.loss(preds, together, self.train_cfg.get('pos_weight', -1))
+
+    def predict(
+        self, feats: Sequence[Tensor], proposals: list[Proposals], samples: list[DetDataSample]
+    ) -> list[InstanceData]:
+        """Each image's detections, in pixels of the resized image, best first."""
+        boxes = [p.boxes_xyxy_px for p in proposals]
+        preds = self(feats, boxes)
+        counts = [len(box) for box in boxes]
+        per_image = zip(preds.logits.split(counts), preds.deltas.split(counts), strict=True)
+        return [
+            self.bbox_head.detect(RoIPredictions(*pred), box, sample.img_shape[:2], self.test_cfg)
+            for pred, box, sample in zip(per_image, boxes, samples, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _sample_regions(self, feats: Sequence[Tensor], boxes: Tensor, sample: DetDataSample) -> RoITargets:
+        """Choose the regions to train on in one image, of its proposals (n, 4) and its features L x (1, C, ...)."""
+        gt_boxes, gt_labels = sample.gt_instances.bboxes, sample.gt_instances.labels
+        ignored = getattr(sample, 'ignored_instances', None)
+        gt_index = self.assigner.assign(boxes, gt_boxes, None if ignored is None else ignored.bboxes)
+        if self.sampler.add_gt_as_proposals:
+            boxes = torch.cat([gt_boxes, boxes])
+            gt_index = torch.cat([torch.arange(len(gt_boxes), device=gt_index.device), gt_index])
+        labels = torch.full_like(gt_index, self.bbox_head.num_classes)  # background
+        labels[gt_index >= 0] = gt_labels[gt_index[gt_index >= 0]]
+
+        def hardness(index: Tensor) -> Tensor:
+            return F.cross_entropy(self(feats, [boxes[index]]).logits, labels[index], reduction='none')
+
+        sampled = self.sampler.sample(gt_index, hardness)
+        chosen = torch.cat([sampled.positive, sampled.negative])
+        return RoITargets(boxes[chosen], labels[chosen], gt_boxes[gt_index[sampled.positive]])

@@ -1,0 +1,68 @@
+"""The feature pyramid (Lin et al., "Feature Pyramid Networks")."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ddetr.registry import MODELS
+
+
+@MODELS.register_module()
+class FPN(BaseModule):
+    """Adds every level, upsampled, to the next finer one; coarser levels are subsampled from the coarsest.
+
+    Args:
+        in_channels: of the backbone's levels.
+        out_channels: of all resulting levels.
+        num_outs: number of resulting levels, at least `len(in_channels)`.
+        conv_cfg, norm_cfg, act_cfg: as in mmcv's `ConvModule`.
+        add_extra_convs: only False: levels beyond the backbone's are every second pixel of the one before.
+
+    Raises:
+        ValueError: fewer `num_outs` than `in_channels`, `add_extra_convs`, or at `forward` a wrong number of levels.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        num_outs: int,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        add_extra_convs: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if add_extra_convs:
+            raise ValueError(
+                f'FPN(add_extra_convs={add_extra_convs!r}) is not supported: Faster R-CNN subsamples its extra levels'
+            )
+        if num_outs < len(in_channels):
+            raise ValueError(f'num_outs={num_outs} is below the {len(in_channels)} levels of in_channels')
+        self.num_outs = num_outs
+        common = {'conv_cfg': conv_cfg, 'norm_cfg': norm_cfg, 'act_cfg': act_cfg}
+        self.lateral_convs = nn.ModuleList(ConvModule(c, out_channels, 1, **common) for c in in_channels)
+        self.fpn_convs = nn.ModuleList(
+            ConvModule(out_channels, out_channels, 3, padding=1, **common) for _ in in_channels
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """L_in x (B, C_i, H_i, W_i), finest first -> L x (B, C, H_i, W_i)."""
+        if len(feats) != len(self.lateral_convs):
+            raise ValueError(f'FPN has in_channels for {len(self.lateral_convs)} levels, got {len(feats)}')
+        merged = [conv(feat) for conv, feat in zip(self.lateral_convs, feats, strict=True)]
+        for i in range(len(merged) - 1, 0, -1):
+            merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:])
+        outs = [conv(level) for conv, level in zip(self.fpn_convs, merged, strict=True)]
+        while len(outs) < self.num_outs:
+            outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))
+        return tuple(outs)

@@ -1,0 +1,89 @@
+"""Anchors: the reference boxes of the region proposal network (Ren et al., "Faster R-CNN", section 3.1.1)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddetr.registry import TASK_UTILS
+
+
+@TASK_UTILS.register_module()
+class AnchorGenerator:
+    """Boxes of every scale and ratio at every cell of every level.
+
+    Args:
+        strides: of each level, in pixels.
+        ratios: height / width.
+        scales: side of a square anchor as a multiple of the level's base size.
+        base_sizes: in pixels; None for the strides.
+        center_offset: of an anchor's centre from its cell's top left corner, in strides.
+        round_base_anchors: round the corners of the anchor at the origin, as torchvision does.
+        infer_strides: place the cells at `input size // feature map size` pixels, as torchvision does, rather
+            than at the `strides`. It differs where the input is no multiple of the coarsest stride.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[int],
+        ratios: Sequence[float],
+        scales: Sequence[float],
+        base_sizes: Sequence[float] | None = None,
+        center_offset: float = 0.0,
+        round_base_anchors: bool = False,
+        infer_strides: bool = False,
+    ) -> None:
+        self.strides = tuple(strides)
+        self.center_offset = center_offset
+        self.infer_strides = infer_strides
+        sizes = self.strides if base_sizes is None else base_sizes
+        self.base_anchors = [self._around_origin(size, ratios, scales) for size in sizes]  # L x (A, 4)
+        if round_base_anchors:
+            self.base_anchors = [anchors.round() for anchors in self.base_anchors]
+
+    @property
+    def num_base_anchors(self) -> int:
+        """A, the anchors at each cell."""
+        return len(self.base_anchors[0])
+
+    @staticmethod
+    def _around_origin(size: float, ratios: Sequence[float], scales: Sequence[float]) -> Tensor:
+        """(A, 4): all scales of the first ratio, all scales of the second, ..."""
+        root = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]  # (ratios, 1)
+        side = size * torch.tensor(scales, dtype=torch.float32)[None]  # (1, scales)
+        half_w, half_h = (side / root).flatten() / 2, (side * root).flatten() / 2
+        return torch.stack([-half_w, -half_h, half_w, half_h], dim=-1)
+
+    def grid_anchors(
+        self, level_sizes: Sequence[tuple[int, int]], input_size: tuple[int, int], device: torch.device
+    ) -> list[Tensor]:
+        """The anchors of all cells.
+
+        Args:
+            level_sizes: (h, w) of each feature map.
+            input_size: (h, w) of the padded images.
+            device: of the result.
+
+        Returns:
+            L x (h * w * A, 4) float32, x1 y1 x2 y2 in pixels: row after row, cell after cell.
+
+        Raises:
+            ValueError: as many levels as there are strides are needed.
+        """
+        if len(level_sizes) != len(self.strides):
+            raise ValueError(
+                f'AnchorGenerator has {len(self.strides)} strides {self.strides}, got {len(level_sizes)} levels'
+            )
+        levels = []
+        for base, stride, (h, w) in zip(self.base_anchors, self.strides, level_sizes, strict=True):
+            step_y, step_x = (
+                (input_size[0] // h, input_size[1] // w) if self.infer_strides else (stride, stride)
+            )
+            y, x = torch.meshgrid(
+                (torch.arange(h, device=device) + self.center_offset) * step_y,
+                (torch.arange(w, device=device) + self.center_offset) * step_x,
+                indexing='ij',
+            )
+            centers = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)  # (h * w, 1, 4)
+            levels.append((centers + base.to(device)).reshape(-1, 4))
+        return levels

@@ -1,0 +1,96 @@
+"""Which ground-truth box a candidate box has to find (Ren et al., "Faster R-CNN", section 3.1.2)."""
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_area, box_iou
+
+from ddetr.registry import TASK_UTILS
+
+BACKGROUND = -1
+IGNORED = -2
+
+
+@TASK_UTILS.register_module()
+class MaxIoUAssigner:
+    """Assigns by thresholds on the IoU.
+
+    Args:
+        pos_iou_thr: a candidate belongs to the ground truth it overlaps most if the IoU is at least this.
+        neg_iou_thr: below it, a candidate is background; of a pair (low, high), background lies within.
+        min_pos_iou: a ground truth takes its best candidates, whatever their IoU, from this IoU on.
+        gt_max_assign_all: all candidates that share the best IoU are taken, not just the first.
+        ignore_iof_thr: candidates of which more than this part lies in an ignored region (a crowd) are neither
+            object nor background; off if not positive. As the regions come first, no ground truth takes them.
+        ignore_wrt_candidates: False takes the part of the ignored region that the candidate covers instead.
+        match_low_quality: whether `min_pos_iou` is used at all.
+        keep_best_gt: a candidate taken by `min_pos_iou` learns the ground truth that it overlaps most, as in
+            torchvision, not the last one that took it, as in MMDetection.
+    """
+
+    def __init__(
+        self,
+        pos_iou_thr: float,
+        neg_iou_thr: float | tuple[float, float],
+        min_pos_iou: float = 0.0,
+        gt_max_assign_all: bool = True,
+        ignore_iof_thr: float = -1,
+        ignore_wrt_candidates: bool = True,
+        match_low_quality: bool = True,
+        keep_best_gt: bool = False,
+    ) -> None:
+        self.pos_iou_thr = pos_iou_thr
+        low, high = (0.0, neg_iou_thr) if isinstance(neg_iou_thr, (int, float)) else neg_iou_thr
+        self.neg_low, self.neg_high = low, high
+        self.min_pos_iou = min_pos_iou
+        self.gt_max_assign_all = gt_max_assign_all
+        self.ignore_iof_thr = ignore_iof_thr
+        self.ignore_wrt_candidates = ignore_wrt_candidates
+        self.match_low_quality = match_low_quality
+        self.keep_best_gt = keep_best_gt
+
+    def assign(self, boxes: Tensor, gt_boxes: Tensor, ignored_boxes: Tensor | None = None) -> Tensor:
+        """Compare candidates with the ground truth of one image.
+
+        Args:
+            boxes: (N, 4) candidates, x1 y1 x2 y2 as the others.
+            gt_boxes: (G, 4).
+            ignored_boxes: (I, 4) regions, or None.
+
+        Returns:
+            (N,) int64: the index of the ground truth, `BACKGROUND` or `IGNORED`.
+        """
+        assigned = torch.full((len(boxes),), IGNORED, device=boxes.device)
+        in_crowd = self._in_ignored_region(boxes, ignored_boxes)  # (N,) bool
+        if len(gt_boxes) == 0 or len(boxes) == 0:
+            return assigned.masked_fill(~in_crowd, BACKGROUND)
+        overlaps = box_iou(gt_boxes, boxes).masked_fill(in_crowd, -1)  # (G, N)
+        best_iou, best_gt = overlaps.max(dim=0)  # (N,), (N,)
+        assigned[(best_iou >= self.neg_low) & (best_iou < self.neg_high)] = BACKGROUND
+        sure = best_iou >= self.pos_iou_thr
+        assigned[sure] = best_gt[sure]
+        if self.match_low_quality:
+            taken = self._taken_by_gts(overlaps)  # (G, N) bool
+            last_taker = len(gt_boxes) - 1 - taken.flip(0).to(torch.uint8).argmax(dim=0)  # (N,)
+            by_force = taken.any(dim=0)
+            assigned[by_force] = (best_gt if self.keep_best_gt else last_taker)[by_force]
+        return assigned
+
+    def _taken_by_gts(self, overlaps: Tensor) -> Tensor:
+        """(G, N) IoUs -> (G, N) bool: the best candidates of each ground truth."""
+        best, best_index = overlaps.max(dim=1, keepdim=True)  # (G, 1)
+        if self.gt_max_assign_all:
+            taken = overlaps == best
+        else:
+            taken = torch.zeros_like(overlaps, dtype=torch.bool).scatter(1, best_index, True)
+        return taken & (best >= self.min_pos_iou)
+
+    def _in_ignored_region(self, boxes: Tensor, regions: Tensor | None) -> Tensor:
+        """(N, 4), (I, 4) -> (N,) bool."""
+        if self.ignore_iof_thr <= 0 or regions is None or len(regions) == 0:
+            return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+        top_left = torch.max(boxes[:, None, :2], regions[None, :, :2])
+        bottom_right = torch.min(boxes[:, None, 2:], regions[None, :, 2:])
+        overlap = (bottom_right - top_left).clamp(min=0).prod(-1)  # (N, I)
+        whole = box_area(boxes)[:, None] if self.ignore_wrt_candidates else box_area(regions)[None]
+        covered = overlap / whole.clamp(min=torch.finfo(overlap.dtype).eps)
+        return covered.max(dim=1).values > self.ignore_iof_thr

@@ -1,0 +1,86 @@
+"""Non-maximum suppression within groups of boxes: pyramid levels or classes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+
+def grouped_nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict[str, Any], max_num: int
+) -> tuple[Tensor, Tensor]:
+    """Drop boxes that overlap a better one of their group.
+
+    Args:
+        boxes: (N, 4), x1 y1 x2 y2.
+        scores: (N,).
+        groups: (N,) int64.
+        cfg: `dict(type='nms', iou_threshold=...)`, or `dict(type='soft_nms', iou_threshold=..., sigma=0.5,
+            min_score=0.001, method='linear' | 'gaussian')`; `class_agnostic=True` makes it one group.
+        max_num: of boxes that are kept; no limit if not positive.
+
+    Returns:
+        The indices of the kept boxes (n,), best first, and their scores (n,), which soft NMS lowers.
+
+    Raises:
+        ValueError: an unknown `type` or `method`, or a key that this type does not know.
+    """
+    options = {'type': 'nms', 'class_agnostic': False, **cfg}
+    kind = options.pop('type')
+    if options.pop('class_agnostic'):
+        groups = torch.zeros_like(groups)
+    max_num = max_num if max_num > 0 else len(boxes)
+    if kind == 'nms':
+        unknown = set(options) - {'iou_threshold'}
+    elif kind == 'soft_nms':
+        unknown = set(options) - {'iou_threshold', 'sigma', 'min_score', 'method'}
+    else:
+        raise ValueError(f'nms=dict(type={kind!r}): known are "nms" and "soft_nms"')
+    if unknown:
+        raise ValueError(f'nms=dict(type={kind!r}): unknown keys {sorted(unknown)}')
+    if kind == 'nms':
+        keep = batched_nms(boxes.float(), scores.float(), groups, options['iou_threshold'])[:max_num]
+        return keep, scores[keep]
+    return soft_nms(boxes.float(), scores.float(), groups, max_num=max_num, **options)
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    max_num: int,
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+    method: str = 'linear',
+) -> tuple[Tensor, Tensor]:
+    """Lower the scores of overlapping boxes instead of dropping them (Bodla et al., "Soft-NMS").
+
+    Scores only ever fall, so each box that is picked is the best of those left, and picking can stop at `max_num`.
+
+    Args: as in `grouped_nms`; boxes whose score falls below `min_score` are dropped.
+
+    Raises:
+        ValueError: a `method` that is neither `linear` nor `gaussian`.
+    """
+    if method not in ('linear', 'gaussian'):
+        raise ValueError(f'soft_nms: method={method!r} is neither "linear" nor "gaussian"')
+    left = scores.clone()
+    picked: list[Tensor] = []
+    picked_scores: list[Tensor] = []
+    while len(picked) < min(max_num, len(boxes)):
+        score, best = left.max(dim=0)
+        if score < min_score:
+            break
+        picked.append(best)
+        picked_scores.append(score)
+        iou = box_iou(boxes[best][None], boxes)[0] * (groups == groups[best])  # (N,)
+        if method == 'linear':
+            left = torch.where(iou > iou_threshold, left * (1 - iou), left)
+        else:
+            left = left * (-(iou**2) / sigma).exp()
+        left[best] = -1
+    if not picked:
+        return torch.zeros(0, dtype=torch.int64, device=boxes.device), scores[:0]
+    return torch.stack(picked), torch.stack(picked_scores)
