@@ -1,0 +1,318 @@
+// The operators on the CPU: checks, memory, and the work shared out among PyTorch's threads.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <limits>
+#include <memory>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "problem.h"
+
+namespace ddetr_ops {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  message << "ddetr_ops: ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+std::string sizes_of(const Tensor& tensor) {
+  std::ostringstream text;
+  text << '(';
+  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+  text << ')';
+  return text.str();
+}
+
+Kind kind_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Kind::f32;
+    case ScalarType::Double: return Kind::f64;
+    case ScalarType::BFloat16: return Kind::bf16;
+    case ScalarType::Half: return Kind::f16;
+    default: break;
+  }
+  require(false, name, " must be float32, float64, bfloat16 or float16, got ",
+          torch::headeronly::toString(tensor.scalar_type()));
+  return Kind::f32;
+}
+
+Typed typed(const Tensor& tensor, const char* name) { return {tensor.data_ptr(), kind_of(tensor, name)}; }
+
+// The shape must be exactly `expected`.
+void require_sizes(const Tensor& tensor, const char* name, const char* letters, const std::vector<int64_t>& expected) {
+  bool same = tensor.dim() == int64_t(expected.size());
+  for (size_t i = 0; same && i < expected.size(); ++i) same = tensor.size(int64_t(i)) == expected[i];
+  if (same) return;
+  std::ostringstream wanted;
+  for (size_t i = 0; i < expected.size(); ++i) wanted << (i ? ", " : "") << expected[i];
+  require(false, name, " must have the shape ", letters, " = (", wanted.str(), "), got ", sizes_of(tensor));
+}
+
+std::vector<int64_t> integers(const Tensor& tensor, const char* name) {
+  const bool wide = tensor.scalar_type() == ScalarType::Long;
+  require(wide || tensor.scalar_type() == ScalarType::Int, name, " must be int64 or int32, got ",
+          torch::headeronly::toString(tensor.scalar_type()));
+  require(tensor.is_cpu(), name, " must be on the CPU with the value");
+  const Tensor dense = torch::stable::contiguous(tensor);
+  std::vector<int64_t> result(size_t(dense.numel()));
+  for (size_t i = 0; i < result.size(); ++i) {
+    result[i] = wide ? static_cast<const int64_t*>(dense.data_ptr())[i] : static_cast<const int32_t*>(dense.data_ptr())[i];
+  }
+  return result;
+}
+
+std::vector<Level> read_levels(const Tensor& spatial_shapes, const Tensor& level_start_index, int64_t tokens) {
+  require(spatial_shapes.dim() == 2 && spatial_shapes.size(1) == 2, "spatial_shapes must have the shape (L, 2), got ",
+          sizes_of(spatial_shapes));
+  require(level_start_index.dim() == 1 && level_start_index.size(0) == spatial_shapes.size(0),
+          "level_start_index must have one entry for each of the ", spatial_shapes.size(0), " levels, got the shape ",
+          sizes_of(level_start_index));
+  const std::vector<int64_t> shapes = integers(spatial_shapes, "spatial_shapes");
+  const std::vector<int64_t> starts = integers(level_start_index, "level_start_index");
+  std::vector<Level> levels;
+  int64_t next = 0;
+  for (size_t l = 0; l < starts.size(); ++l) {
+    const int64_t height = shapes[2 * l], width = shapes[2 * l + 1];
+    require(height >= 0 && width >= 0 && (width == 0 || height <= std::numeric_limits<int32_t>::max() / width),
+            "spatial_shapes[", l, "] = (", height, ", ", width, ") is not the size of a map");
+    require(starts[l] == next, "level_start_index[", l, "] must be ", next, ", the number of tokens before level ", l,
+            ", got ", starts[l]);
+    levels.push_back({next, height, width});
+    next += height * width;
+  }
+  require(next == tokens, "spatial_shapes describe ", next, " tokens, but value has ", tokens);
+  require(tokens <= std::numeric_limits<int32_t>::max(), "value has ", tokens, " tokens, more than 2^31 - 1");
+  return levels;
+}
+
+// All that a call needs, checked; keeps the tensors that the plain structs point into.
+struct Call {
+  Tensor value, places, weights, references;
+  std::vector<Level> levels;
+  Shape shape;
+  Sampling sampling;
+  Typed value_typed;
+  const char *places_name, *weights_name;
+
+  bool fused() const { return sampling.reference_dim != 0; }
+  Kind acc() const { return value_typed.kind == Kind::f64 ? Kind::f64 : Kind::f32; }
+  ScalarType acc_dtype() const { return acc() == Kind::f64 ? ScalarType::Double : ScalarType::Float; }
+  int64_t acc_bytes() const { return acc() == Kind::f64 ? 8 : 4; }
+  int kind() const { return int(value_typed.kind); }
+  int acc_index() const { return acc() == Kind::f64; }
+};
+
+void require_same_precision(const Call& call, const Tensor& tensor, const char* name) {
+  const Kind kind = kind_of(tensor, name);
+  require(kind == call.value_typed.kind || kind == call.acc(), name, " is ",
+          torch::headeronly::toString(tensor.scalar_type()), ", but with a value of ",
+          torch::headeronly::toString(call.value.scalar_type()), " it must have that dtype or ",
+          torch::headeronly::toString(call.acc_dtype()));
+  require(tensor.is_cpu(), name, " must be on the CPU with the value");
+}
+
+Call check(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index, const Tensor& places,
+           const Tensor& weights, const Tensor* references) {
+  Call call;
+  call.places_name = references ? "sampling_offsets" : "sampling_locations";
+  call.weights_name = references ? "attention_logits" : "attention_weights";
+  require(value.dim() == 4, "value must have the shape (B, S, M, D), got ", sizes_of(value));
+  require(value.is_cpu(), "value must be on the CPU");
+  require(places.dim() == 6 && places.size(5) == 2, call.places_name, " must have the shape (B, Q, M, L, P, 2), got ",
+          sizes_of(places));
+  const int64_t batch = value.size(0), heads = value.size(2), levels = spatial_shapes.dim() ? spatial_shapes.size(0) : 0;
+  const int64_t queries = places.size(1), points = places.size(4);
+  require_sizes(places, call.places_name, "(B, Q, M, L, P, 2)", {batch, queries, heads, levels, points, 2});
+  if (references) {
+    require_sizes(weights, call.weights_name, "(B, Q, M, L * P)", {batch, queries, heads, levels * points});
+    const int64_t dim = references->dim() == 4 ? references->size(3) : 0;
+    require(dim == 2 || dim == 4, "reference_points must have the shape (B, Q, L, 2 or 4), got ", sizes_of(*references));
+    require_sizes(*references, "reference_points", "(B, Q, L, 2 or 4)", {batch, queries, levels, dim});
+  } else {
+    require_sizes(weights, call.weights_name, "(B, Q, M, L, P)", {batch, queries, heads, levels, points});
+  }
+  require(heads * levels * points <= (int64_t(1) << 24), heads * levels * points,
+          " sampling points a query are more than 2^24");
+  call.levels = read_levels(spatial_shapes, level_start_index, value.size(1));
+
+  call.value = torch::stable::contiguous(value);
+  call.value_typed = typed(call.value, "value");
+  call.places = torch::stable::contiguous(places);
+  call.weights = torch::stable::contiguous(weights);
+  require_same_precision(call, places, call.places_name);
+  require_same_precision(call, weights, call.weights_name);
+  call.sampling.places = typed(call.places, call.places_name);
+  call.sampling.weights = typed(call.weights, call.weights_name);
+  if (references) {
+    require_same_precision(call, *references, "reference_points");
+    call.references = torch::stable::contiguous(*references);
+    call.sampling.references = typed(call.references, "reference_points");
+    call.sampling.reference_dim = references->size(3);
+    call.sampling.logits = true;
+  }
+  call.shape = {batch, value.size(1), heads, value.size(3), queries, levels, points, call.levels.data()};
+  return call;
+}
+
+// The kernels of this machine. DDETR_OPS_ISA=plain, avx2 or avx512 asks for less than it has, for tests.
+const Kernels& kernels() {
+  static const Kernels& chosen = []() -> const Kernels& {
+#if defined(__x86_64__)
+    const char* wish = std::getenv("DDETR_OPS_ISA");
+    const std::string most = wish ? wish : "avx512";
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && most == "avx512") return kKernelsAvx512;
+    if (avx2 && most != "plain") return kKernelsAvx2;
+#endif
+    return kKernelsPlain;
+  }();
+  return chosen;
+}
+
+// Uninitialised memory on a cache line's border.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : memory_(new char[size_t(bytes) + 64]) {}
+  void* get() const {
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t(63));
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+};
+
+// At least so many rows of B * Q a thread that its start is worth it.
+int64_t rows_per_thread(const Shape& s) {
+  return 1 + 65536 / (1 + s.heads * s.levels * s.points * (16 + 4 * s.channels));
+}
+
+Tensor forward(const Call& call) {
+  const Shape& s = call.shape;
+  Tensor out = torch::stable::new_empty(call.value, {s.batch, s.queries, s.heads * s.channels});
+  const Typed out_typed = typed(out, "output");
+  const Kernels& k = kernels();
+  torch::stable::parallel_for(0, s.batch * s.queries, rows_per_thread(s), [&](int64_t begin, int64_t end) {
+    const Scratch scratch(k.scratch_bytes(s));
+    k.forward[call.kind()](s, call.sampling, call.value_typed, out_typed, begin, end, scratch.get());
+  });
+  return out;
+}
+
+void run_units(const Call& call, const Sampling& sampling, const Typed& grad_out, const Gradients& grads) {
+  const Shape& s = call.shape;
+  const Kernels& k = kernels();
+  int64_t largest = 0;
+  for (const Level& level : call.levels) largest = std::max(largest, level.height * level.width);
+  const bool narrow = call.value_typed.kind != call.acc();
+  torch::stable::parallel_for(0, s.batch * s.heads * s.levels, 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(k.scratch_bytes(s));
+    const Scratch rows(narrow ? largest * s.channels * call.acc_bytes() : 0);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      k.backward[call.kind()](s, sampling, call.value_typed, grad_out, grads, unit, scratch.get(),
+                              narrow ? rows.get() : nullptr);
+    }
+  });
+}
+
+Tensor checked_grad_output(const Call& call, const Tensor& grad_output) {
+  const Shape& s = call.shape;
+  require_sizes(grad_output, "grad_output", "(B, Q, M * D)", {s.batch, s.queries, s.heads * s.channels});
+  require(grad_output.scalar_type() == call.value.scalar_type(), "grad_output is ",
+          torch::headeronly::toString(grad_output.scalar_type()), ", value is ",
+          torch::headeronly::toString(call.value.scalar_type()));
+  require(grad_output.is_cpu(), "grad_output must be on the CPU with the value");
+  return torch::stable::contiguous(grad_output);
+}
+
+Tensor empty_as(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
+
+Tensor ms_deform_attn_forward(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
+                              const Tensor& sampling_locations, const Tensor& attention_weights) {
+  return forward(check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, nullptr));
+}
+
+Tensor ms_deform_attn_fused_forward(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
+                                    const Tensor& reference_points, const Tensor& sampling_offsets,
+                                    const Tensor& attention_logits) {
+  return forward(
+      check(value, spatial_shapes, level_start_index, sampling_offsets, attention_logits, &reference_points));
+}
+
+// `deterministic` says nothing new here: the CPU's sums always run in the same order.
+std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& value, const Tensor& spatial_shapes,
+                                                           const Tensor& level_start_index,
+                                                           const Tensor& sampling_locations,
+                                                           const Tensor& attention_weights, const Tensor& grad_output,
+                                                           bool /*deterministic*/) {
+  const Call call =
+      check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, nullptr);
+  const Tensor grad_out = checked_grad_output(call, grad_output);
+  Tensor grad_value = empty_as(call.value), grad_places = empty_as(call.places), grad_weights = empty_as(call.weights);
+  const Gradients grads{typed(grad_value, "value"), typed(grad_places, "locations"), typed(grad_weights, "weights"), {}};
+  run_units(call, call.sampling, typed(grad_out, "grad_output"), grads);
+  return {grad_value, grad_places, grad_weights};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
+    const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index, const Tensor& reference_points,
+    const Tensor& sampling_offsets, const Tensor& attention_logits, const Tensor& grad_output, bool /*deterministic*/) {
+  const Call call =
+      check(value, spatial_shapes, level_start_index, sampling_offsets, attention_logits, &reference_points);
+  const Shape& s = call.shape;
+  const Kernels& k = kernels();
+  const Tensor grad_out = checked_grad_output(call, grad_output);
+  const auto in_acc = [&](const Tensor& like) {
+    return torch::stable::new_empty(like, like.sizes(), call.acc_dtype());
+  };
+  Tensor grad_value = empty_as(call.value), grad_offsets = empty_as(call.places);
+  Tensor grad_logits = empty_as(call.weights), grad_references = empty_as(call.references);
+  const Gradients result{typed(grad_value, "value"), typed(grad_offsets, "offsets"), typed(grad_logits, "logits"),
+                         typed(grad_references, "reference_points")};
+
+  const Tensor probabilities = in_acc(call.weights);
+  Sampling sampling = call.sampling;  // with the softmax done
+  sampling.weights = typed(probabilities, "probabilities");
+  sampling.logits = false;
+  torch::stable::parallel_for(0, s.batch * s.queries, 256, [&](int64_t begin, int64_t end) {
+    k.softmax[call.acc_index()](s, call.sampling, sampling.weights, begin, end);
+  });
+
+  // The units leave their results in the results' own memory where the dtype allows it.
+  const Tensor raw_places = result.places.kind == call.acc() ? grad_offsets : in_acc(call.places);
+  const Tensor raw_weights = result.weights.kind == call.acc() ? grad_logits : in_acc(call.weights);
+  const Gradients raw{result.value, typed(raw_places, "offsets"), typed(raw_weights, "logits"), {}};
+  run_units(call, sampling, typed(grad_out, "grad_output"), raw);
+
+  torch::stable::parallel_for(0, s.batch * s.queries, 64, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(k.scratch_bytes(s));
+    k.finish_fused[call.acc_index()](s, call.sampling, raw, sampling.weights, result, begin, end, scratch.get());
+  });
+  return {grad_value, grad_references, grad_offsets, grad_logits};
+}
+
+}  // namespace
+}  // namespace ddetr_ops
+
+STABLE_TORCH_LIBRARY_IMPL(ddetr_ops, CPU, m) {
+  m.impl("ms_deform_attn_forward", TORCH_BOX(&ddetr_ops::ms_deform_attn_forward));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&ddetr_ops::ms_deform_attn_backward));
+  m.impl("ms_deform_attn_fused_forward", TORCH_BOX(&ddetr_ops::ms_deform_attn_fused_forward));
+  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&ddetr_ops::ms_deform_attn_fused_backward));
+}

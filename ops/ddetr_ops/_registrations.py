@@ -1,0 +1,100 @@
+"""What `torch.library` has to know about the operators: fake kernels, autograd, autocast, vmap.
+
+The Stable ABI of PyTorch 2.10 registers kernels only, so these come from Python.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORWARD = 'ddetr_ops::ms_deform_attn_forward'
+BACKWARD = 'ddetr_ops::ms_deform_attn_backward'
+FUSED_FORWARD = 'ddetr_ops::ms_deform_attn_fused_forward'
+FUSED_BACKWARD = 'ddetr_ops::ms_deform_attn_fused_backward'
+_INDICES = (1, 2)  # spatial_shapes, level_start_index: the arguments without a batch and without a gradient
+
+
+def _fake_forward(value: Tensor, *rest: Tensor) -> Tensor:
+    where = rest[-2]  # locations or offsets, (B, Q, M, L, P, 2)
+    return value.new_empty(value.shape[0], where.shape[1], value.shape[2] * value.shape[3])
+
+
+def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, _grad_output, _deterministic = arguments
+    return tuple(t.new_empty(t.shape) for i, t in enumerate(inputs) if i not in _INDICES)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_of(name: str) -> Any:
+    op = getattr(torch.ops.ddetr_ops, name.split('::')[1])
+
+    def backward(ctx: Any, grad_output: Tensor) -> tuple:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        grads = op(*ctx.saved_tensors, grad_output.contiguous(), deterministic)
+        return (grads[0], None, None, *grads[1:])
+
+    return backward
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> tuple:
+    raise RuntimeError(
+        'ddetr_ops: deformable attention has no second derivative; drop create_graph=True, or compute it with '
+        'ddetr_ops.reference, which is plain PyTorch'
+    )
+
+
+def _autocast_impl(name: str, device_type: str) -> Any:
+    """Under autocast `value` is stored in the low precision; locations and weights keep theirs."""
+    op = getattr(torch.ops.ddetr_ops, name.split('::')[1])
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f'Autocast{device_type.upper()}'))
+
+    def run(value: Tensor, *rest: Tensor) -> Tensor:
+        if value.dtype == torch.float32:
+            value = value.to(torch.get_autocast_dtype(device_type))
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(value, *rest)
+
+    return run
+
+
+def _vmap_of(name: str) -> Any:
+    """Fold the mapped dimension into the batch."""
+    op = getattr(torch.ops.ddetr_ops, name.split('::')[1])
+
+    def vmapped(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        folded = []
+        for index, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True)):
+            if index in _INDICES or not isinstance(argument, Tensor):
+                if dim is not None:
+                    raise ValueError('ddetr_ops: spatial_shapes and level_start_index cannot be vmapped over')
+                folded.append(argument)
+                continue
+            moved = (
+                argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
+            )
+            folded.append(moved.flatten(0, 1).contiguous())
+        result = op(*folded)
+        sizes = (info.batch_size, -1)
+        if isinstance(result, Tensor):
+            return result.unflatten(0, sizes), 0
+        return tuple(r.unflatten(0, sizes) for r in result), (0,) * len(result)
+
+    return vmapped
+
+
+_LIBRARY = torch.library.Library('ddetr_ops', 'FRAGMENT')
+for _forward, _backward in ((FORWARD, BACKWARD), (FUSED_FORWARD, FUSED_BACKWARD)):
+    torch.library.register_fake(_forward, _fake_forward)
+    torch.library.register_fake(_backward, _fake_backward)
+    torch.library.register_autograd(_forward, _backward_of(_backward), setup_context=_save)
+    torch.library.register_autograd(_backward, _no_double_backward)
+    torch.library.register_vmap(_forward, _vmap_of(_forward))
+    torch.library.register_vmap(_backward, _vmap_of(_backward))
+    for _device in ('cpu', 'cuda'):
+        _LIBRARY.impl(
+            _forward.split('::')[1], _autocast_impl(_forward, _device), f'Autocast{_device.upper()}'
+        )
