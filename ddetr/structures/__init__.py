@@ -8,14 +8,20 @@ from .set_prediction import (
     SetPredictions,
     SetTargets,
 )
+from .two_stage import AnchorPredictions, Proposals, RoIPredictions, RoITargets, Sampled
 
 __all__ = [
+    'AnchorPredictions',
     'DecoderStates',
     'DetDataSample',
     'EncoderProposals',
     'FlatFeatures',
     'Matching',
+    'Proposals',
     'QueryInit',
+    'RoIPredictions',
+    'RoITargets',
+    'Sampled',
     'SetPredictions',
     'SetTargets',
 ]

@@ -1,3 +1,7 @@
+from .bbox_head import Shared2FCBBoxHead
 from .deformable_detr_head import DeformableDETRHead
+from .roi_extractor import SingleRoIExtractor
+from .rpn_head import RPNHead
+from .standard_roi_head import StandardRoIHead
 
-__all__ = ['DeformableDETRHead']
+__all__ = ['DeformableDETRHead', 'RPNHead', 'Shared2FCBBoxHead', 'SingleRoIExtractor', 'StandardRoIHead']
