@@ -1,4 +1,13 @@
 from . import compat  # noqa: F401 (from here on mmengine reads weight files through `read_checkpoint` only)
-from .checkpoint import read_checkpoint, write_atomically
+from .checkpoint import load_weights, read_checkpoint
+from .hooks import DetVisualizationHook
+from .runner import DetRunner, build_runner
 
-__all__ = ['read_checkpoint', 'write_atomically']
+__all__ = [
+    'DetRunner',
+    'DetVisualizationHook',
+    'build_runner',
+    'load_weights',
+    'read_checkpoint',
+    'write_atomically',
+]

@@ -1,4 +1,4 @@
-"""Reading weight files without trusting them, and writing files whole or not at all.
+"""Reading weight files without trusting them.
 
 Every path by which weights enter (training, resuming, testing, the demo, the converters) ends in
 `read_checkpoint`. It never runs a pickle's code: `.safetensors` files hold no code, everything else goes
@@ -6,21 +6,22 @@ through `torch.load(weights_only=True)` with the short list of harmless types be
 """
 
 import argparse
-import os
+import logging
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from numpy._core import multiarray
 from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
-from ..utils.errors import CheckpointError
+from ddetr.utils.errors import CheckpointError
 
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
 
@@ -136,18 +137,38 @@ def _refuse_inflating_zip(path: Path) -> None:
         )
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place in one step.
+def load_weights(
+    model: nn.Module, state: Mapping[str, Tensor], path: str | Path, allow_partial: bool = False
+) -> None:
+    """Load tensors under our names into a model: all of them, or none.
 
-    A run killed in the middle leaves the earlier file, or none, but never half of one.
+    Args:
+        model: receives the weights.
+        state: tensors by parameter name.
+        path: where they came from, for messages.
+        allow_partial: leave what is missing as it is, ignore what is left over, and warn.
+
+    Raises:
+        CheckpointError: names that are missing or left over, or shapes that differ.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
-    try:
-        write(unfinished)
-        with open(unfinished, 'rb') as file:
-            os.fsync(file.fileno())  # on disk before the name points to it
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    own = model.state_dict()
+    faults = {
+        'lacks': [key for key in own if key not in state and not key.endswith('.num_batches_tracked')],
+        'has left over': [key for key in state if key not in own],
+        'has other shapes for': [
+            f'{key} ({tuple(state[key].shape)} instead of {tuple(own[key].shape)})'
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ],
+    }
+    found = '; '.join(
+        f'it {fault} {len(keys)} tensors: {", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""}'
+        for fault, keys in faults.items()
+        if keys
+    )
+    if found and not allow_partial:
+        raise CheckpointError(f'checkpoint {path} does not fit the model of this config: {found}.')
+    if found:
+        print_log(f'checkpoint {path} is loaded in part: {found}.', 'current', logging.WARNING)
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    model.load_state_dict(fitting, strict=False)

@@ -9,17 +9,25 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+import mmengine.registry
 import torch
 import torch.distributed
 import torchvision
 from mmengine.dist import barrier, get_rank
 from mmengine.optim import AmpOptimWrapper as GpuAmpOptimWrapper
 from mmengine.optim import OptimWrapper
+from mmengine.registry import Registry
 from mmengine.runner import CheckpointLoader
 
-from ..registry import OPTIM_WRAPPERS
-from ..utils.errors import CheckpointError, ConfigError
+from ddetr.registry import OPTIM_WRAPPERS, SCOPE
+from ddetr.utils.errors import CheckpointError, ConfigError
+
 from .checkpoint import read_checkpoint
+
+# mmengine warns about each registry that has no child of the default scope, whenever it builds from one.
+for _registry in vars(mmengine.registry).copy().values():
+    if isinstance(_registry, Registry) and SCOPE not in _registry.children:
+        Registry(_registry.name, parent=_registry, scope=SCOPE)
 
 
 # mmengine calls torch.load in several loaders (onedl-mmengine even repeats a refused load without

@@ -13,7 +13,8 @@ from mmengine.config.utils import ConfigParsingError
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 
-from .. import registry as ours
+from ddetr import registry as ours
+
 from .errors import ConfigError
 
 # Where in a config the parts of which registries stand.

@@ -1,0 +1,141 @@
+"""From a config file and a command's options to a Runner that is ready to train or test."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
+
+from ddetr.engine import DetRunner, build_runner
+from ddetr.utils import ConfigError, InputError
+from ddetr.utils.config import load_config
+
+
+class TrainOptions(NamedTuple):
+    """What `tools/train.py` takes beside the config.
+
+    Attributes:
+        work_dir: of logs and checkpoints; the config's, or `work_dirs/<config's name>`, if None.
+        resume: a training checkpoint to go on from, or 'auto' for the work directory's last.
+        amp: mixed precision.
+        auto_scale_lr: scale the learning rate by the batch size that is really trained with.
+        launcher: 'none', or what started several processes: 'pytorch' (torchrun), 'slurm', 'mpi'.
+        cfg_options: values by dotted config key.
+    """
+
+    work_dir: str | None = None
+    resume: str | None = None
+    amp: bool = False
+    auto_scale_lr: bool = False
+    launcher: str = 'none'
+    cfg_options: Mapping[str, Any] = {}
+
+
+class EvalOptions(NamedTuple):
+    """What `tools/test.py` takes beside config and checkpoint.
+
+    Attributes:
+        work_dir: as in training.
+        out: a JSON file for the detections, in COCO's result format.
+        show_dir: a folder for pictures of all images with their boxes.
+        score_thr: of the boxes in these pictures.
+        launcher: as in training.
+        cfg_options: values by dotted config key.
+    """
+
+    work_dir: str | None = None
+    out: str | None = None
+    show_dir: str | None = None
+    score_thr: float = 0.3
+    launcher: str = 'none'
+    cfg_options: Mapping[str, Any] = {}
+
+
+def train_detector(config: str | Path, options: TrainOptions) -> DetRunner:
+    """Train as a config says.
+
+    Returns:
+        The Runner after training.
+
+    Raises:
+        InputError: something in config or options cannot be used; nothing has been trained then.
+    """
+    changes = dict(options.cfg_options)
+    if options.amp:
+        changes['optim_wrapper.type'] = 'AmpOptimWrapper'
+    if options.auto_scale_lr:
+        changes['auto_scale_lr.enable'] = True
+    cfg = _load(config, changes, options.work_dir, options.launcher)
+    if options.auto_scale_lr and 'base_batch_size' not in cfg.auto_scale_lr:
+        raise ConfigError(
+            f'--auto-scale-lr: config {config} does not say for which batch size its learning rate is meant; '
+            'add auto_scale_lr=dict(base_batch_size=...).'
+        )
+    cfg.merge_from_dict(_start(cfg, options.resume))
+    loops = ['train', 'val'] if cfg.get('val_cfg') else ['train']
+    runner = build_runner(cfg, loops)
+    runner.train()
+    return runner
+
+
+def evaluate_detector(config: str | Path, checkpoint: str | Path, options: EvalOptions) -> dict[str, float]:
+    """Evaluate a checkpoint on a config's test set.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        InputError: something in config, checkpoint or options cannot be used.
+    """
+    changes = dict(options.cfg_options)
+    if options.out is not None:
+        if Path(options.out).suffix != '.json':
+            raise InputError(f'--out {options.out}: detections are written as JSON, name a .json file.')
+        changes['test_evaluator.outfile_prefix'] = str(Path(options.out).with_suffix(''))
+    if options.show_dir is not None:
+        changes['default_hooks.visualization'] = {
+            'type': 'DetVisualizationHook',
+            'draw': True,
+            'test_out_dir': options.show_dir,
+            'score_thr': options.score_thr,
+        }
+    cfg = _load(config, changes, options.work_dir, options.launcher)
+    cfg.merge_from_dict({'load_from': str(checkpoint), 'resume': False})
+    runner = build_runner(cfg, ['test'])
+    metrics = runner.test()
+    if options.out is not None and runner.rank == 0:
+        # CocoMetric names its file after what it evaluates
+        Path(options.out).with_suffix('.bbox.json').replace(options.out)
+    return metrics
+
+
+def _load(config: str | Path, changes: Mapping[str, Any], work_dir: str | None, launcher: str) -> Config:
+    cfg = load_config(config, changes)
+    where = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(config).stem))
+    cfg.merge_from_dict({'work_dir': where, 'launcher': launcher})
+    return cfg
+
+
+def _start(cfg: Config, resume: str | None) -> dict[str, Any]:
+    """Where a training begins: `load_from` and `resume` for the Runner.
+
+    `--resume` without a path, and `resume=True` in the config, mean the last checkpoint of the work directory. It
+    is looked for there even if the folder was moved: mmengine notes an absolute path in `last_checkpoint`.
+    """
+    if resume not in (None, 'auto'):
+        return {'load_from': resume, 'resume': True}
+    if resume is None and not cfg.get('resume'):
+        return {'resume': False}
+    if resume is None and cfg.get('load_from'):
+        return {'resume': True}
+    noted = find_latest_checkpoint(cfg.work_dir)
+    if noted is None:
+        print_log(
+            f'--resume: no checkpoint in {cfg.work_dir} yet, training starts anew.', level=logging.WARNING
+        )
+        return {'resume': False}
+    moved = Path(cfg.work_dir, Path(noted).name)
+    return {'load_from': str(moved if moved.exists() else noted), 'resume': True}

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Train in several processes: tools/dist_train.sh CONFIG PROCESSES [options of tools/train.py]
+# One process a GPU; without GPUs the processes share the CPU (over gloo).
+# Several machines: the same command on each with NNODES, NODE_RANK (0, 1, ...), MASTER_ADDR and PORT set.
+set -euo pipefail
+[ $# -ge 2 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
+source "$(dirname "$0")/launch.sh"
+launch train.py "$@"

@@ -1,0 +1,44 @@
+# Sourced by dist_*.sh and slurm_*.sh.
+
+# The Python that has ddetr: the active environment's, else the project's own.
+find_python() {
+    local root
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$root/.venv/bin/python" ]; then
+        echo "$root/.venv/bin/python"
+    else
+        command -v python || command -v python3
+    fi
+}
+
+# launch SCRIPT CONFIG PROCESSES [arguments...]: start that many processes of tools/SCRIPT on this machine.
+launch() {
+    local script=$1 config=$2 processes=$3
+    shift 3
+    local rendezvous=(--nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}"
+        --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}")
+    if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
+        rendezvous=(--standalone) # any free port: two runs on one machine do not meet
+    fi
+    # without this every process would take all cores
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / processes > 1 ? $(nproc) / processes : 1))}
+    "$(find_python)" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$processes" \
+        "$(dirname "${BASH_SOURCE[0]}")/$script" "$config" --launcher pytorch "$@"
+}
+
+# launch_slurm PARTITION JOB_NAME SCRIPT ARGUMENTS...: one task a machine, which starts that machine's processes with
+# tools/SCRIPT.
+launch_slurm() {
+    local partition=$1 job_name=$2 script=$3 nodes=${NNODES:-1} processes=${GPUS_PER_NODE:-8}
+    shift 3
+    # the first machine of the job is where all meet; the port differs between jobs that share a machine
+    # shellcheck disable=SC2016  # these variables exist in the job, not here
+    # shellcheck disable=SC2086  # SRUN_ARGS is several words
+    srun -p "$partition" --job-name "$job_name" --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 \
+        --gres "gpu:$processes" --cpus-per-task $((processes * ${CPUS_PER_TASK:-5})) --kill-on-bad-exit=1 \
+        ${SRUN_ARGS:-} bash -c '
+            export NNODES=$SLURM_NNODES NODE_RANK=$SLURM_NODEID
+            export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+            export PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+            exec bash "$0" "$@"' "$(dirname "${BASH_SOURCE[0]}")/$script" "$@"
+}
