@@ -1,0 +1,113 @@
+"""Rename tables: how another project's parameter names and ours correspond, read in both directions.
+
+A table is a sequence of `Rule`s, each a pair of name templates. In a template `{i}` and `{j}` stand for a number, `{p}`
+for the rest of the name. `{qkv}` (theirs only) stands for `q`, `k`, `v`: three tensors there that are one here,
+stacked along their first axis, as in `torch.nn.MultiheadAttention`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+_PLACEHOLDERS = {'{i}': r'(?P<i>\d+)', '{j}': r'(?P<j>\d+)', '{p}': r'(?P<p>.+)', '{qkv}': '(?P<qkv>[qkv])'}
+
+
+class Rule(NamedTuple):
+    """One line of a table. An earlier rule wins where two name the same tensor."""
+
+    theirs: str
+    ours: str  # '' for what they store and we have no use for
+    written: bool = True  # False: a name that some of their files use, and that we do not write
+
+
+class Renamed(NamedTuple):
+    """A state dict under its new names, and what became of the others."""
+
+    state: State
+    unexpected: tuple[str, ...]  # old names that no rule knows
+    dropped: tuple[str, ...]  # old names that the table leaves out on purpose
+    differing: tuple[str, ...]  # old names of copies that differ from the tensor that was taken
+
+
+def to_ours(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
+    """Rename another project's tensors. An incomplete q, k, v triple counts as unexpected."""
+    found: dict[
+        str, dict[str, tuple[int, str]]
+    ] = {}  # our name -> part ('' or q, k, v) -> rule's rank, their name
+    unexpected, dropped, differing = [], [], []
+    for theirs in state:
+        hit = _first_match(theirs, rules)
+        if hit is None:
+            unexpected.append(theirs)
+            continue
+        rank, groups = hit
+        if not rules[rank].ours:
+            dropped.append(theirs)
+            continue
+        parts = found.setdefault(rules[rank].ours.format(**groups), {})
+        part = groups.get('qkv', '')
+        if part in parts:
+            first, second = sorted([parts[part], (rank, theirs)])
+            if not _same(state[first[1]], state[second[1]]):
+                differing.append(second[1])
+            parts[part] = first
+        else:
+            parts[part] = (rank, theirs)
+    renamed: State = {}
+    for ours, parts in found.items():
+        if '' in parts:
+            renamed[ours] = state[parts[''][1]]
+        elif set(parts) == set('qkv'):
+            renamed[ours] = torch.cat([state[parts[part][1]] for part in 'qkv'])
+        else:
+            unexpected += [theirs for _, theirs in parts.values()]
+    return Renamed(renamed, tuple(unexpected), tuple(dropped), tuple(differing))
+
+
+def to_theirs(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
+    """Give our tensors the other project's names; a tensor that they store twice is written twice."""
+    renamed: State = {}
+    unexpected = []
+    for ours, tensor in state.items():
+        templates = [
+            (rule.theirs, match.groupdict())
+            for rule in rules
+            if rule.written and rule.ours and (match := _pattern(rule.ours).fullmatch(ours))
+        ]
+        if not templates:
+            unexpected.append(ours)
+        for template, groups in templates:
+            if '{qkv}' in template:
+                for part, piece in zip('qkv', tensor.chunk(3), strict=True):
+                    renamed[template.format(qkv=part, **groups)] = piece
+            else:
+                renamed[template.format(**groups)] = tensor
+    return Renamed(renamed, tuple(unexpected), (), ())
+
+
+def matches_any(name: str, templates: Sequence[str]) -> bool:
+    """Whether `name` is an instance of one of the templates."""
+    return any(_pattern(template).fullmatch(name) for template in templates)
+
+
+def _first_match(theirs: str, rules: Sequence[Rule]) -> tuple[int, dict[str, str]] | None:
+    for rank, rule in enumerate(rules):
+        if match := _pattern(rule.theirs).fullmatch(theirs):
+            return rank, match.groupdict()
+    return None
+
+
+@cache
+def _pattern(template: str) -> re.Pattern:
+    pieces = re.split(r'(\{\w+\})', template)
+    return re.compile(''.join(_PLACEHOLDERS.get(piece) or re.escape(piece) for piece in pieces))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
