@@ -1,0 +1,8 @@
+# Two-stage Deformable DETR on the built-in shapes (tools/quickstart.sh).
+_base_ = [
+    '../_base_/models/deformable-detr_tiny.py',
+    '../_base_/datasets/shapes_detection.py',
+    '../_base_/schedules/shapes_8e.py',
+    '../_base_/default_runtime.py',
+]
+train_dataloader = dict(batch_size=8)
