@@ -1,0 +1,301 @@
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.logging import MMLogger
+from mmengine.structures import InstanceData
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ddetr.datasets import COCO_CLASSES
+from ddetr.evaluation import CocoMetric
+from ddetr.structures import DetDataSample
+from ddetr.utils.errors import InputError
+
+from .simple_ap import average_precision
+
+ROWS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+
+
+@pytest.fixture(scope='module')
+def real_file(coco_root):
+    return coco_root / 'annotations/instances_val2017.json'
+
+
+@pytest.fixture
+def logged():
+    """What mmengine's logger is told from here on."""
+    records = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+def _noisy_detections(ann_file, num_images=128):
+    """{image id: (boxes x1 y1 x2 y2, scores, labels)}: the truth shaken, some missed, doubled, mislabelled."""
+    coco = json.loads(ann_file.read_text())
+    label_of = {category['id']: label for label, category in enumerate(coco['categories'])}
+    rng = np.random.default_rng(0)
+    detections = {}
+    for image in coco['images'][:num_images]:
+        boxes, labels = [], []
+        for annotation in coco['annotations']:
+            if annotation['image_id'] != image['id'] or rng.random() < 0.1:
+                continue
+            box = _xyxy(annotation['bbox'])
+            for _ in range(rng.integers(1, 3)):
+                shake = rng.normal(0, 0.08, 4) * np.tile(box[2:] - box[:2], 2)
+                boxes.append(box + shake)
+                labels.append(label_of[annotation['category_id']] if rng.random() < 0.9 else rng.integers(80))
+        boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+        detections[image['id']] = (
+            boxes,
+            rng.random(len(boxes)).astype(np.float32),
+            np.array(labels, dtype=int),
+        )
+    return detections
+
+
+def _xyxy(box_xywh):
+    x, y, w, h = box_xywh
+    return np.array([x, y, x + w, y + h])
+
+
+def _samples(detections):
+    samples = []
+    for image_id, (boxes, scores, labels) in detections.items():
+        found = InstanceData(
+            bboxes=torch.from_numpy(boxes), scores=torch.from_numpy(scores), labels=torch.from_numpy(labels)
+        )
+        samples.append(DetDataSample(metainfo={'img_id': image_id}, pred_instances=found).to_dict())
+    return samples
+
+
+def _evaluate(detections, classes=COCO_CLASSES, **arguments):
+    metric = CocoMetric(**arguments)
+    metric.dataset_meta = {'classes': classes}
+    samples = _samples(detections)
+    for start in range(0, len(samples), 3):
+        metric.process(None, samples[start : start + 3])
+    return metric.evaluate(len(samples))
+
+
+def test_equals_pycocotools_run_by_hand(real_file, tmp_path):
+    detections = _noisy_detections(real_file)
+    truth = COCO(str(real_file))
+    categories = sorted(truth.getCatIds())
+    results = [
+        {
+            'image_id': image_id, 'category_id': categories[label], 'score': float(score),
+            'bbox': [float(v) for v in (b[0], b[1], b[2] - b[0], b[3] - b[1])],
+        }
+        for image_id, found in detections.items()
+        for b, score, label in zip(*found, strict=True)
+    ]  # fmt: skip
+    (tmp_path / 'results.json').write_text(json.dumps(results))
+    by_hand = COCOeval(truth, truth.loadRes(str(tmp_path / 'results.json')), 'bbox')
+    by_hand.evaluate()
+    by_hand.accumulate()
+    by_hand.summarize()
+
+    items = [*ROWS, 'AR@1', 'AR@10', 'AR@100', 'AR_s@100', 'AR_m@100', 'AR_l@100']
+    ours = _evaluate(detections, ann_file=str(real_file), metric_items=items)
+
+    assert 0.2 < by_hand.stats[0] < 0.8  # neither trivially good nor bad
+    assert list(ours) == [f'coco/bbox_{item}' for item in items]
+    np.testing.assert_allclose(list(ours.values()), by_hand.stats, atol=1e-6)
+
+
+def test_equals_the_definition_of_ap(real_file):
+    detections = _noisy_detections(real_file, num_images=40)
+    coco = json.loads(real_file.read_text())
+    label_of = {category['id']: label for label, category in enumerate(coco['categories'])}
+    truths = [
+        {
+            'image': a['image_id'], 'label': label_of[a['category_id']], 'crowd': bool(a['iscrowd']),
+            'box': _xyxy(a['bbox']),
+        }
+        for a in coco['annotations']
+        if a['image_id'] in detections
+    ]  # fmt: skip
+    assert any(truth['crowd'] for truth in truths)
+    found = [
+        {'image': image_id, 'label': label, 'box': box.astype(float), 'score': score}
+        for image_id, rows in detections.items()
+        for box, score, label in zip(*rows, strict=True)
+    ]
+
+    ours = _evaluate(detections, ann_file=str(real_file))
+
+    for name, thresholds in (('mAP', np.linspace(0.5, 0.95, 10)), ('mAP_50', [0.5]), ('mAP_75', [0.75])):
+        assert ours[f'coco/bbox_{name}'] == pytest.approx(
+            average_precision(found, truths, thresholds), abs=1e-6
+        )
+
+
+def _tiny(tmp_path, first_id=1):
+    """Two images, non-consecutive category ids, one object of each class in each image."""
+    annotations = [
+        {'image_id': image, 'category_id': category, 'bbox': [10 * category, 5, 20, 30]}
+        for image in (1, 2)
+        for category in (9, 4)
+    ]
+    coco = {
+        'images': [{'id': i, 'file_name': f'{i}.jpg', 'width': 200, 'height': 100} for i in (1, 2)],
+        'categories': [{'id': 9, 'name': 'nine'}, {'id': 4, 'name': 'four'}],
+        'annotations': [{'id': i, **a} for i, a in enumerate(annotations, start=first_id)],
+    }
+    (tmp_path / 'tiny.json').write_text(json.dumps(coco))
+    boxes = np.array([[40, 5, 60, 35], [90, 5, 110, 35]], dtype=np.float32)
+    scores, labels = np.array([0.9, 0.8], dtype=np.float32), np.array([0, 1])
+    return str(tmp_path / 'tiny.json'), {1: (boxes, scores, labels), 2: (boxes, scores, labels)}
+
+
+@pytest.mark.parametrize('first_id', [0, 1])
+def test_perfect_detections_have_ap_1_whatever_the_ids(tmp_path, first_id):
+    ann_file, detections = _tiny(tmp_path, first_id)
+
+    assert _evaluate(detections, ('four', 'nine'), ann_file=ann_file)['coco/bbox_mAP'] == pytest.approx(1)
+    swapped = _evaluate(detections, ('nine', 'four'), ann_file=ann_file)
+    assert swapped['coco/bbox_mAP'] == 0
+
+
+def test_no_detection_at_all_is_zero_not_an_error(tmp_path, logged):
+    ann_file, detections = _tiny(tmp_path)
+    none = {i: tuple(part[:0] for part in found) for i, found in detections.items()}
+
+    results = _evaluate(none, ('four', 'nine'), ann_file=ann_file)
+
+    assert results['coco/bbox_mAP'] == results['coco/bbox_mAP_50'] == results['coco/bbox_mAP_s'] == 0
+    assert results['coco/bbox_mAP_l'] == -1  # no large object to find
+    table = logged[-1].strip().splitlines()
+    assert len(table) == 12
+    assert all('Average' in row for row in table)
+
+
+def test_only_tested_images_count(tmp_path, logged):
+    ann_file, detections = _tiny(tmp_path)
+
+    results = _evaluate({1: detections[1]}, ('four', 'nine'), ann_file=ann_file)
+
+    assert results['coco/bbox_mAP'] == pytest.approx(1)
+    assert any('evaluating the 1 images tested, of 2' in line for line in logged)
+
+
+def test_the_file_may_come_from_the_data_set(tmp_path):
+    ann_file, detections = _tiny(tmp_path)
+    metric = CocoMetric()
+    metric.dataset_meta = {'classes': ('four', 'nine'), 'ann_file': ann_file}
+    metric.process(None, _samples(detections))
+    assert metric.evaluate(2)['coco/bbox_mAP'] == pytest.approx(1)
+
+    metric.dataset_meta = {'classes': ('four', 'nine')}
+    metric.process(None, _samples(detections))
+    with pytest.raises(InputError, match='CocoMetric needs ann_file'):
+        metric.evaluate(2)
+
+
+def test_per_class_ap_averages_to_the_whole(real_file, logged):
+    results = _evaluate(_noisy_detections(real_file), ann_file=str(real_file), classwise=True, prefix='own')
+
+    per_class = {k: v for k, v in results.items() if k.endswith('_precision')}
+    assert len(per_class) == 80
+    assert 'own/traffic light_precision' in per_class
+    measured = [v for v in per_class.values() if v >= 0]
+    assert np.mean(measured) == pytest.approx(results['own/bbox_mAP'])
+    table = logged[-1].strip().splitlines()
+    assert table[0].split() == ['class', 'AP', 'AP50', 'AP75', 'APs', 'APm', 'APl']
+    columns = np.array(
+        [
+            [np.nan if v == '-' else float(v) for v in row[len('baseball glove') :].split()]
+            for row in table[1:]
+        ]
+    )
+    expected = [results[f'own/bbox_{name}'] for name in ROWS]
+    np.testing.assert_allclose(np.nanmean(columns, axis=0), expected, atol=5e-4)
+
+
+def test_thresholds_and_limits_can_be_chosen(real_file):
+    detections = _noisy_detections(real_file)
+
+    usual = _evaluate(detections, ann_file=str(real_file))
+    strict = _evaluate(detections, ann_file=str(real_file), iou_thrs=[0.75])
+    mmdet = _evaluate(
+        detections, ann_file=str(real_file), proposal_nums=(100, 300, 1000), metric_items=['mAP', 'AR@1000']
+    )
+
+    assert strict['coco/bbox_mAP'] == pytest.approx(usual['coco/bbox_mAP_75'])
+    assert strict['coco/bbox_mAP_50'] == -1
+    assert mmdet['coco/bbox_mAP'] == pytest.approx(usual['coco/bbox_mAP'])
+    assert list(mmdet) == ['coco/bbox_mAP', 'coco/bbox_AR@1000']
+
+
+def test_predictions_are_written_in_cocos_format(tmp_path):
+    ann_file, detections = _tiny(tmp_path)
+    prefix = tmp_path / 'new' / 'folder' / 'run'
+
+    results = _evaluate(
+        detections, ('four', 'nine'), ann_file=ann_file, format_only=True, outfile_prefix=str(prefix)
+    )
+
+    assert results == {}
+    written = json.loads((tmp_path / 'new/folder/run.bbox.json').read_text())
+    assert os.listdir(tmp_path / 'new/folder') == ['run.bbox.json']
+    assert len(written) == 4
+    assert written[1]['image_id'] == 1
+    assert written[1]['category_id'] == 9
+    assert written[1]['bbox'] == [90, 5, 20, 30]
+    assert written[1]['score'] == pytest.approx(0.8)
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    ann_file, detections = _tiny(tmp_path)
+
+    for arguments, sentence in (
+        ({'metric': 'segm'}, "metric='segm'"),
+        ({'format_only': True}, 'needs outfile_prefix'),
+        ({'proposal_nums': (1, 10)}, r'proposal_nums=\(1, 10\)'),
+        ({'proposal_nums': (1, 10, 50)}, 'one of them 100'),
+        ({'metric_items': ['mAP_60']}, 'mAP_60'),
+        ({'ann_file': str(tmp_path / 'none.json')}, r'none\.json does not exist'),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            CocoMetric(**arguments)
+    with pytest.raises(InputError, match=r"no category named 'five'; it has 'nine', 'four'"):
+        _evaluate(detections, ('four', 'five'), ann_file=ann_file)
+    with pytest.raises(InputError, match=r'label 1, but the data set has 1 classes'):
+        _evaluate(detections, ('four',), ann_file=ann_file)
+    with pytest.raises(InputError, match=r'image id 3 was tested on, but .*tiny\.json does not list it'):
+        _evaluate({3: detections[1]}, ('four', 'nine'), ann_file=ann_file)
+
+
+def _evaluate_share(rank, world_size, ann_file, detections, folder):
+    """One of the processes of the test below: the images rank, rank + 2, ..., as mmengine's sampler deals them."""
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=world_size)
+    ids = list(detections)
+    ids += ids[: -len(ids) % world_size]  # the sampler repeats some, so that all have as many
+    metric = CocoMetric(ann_file=ann_file)
+    metric.dataset_meta = {'classes': COCO_CLASSES}
+    metric.process(None, _samples({i: detections[i] for i in ids[rank::world_size]}))
+    results = metric.evaluate(len(detections))
+    with open(f'{folder}/{rank}.json', 'w') as file:
+        json.dump(results, file)
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_what_one_gives(real_file, tmp_path):
+    detections = _noisy_detections(real_file, num_images=31)
+    alone = _evaluate(detections, ann_file=str(real_file))
+
+    torch.multiprocessing.spawn(_evaluate_share, (2, str(real_file), detections, str(tmp_path)), nprocs=2)
+
+    for rank in range(2):
+        assert json.loads((tmp_path / f'{rank}.json').read_text()) == alone
