@@ -9,6 +9,8 @@ from torchvision.ops import RoIAlign, box_area
 
 from ddetr.registry import MODELS
 
+MODELS.register_module(name='RoIAlign', module=RoIAlign)
+
 
 @MODELS.register_module()
 class SingleRoIExtractor(BaseModule):
@@ -22,9 +24,6 @@ class SingleRoIExtractor(BaseModule):
         featmap_strides: of the levels that are used, finest first.
         finest_scale: square regions below twice this side, in pixels, come from the first level. 56 is the paper's
             224 on its level 4.
-
-    Raises:
-        ValueError: any other `roi_layer`.
     """
 
     def __init__(
@@ -37,10 +36,9 @@ class SingleRoIExtractor(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         options = {'sampling_ratio': 0, 'aligned': True, **roi_layer}
-        kind = options.pop('type')
-        if kind != 'RoIAlign':
-            raise ValueError(f'roi_layer=dict(type={kind!r}): only "RoIAlign" is here')
-        self.roi_layers = nn.ModuleList(RoIAlign(spatial_scale=1 / s, **options) for s in featmap_strides)
+        self.roi_layers = nn.ModuleList(
+            MODELS.build({**options, 'spatial_scale': 1 / s}) for s in featmap_strides
+        )
         self.out_channels = out_channels
         size = options['output_size']
         self.output_size = (size, size) if isinstance(size, int) else tuple(size)

@@ -19,10 +19,9 @@ class FPN(BaseModule):
         out_channels: of all resulting levels.
         num_outs: number of resulting levels, at least `len(in_channels)`.
         conv_cfg, norm_cfg, act_cfg: as in mmcv's `ConvModule`.
-        add_extra_convs: only False: levels beyond the backbone's are every second pixel of the one before.
 
     Raises:
-        ValueError: fewer `num_outs` than `in_channels`, `add_extra_convs`, or at `forward` a wrong number of levels.
+        ValueError: fewer `num_outs` than `in_channels`, or at `forward` a wrong number of levels.
     """
 
     def __init__(
@@ -33,14 +32,9 @@ class FPN(BaseModule):
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
-        add_extra_convs: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if add_extra_convs:
-            raise ValueError(
-                f'FPN(add_extra_convs={add_extra_convs!r}) is not supported: Faster R-CNN subsamples its extra levels'
-            )
         if num_outs < len(in_channels):
             raise ValueError(f'num_outs={num_outs} is below the {len(in_channels)} levels of in_channels')
         self.num_outs = num_outs

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
+from ddetr.registry import TASK_UTILS
+
 
 def grouped_nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict[str, Any], max_num: int
@@ -17,34 +19,34 @@ def grouped_nms(
         scores: (N,).
         groups: (N,) int64.
         cfg: `dict(type='nms', iou_threshold=...)`, or `dict(type='soft_nms', iou_threshold=..., sigma=0.5,
-            min_score=0.001, method='linear' | 'gaussian')`; `class_agnostic=True` makes it one group.
+            min_score=0.001, method='linear' | 'gaussian')`.
         max_num: of boxes that are kept; no limit if not positive.
 
     Returns:
         The indices of the kept boxes (n,), best first, and their scores (n,), which soft NMS lowers.
 
     Raises:
-        ValueError: an unknown `type` or `method`, or a key that this type does not know.
+        KeyError: an unknown `type`.
+        ValueError: an unknown `method` of soft NMS.
+        TypeError: a key that this type does not know.
     """
-    options = {'type': 'nms', 'class_agnostic': False, **cfg}
-    kind = options.pop('type')
-    if options.pop('class_agnostic'):
-        groups = torch.zeros_like(groups)
-    max_num = max_num if max_num > 0 else len(boxes)
-    if kind == 'nms':
-        unknown = set(options) - {'iou_threshold'}
-    elif kind == 'soft_nms':
-        unknown = set(options) - {'iou_threshold', 'sigma', 'min_score', 'method'}
-    else:
-        raise ValueError(f'nms=dict(type={kind!r}): known are "nms" and "soft_nms"')
-    if unknown:
-        raise ValueError(f'nms=dict(type={kind!r}): unknown keys {sorted(unknown)}')
-    if kind == 'nms':
-        keep = batched_nms(boxes.float(), scores.float(), groups, options['iou_threshold'])[:max_num]
-        return keep, scores[keep]
-    return soft_nms(boxes.float(), scores.float(), groups, max_num=max_num, **options)
+    options = {'type': 'nms', **cfg, 'max_num': max_num if max_num > 0 else len(boxes)}
+    suppress = TASK_UTILS.get(options.pop('type'))
+    if suppress is None:
+        raise KeyError(f'nms={dict(cfg)}: this type is not registered, "nms" and "soft_nms" are')
+    return suppress(boxes.float(), scores.float(), groups, **options)
 
 
+@TASK_UTILS.register_module()
+def nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor, max_num: int, iou_threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Drop what overlaps a better box of its group by more than `iou_threshold`; else as `grouped_nms`."""
+    keep = batched_nms(boxes, scores, groups, iou_threshold)[:max_num]
+    return keep, scores[keep]
+
+
+@TASK_UTILS.register_module()
 def soft_nms(
     boxes: Tensor,
     scores: Tensor,
