@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument('--out', help="write the detections to this .json file, in COCO's result format")
     parser.add_argument('--show-dir', help='draw ground truth and detections of every image into this folder')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score that --show-dir draws')
+    parser.add_argument('--allow-partial', action='store_true', help='take of the checkpoint what fits')
     parser.add_argument(
         '--cfg-options',
         nargs='+',

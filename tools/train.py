@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size'
     )
+    parser.add_argument('--allow-partial', action='store_true', help='take of load_from what fits')
     parser.add_argument(
         '--cfg-options',
         nargs='+',

@@ -1,3 +1,13 @@
+from .inference import DetInferencer, inference_detector, init_detector, list_images
 from .runs import EvalOptions, TrainOptions, evaluate_detector, train_detector
 
-__all__ = ['EvalOptions', 'TrainOptions', 'evaluate_detector', 'train_detector']
+__all__ = [
+    'DetInferencer',
+    'EvalOptions',
+    'TrainOptions',
+    'evaluate_detector',
+    'inference_detector',
+    'init_detector',
+    'list_images',
+    'train_detector',
+]

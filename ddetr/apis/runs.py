@@ -10,7 +10,8 @@ from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
 from ddetr.engine import DetRunner, build_runner
-from ddetr.utils import ConfigError, InputError
+from ddetr.engine.weights import read_weights
+from ddetr.utils import CheckpointError, ConfigError, InputError
 from ddetr.utils.config import load_config
 
 
@@ -20,6 +21,8 @@ class TrainOptions(NamedTuple):
     Attributes:
         work_dir: of logs and checkpoints; the config's, or `work_dirs/<config's name>`, if None.
         resume: a training checkpoint to go on from, or 'auto' for the work directory's last.
+        allow_partial: take what fits of the weights of `load_from`, and warn, instead of refusing a file that does
+            not fit altogether.
         amp: mixed precision.
         auto_scale_lr: scale the learning rate by the batch size that is really trained with.
         launcher: 'none', or what started several processes: 'pytorch' (torchrun), 'slurm', 'mpi'.
@@ -28,6 +31,7 @@ class TrainOptions(NamedTuple):
 
     work_dir: str | None = None
     resume: str | None = None
+    allow_partial: bool = False
     amp: bool = False
     auto_scale_lr: bool = False
     launcher: str = 'none'
@@ -42,6 +46,7 @@ class EvalOptions(NamedTuple):
         out: a JSON file for the detections, in COCO's result format.
         show_dir: a folder for pictures of all images with their boxes.
         score_thr: of the boxes in these pictures.
+        allow_partial: as in training, for the checkpoint.
         launcher: as in training.
         cfg_options: values by dotted config key.
     """
@@ -50,6 +55,7 @@ class EvalOptions(NamedTuple):
     out: str | None = None
     show_dir: str | None = None
     score_thr: float = 0.3
+    allow_partial: bool = False
     launcher: str = 'none'
     cfg_options: Mapping[str, Any] = {}
 
@@ -68,6 +74,7 @@ def train_detector(config: str | Path, options: TrainOptions) -> DetRunner:
         changes['optim_wrapper.type'] = 'AmpOptimWrapper'
     if options.auto_scale_lr:
         changes['auto_scale_lr.enable'] = True
+    changes['allow_partial'] = options.allow_partial
     cfg = _load(config, changes, options.work_dir, options.launcher)
     if options.auto_scale_lr and 'base_batch_size' not in cfg.auto_scale_lr:
         raise ConfigError(
@@ -75,6 +82,8 @@ def train_detector(config: str | Path, options: TrainOptions) -> DetRunner:
             'add auto_scale_lr=dict(base_batch_size=...).'
         )
     cfg.merge_from_dict(_start(cfg, options.resume))
+    if cfg.get('load_from'):
+        _require(cfg.load_from)
     loops = ['train', 'val'] if cfg.get('val_cfg') else ['train']
     runner = build_runner(cfg, loops)
     runner.train()
@@ -102,8 +111,12 @@ def evaluate_detector(config: str | Path, checkpoint: str | Path, options: EvalO
             'test_out_dir': options.show_dir,
             'score_thr': options.score_thr,
         }
+    changes['allow_partial'] = options.allow_partial
     cfg = _load(config, changes, options.work_dir, options.launcher)
-    cfg.merge_from_dict({'load_from': str(checkpoint), 'resume': False})
+    _require(str(checkpoint))
+    cfg.merge_from_dict(
+        {'load_from': str(checkpoint), 'resume': False, **_learned_classes(cfg, str(checkpoint))}
+    )
     runner = build_runner(cfg, ['test'])
     metrics = runner.test()
     if options.out is not None and runner.rank == 0:
@@ -139,3 +152,18 @@ def _start(cfg: Config, resume: str | None) -> dict[str, Any]:
         return {'resume': False}
     moved = Path(cfg.work_dir, Path(noted).name)
     return {'load_from': str(moved if moved.exists() else noted), 'resume': True}
+
+
+def _learned_classes(cfg: Config, checkpoint: str) -> dict[str, Any]:
+    """Number the test set's classes as the checkpoint does, unless the config itself says how."""
+    dataset = cfg.test_dataloader.dataset
+    if 'ann_file' not in dataset or 'classes' in dataset.get('metainfo', {}) or '://' in checkpoint:
+        return {}
+    classes = read_weights(checkpoint).classes
+    return {} if classes is None else {'test_dataloader.dataset.metainfo.classes': classes}
+
+
+def _require(checkpoint: str) -> None:
+    """Miss a file now rather than after data sets and model are built."""
+    if '://' not in checkpoint and not Path(checkpoint).expanduser().exists():
+        raise CheckpointError(f'checkpoint {checkpoint} does not exist: check the path.')

@@ -1,5 +1,5 @@
 from . import compat  # noqa: F401 (from here on mmengine reads weight files through `read_checkpoint` only)
-from .checkpoint import load_weights, read_checkpoint
+from .checkpoint import read_checkpoint
 from .hooks import DetVisualizationHook
 from .runner import DetRunner, build_runner
 

@@ -6,20 +6,18 @@ through `torch.load(weights_only=True)` with the short list of harmless types be
 """
 
 import argparse
-import logging
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
 from ddetr.utils.errors import CheckpointError
 
@@ -60,7 +58,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: a `.safetensors` file, or anything that `torch.save` wrote.
 
     Returns:
-        What the file holds. Of a `.safetensors` file, `state_dict` and, as `meta`, its string metadata.
+        What the file holds. Of a `.safetensors` file, `state_dict` and, as `meta`, its string metadata. Without
+        `meta.config`, a text that mmengine's `Runner.resume` would run as Python.
 
     Raises:
         CheckpointError: the file is missing, truncated, no weight file, or asks for code to be run.
@@ -78,6 +77,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f'checkpoint {path} holds a {type(content).__name__}, not a dict of tensors: no weights to load.'
         )
+    if isinstance(content.get('meta'), dict):
+        content['meta'].pop('config', None)
     return content
 
 
@@ -135,40 +136,3 @@ def _refuse_inflating_zip(path: Path) -> None:
             f'checkpoint {path} is refused: its {size} bytes would unpack to {claimed}, while torch.save '
             'stores tensors uncompressed; nothing was unpacked.'
         )
-
-
-def load_weights(
-    model: nn.Module, state: Mapping[str, Tensor], path: str | Path, allow_partial: bool = False
-) -> None:
-    """Load tensors under our names into a model: all of them, or none.
-
-    Args:
-        model: receives the weights.
-        state: tensors by parameter name.
-        path: where they came from, for messages.
-        allow_partial: leave what is missing as it is, ignore what is left over, and warn.
-
-    Raises:
-        CheckpointError: names that are missing or left over, or shapes that differ.
-    """
-    own = model.state_dict()
-    faults = {
-        'lacks': [key for key in own if key not in state and not key.endswith('.num_batches_tracked')],
-        'has left over': [key for key in state if key not in own],
-        'has other shapes for': [
-            f'{key} ({tuple(state[key].shape)} instead of {tuple(own[key].shape)})'
-            for key in own
-            if key in state and state[key].shape != own[key].shape
-        ],
-    }
-    found = '; '.join(
-        f'it {fault} {len(keys)} tensors: {", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""}'
-        for fault, keys in faults.items()
-        if keys
-    )
-    if found and not allow_partial:
-        raise CheckpointError(f'checkpoint {path} does not fit the model of this config: {found}.')
-    if found:
-        print_log(f'checkpoint {path} is loaded in part: {found}.', 'current', logging.WARNING)
-    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    model.load_state_dict(fitting, strict=False)

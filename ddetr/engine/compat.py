@@ -34,14 +34,8 @@ for _registry in vars(mmengine.registry).copy().values():
 # weights_only) and picks the loader by the prefix of the file's name: each prefix leads to our reader instead.
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """mmengine's loader of local files, safe; always onto the CPU (load_state_dict moves what it takes).
-
-    `meta.config` is dropped: `Runner.resume` would run that text as Python.
-    """
-    checkpoint = read_checkpoint(filename)
-    if isinstance(checkpoint.get('meta'), dict):
-        checkpoint['meta'].pop('config', None)
-    return checkpoint
+    """mmengine's loader of local files, safe; always onto the CPU (load_state_dict moves what it takes)."""
+    return read_checkpoint(filename)
 
 
 @CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)

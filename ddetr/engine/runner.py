@@ -14,13 +14,13 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from torch import nn
 
-from ddetr.utils.config import build_error, check_config
+from ddetr.utils.config import check_config, explain_build_errors
 from ddetr.utils.errors import CheckpointError
 from ddetr.utils.files import write_atomically
 
-from .checkpoint import load_weights
 from .compat import init_cpu_group
 from .console import keep_details_out
+from .weights import load_weights, read_content
 
 
 @RUNNERS.register_module()
@@ -58,28 +58,62 @@ class DetRunner(Runner):
             )
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
-        """Load weights, of a training checkpoint or any other weight file, into the model.
+        """Load weights into the model: of a training to go on with, or of any format that `ddetr.engine.weights` knows.
 
         Raises:
             CheckpointError: the file cannot be read, does not fit the model, or, when resuming, holds no state
                 of a training to go on with.
         """
-        checkpoint = CheckpointLoader.load_checkpoint(filename, logger=self.logger)
-        step = training_step(checkpoint)
-        if self._resume and step is None:
+        content = CheckpointLoader.load_checkpoint(filename) if '://' in filename else read_content(filename)
+        if self._resume:
+            self._load_training_state(filename, content)
+        else:
+            self._load_weights(filename, content)
+        self._has_loaded = True
+        return content
+
+    def _load_training_state(self, filename: str, content: dict[str, Any]) -> None:
+        if training_step(content) is None:
             raise CheckpointError(
                 f'checkpoint {filename} cannot be resumed: it holds weights but no optimizer, schedule and '
                 f'iteration. To start a training from these weights, set load_from={filename} without --resume.'
             )
-        if step is not None and not self._resume and isinstance(self._train_loop, BaseLoop):  # in a training
+        self.call_hook('after_load_checkpoint', checkpoint=content)  # averaged weights change places here
+        try:
+            unwrap(self.model).load_state_dict(content['state_dict'])
+        except RuntimeError as error:
+            faults = ' '.join(str(error).split())[:300]
+            raise CheckpointError(
+                f'checkpoint {filename} cannot be resumed: it is of another model than this config builds ({faults}).'
+            ) from error
+
+    def _load_weights(self, filename: str, content: dict[str, Any]) -> None:
+        training = isinstance(self._train_loop, BaseLoop)
+        step = training_step(content)
+        if training and step is not None:
             self.logger.info(
                 f'load_from takes the weights of {filename} only and starts at iteration 0. To go on with the '
                 f'training that it was saved from, at iteration {step}, use --resume {filename}.'
             )
-        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        load_weights(unwrap(self.model), checkpoint.get('state_dict', checkpoint), filename)
-        self._has_loaded = True
-        return checkpoint
+        model = unwrap(self.model)
+        partial = self.cfg.get('allow_partial', False)
+        report = load_weights(model, filename, content, finetune=training, allow_partial=partial)
+        if not training and report.classes is not None:
+            self._compare_classes(filename, report.classes)
+        # hooks see what was loaded, whatever the file calls it
+        self.call_hook('after_load_checkpoint', checkpoint={**content, 'state_dict': model.state_dict()})
+
+    def _compare_classes(self, filename: str, learned: Sequence[str]) -> None:
+        tested = (self.visualizer.dataset_meta or {}).get(
+            'classes', learned
+        )  # set by the loop, from its data set
+        differing = [(a, b) for a, b in zip(learned, tested, strict=False) if a != b]
+        if differing:
+            self.logger.warning(
+                f'{filename} was trained on classes of other names than the data set that it is tested on: '
+                f'{len(differing)} differ, first {differing[0][0]!r} there and {differing[0][1]!r} here. If they are '
+                'not the same things in the same order, the results mean nothing.'
+            )
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         """Go on with the training that saved `filename`, wherever its work directory lies now."""
@@ -126,13 +160,8 @@ def build_runner(cfg: Config, loops: Sequence[str]) -> DetRunner:
         InputError: the first thing in the config that cannot be used.
     """
     check_config(cfg)
-    try:
+    with explain_build_errors():
         runner = DetRunner.from_cfg(cfg)
         for name in loops:  # now rather than when they start to run: nothing has been trained if one is wrong
             getattr(runner, f'{name}_loop')
-    except (TypeError, KeyError) as error:
-        sentence = build_error(error)
-        if sentence is None:
-            raise
-        raise sentence from error
     return runner

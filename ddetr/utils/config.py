@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ REGISTRIES |= {
 # Top-level keys that something reads: the Runner's parameters, and what it looks up in the config itself.
 READ_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
     'model_wrapper_cfg', 'sync_bn', 'find_unused_parameters', 'activation_checkpointing',
-    'efficient_conv_bn_eval', 'compile', 'custom_imports',
+    'efficient_conv_bn_eval', 'compile', 'custom_imports', 'allow_partial',
 }  # fmt: skip
 
 # Keys that the builder of a component takes out before its constructor is called.
@@ -105,14 +106,20 @@ def check_config(cfg: Config) -> None:
                 _check_place(place, REGISTRIES[key])
 
 
-def build_error(error: Exception) -> ConfigError | None:
-    """The sentence for what a constructor says of a key that it does not take, or None for other errors."""
-    message = _first_line(error)
-    if isinstance(error, TypeError) and 'unexpected keyword argument' in message:
-        return ConfigError(f'{message}: correct or remove this key in the config.')
-    if isinstance(error, KeyError) and 'is not in the' in message:
-        return ConfigError(message.split('. Please check')[0] + ': correct this type in the config.')
-    return None
+@contextmanager
+def explain_build_errors() -> Iterator[None]:
+    """Turn what a constructor says of a key that it does not take, or a type that is unknown, into one sentence."""
+    try:
+        yield
+    except TypeError as error:
+        if 'unexpected keyword argument' not in str(error):
+            raise
+        raise ConfigError(f'{_first_line(error)}: correct or remove this key in the config.') from error
+    except KeyError as error:
+        if 'is not in the' not in _first_line(error):
+            raise
+        sentence = _first_line(error).split('. Please check')[0]
+        raise ConfigError(f'{sentence}: correct this type in the config.') from error
 
 
 def _check_place(place: Place, registries: tuple[Registry, ...]) -> None:

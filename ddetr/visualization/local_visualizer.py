@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import mmcv
 import numpy as np
 from mmengine.structures import InstanceData
 from mmengine.visualization import Visualizer
 
 from ddetr.registry import VISUALIZERS
 from ddetr.structures import DetDataSample
+from ddetr.utils.files import write_atomically
 
 MIN_SIDE_PX = 480  # smaller pictures are enlarged before drawing, or the class names would cover them
 GOLDEN_RATIO = 0.618034
@@ -86,10 +86,16 @@ class DetLocalVisualizer(Visualizer):
         if show:
             self.show(picture, win_name=name, wait_time=wait_time)
         if out_file is not None:
-            Path(out_file).parent.mkdir(parents=True, exist_ok=True)
-            mmcv.imwrite(picture[..., ::-1], out_file)
+            self.write(picture, out_file)
         else:
             self.add_image(name, picture, step)
+
+    @staticmethod
+    def write(picture: np.ndarray, path: str | Path) -> None:
+        """Write an (H, W, 3) RGB picture in the format of the file name's suffix, whole or not at all."""
+        encoded, data = cv2.imencode(Path(path).suffix, picture[..., ::-1])
+        assert encoded, path
+        write_atomically(path, lambda unfinished: unfinished.write_bytes(data.tobytes()))
 
     def draw_instances(self, image: np.ndarray, instances: InstanceData) -> np.ndarray:
         """The (H, W, 3) RGB image, enlarged if small, with its boxes.
