@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Install ddetr with the versions that it is tested with: tools/install.sh [--tests]
+#   --tests  also what the test suite needs
+# Into the active virtual environment, else into .venv here, which is created. FORCE_CUDA=1 builds the op's CUDA
+# library where no GPU is visible. PYTHON names the interpreter for a new .venv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/launch.sh
+
+with_tests=false
+case "${1:-}" in
+    --tests) with_tests=true ;;
+    '') ;;
+    *) sed -n '2,5s/^# //p' "$0" >&2; exit 2 ;;
+esac
+
+step() { echo "== $*"; }
+
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ ! -x .venv/bin/python ]; then
+    step "creating .venv with $("${PYTHON:-python3}" --version)"
+    "${PYTHON:-python3}" -m venv .venv
+fi
+python=$(find_python)
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+    || { echo "error: $python is $("$python" --version), ddetr needs Python 3.10 or later: set PYTHON." >&2; exit 1; }
+
+install() { "$python" -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt "$@"; }
+
+step "1/4 build tools, PyTorch and the other packages into $("$python" -c 'import sys; print(sys.prefix)') (about 6 GB, minutes)"
+# setuptools first: packages that come as source need it, and new environments have none
+install setuptools wheel
+install -r requirements/runtime.txt
+if $with_tests; then install -r requirements/tests.txt; fi
+
+step '2/4 OpenCV'
+if ! "$python" -c 'import cv2' 2> /dev/null; then
+    # opencv-python links the libraries of a desktop; last, as other packages ask for it by that name
+    step '    opencv-python does not load here (libGL is missing): opencv-python-headless takes its place'
+    "$python" -m pip uninstall --quiet --yes opencv-python
+    install --force-reinstall --no-deps opencv-python-headless
+fi
+
+step '3/4 ddetr and its op, compiled here'
+log=$(mktemp)
+"$python" -m pip install --disable-pip-version-check --no-build-isolation --no-deps --verbose -e . > "$log" 2>&1 \
+    || { tail -n 40 "$log" >&2; echo "error: the install failed, all of its output is in $log" >&2; exit 1; }
+
+step '4/4 done:'
+"$python" - "$log" << 'PYTHON'
+import re
+import sys
+
+import ddetr
+import torch
+from ddetr_ops import _library
+
+print(f'   ddetr {ddetr.__version__}, PyTorch {torch.__version__}, Python {sys.version.split()[0]}')
+log = open(sys.argv[1], errors='replace').read()
+for name, problem in (('CPU', _library.CPU_PROBLEM), ('CUDA', _library.CUDA_PROBLEM)):
+    print(f'   the op on {name}: ' + ('compiled' if problem is None else f'LEFT OUT, {problem}'))
+for reason in re.findall(r'ddetr_ops\._C\S* was not built, .*', log):
+    print(f'   {reason}')
+PYTHON
+rm -f "$log"
+if $with_tests; then
+    echo '   tests: bash tools/run_tests.sh'
+else
+    echo '   not installed: what the tests need (tools/install.sh --tests), TensorBoard (requirements/optional.txt)'
+fi

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Everything that CI checks: tools/run_tests.sh [arguments for pytest]
+# Installs first if needed; then ruff, mypy and the whole test suite.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/launch.sh
+
+python=$(find_python)
+if ! "$python" -c 'import ddetr, ddetr_ops, hypothesis, mypy, pytest, ruff, transformers' 2> /dev/null; then
+    bash tools/install.sh --tests
+    python=$(find_python)
+fi
+echo '== ruff' && "$python" -m ruff check . && "$python" -m ruff format --check .
+echo '== mypy' && "$python" -m mypy
+echo '== pytest' && "$python" -m pytest "$@"
