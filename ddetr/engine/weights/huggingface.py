@@ -4,7 +4,7 @@
 the backbone has timm's (which are torchvision's) or those of Hugging Face's own ResNet. All of them are read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,10 +45,22 @@ class Unseen(NamedTuple):
 
     num_heads: int = 8
     num_points: int = 4
+    num_proposals: int = 300  # of the two-stage variant
     dilation: bool = False  # DC5
 
 
 USUAL = Unseen()
+
+
+def unseen_in(model_cfg: Mapping[str, Any]) -> Unseen:
+    """What a config of ours (its `model`) says of it."""
+    attention = model_cfg['encoder']['layer_cfg']['self_attn_cfg']
+    return Unseen(
+        num_heads=attention.get('num_heads', 8),
+        num_points=attention.get('num_points', 4),
+        num_proposals=model_cfg.get('num_queries', 300),
+        dilation=tuple(model_cfg['backbone'].get('dilations', (1,)))[-1] == 2,
+    )
 
 
 def style_of(state: State) -> Style:
@@ -152,7 +164,7 @@ def config_json(layout: Layout, state: State, names: Sequence[str], unseen: Unse
         'decoder_attention_heads': unseen.num_heads,
         'encoder_ffn_dim': state['encoder.layers.0.ffn.layers.0.0.weight'].shape[0],
         'decoder_ffn_dim': state['decoder.layers.0.ffn.layers.0.0.weight'].shape[0],
-        'num_queries': layout.num_queries or 300,
+        'num_queries': layout.num_queries or unseen.num_proposals,
         'dilation': unseen.dilation,
         'position_embedding_type': 'sine',
         'id2label': {str(i): name for i, name in enumerate(names)},
@@ -168,7 +180,7 @@ def config_json(layout: Layout, state: State, names: Sequence[str], unseen: Unse
         'decoder_n_points': unseen.num_points,
         'with_box_refine': layout.with_box_refine,
         'two_stage': layout.as_two_stage,
-        'two_stage_num_proposals': 300,
+        'two_stage_num_proposals': unseen.num_proposals,
     }
 
 

@@ -118,6 +118,7 @@ def reinitialise_classes(model: nn.Module, names: list[str]) -> None:
         model: whose layers they are.
         names: of their weights and biases.
     """
+    head: Any = getattr(model, 'bbox_head', None)
     for name in dict.fromkeys(name.rpartition('.')[0] for name in names):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
@@ -125,7 +126,7 @@ def reinitialise_classes(model: nn.Module, names: list[str]) -> None:
         if name.startswith('roi_head.'):  # Faster R-CNN, section 3.3: small Gaussians
             nn.init.normal_(layer.weight, std=0.01 if name.endswith('fc_cls') else 0.001)
             nn.init.zeros_(layer.bias)
-        elif model.get_submodule('bbox_head').losses.loss_cls.use_sigmoid:
+        elif head.losses.loss_cls.use_sigmoid:
             nn.init.constant_(layer.bias, bias_init_with_prob(_FOCAL_PRIOR))
 
 
