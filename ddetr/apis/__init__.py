@@ -1,4 +1,4 @@
-from .inference import DetInferencer, inference_detector, init_detector, list_images
+from .inference import DetInferencer, inference_detector, init_detector, list_images, prepare_image
 from .runs import EvalOptions, TrainOptions, evaluate_detector, train_detector
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     'inference_detector',
     'init_detector',
     'list_images',
+    'prepare_image',
     'train_detector',
 ]

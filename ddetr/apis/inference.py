@@ -175,8 +175,8 @@ def list_images(path: str | Path) -> list[Path]:
     return images
 
 
-@torch.no_grad()
-def _detect(model: Any, image: Image) -> DetDataSample:
+def prepare_image(model: Any, image: Image) -> dict[str, list]:
+    """One image as a batch for `model.data_preprocessor`, brought to size as in testing."""
     results: dict[str, Any] = {'img_id': 0, 'img_path': None}
     steps = _pipeline(model.cfg)
     if isinstance(image, np.ndarray):
@@ -186,7 +186,12 @@ def _detect(model: Any, image: Image) -> DetDataSample:
     else:
         results['img_path'] = str(image)
     packed = Compose(steps)(results)
-    return model.test_step({'inputs': [packed['inputs']], 'data_samples': [packed['data_samples']]})[0]
+    return {'inputs': [packed['inputs']], 'data_samples': [packed['data_samples']]}
+
+
+@torch.no_grad()
+def _detect(model: Any, image: Image) -> DetDataSample:
+    return model.test_step(prepare_image(model, image))[0]
 
 
 def _pipeline(cfg: Config) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 model = dict(
     type='DeformableDETR',
     num_queries=30,
-    num_feature_levels=3,
+    num_feature_levels=4,
     with_box_refine=True,
     as_two_stage=True,
     data_preprocessor=dict(
@@ -28,7 +28,7 @@ model = dict(
         out_channels=128,
         act_cfg=None,
         norm_cfg=dict(type='GN', num_groups=32),
-        num_outs=3,
+        num_outs=4,
     ),
     encoder=dict(
         num_layers=2,
