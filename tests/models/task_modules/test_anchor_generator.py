@@ -46,5 +46,5 @@ def test_rounded_with_inferred_strides_they_are_torchvisions():
 
 def test_a_wrong_number_of_levels_is_named():
     generator = AnchorGenerator(strides=[4, 8], ratios=[1.0], scales=[8])
-    with pytest.raises(ValueError, match='2 strides .* got 1 levels'):
+    with pytest.raises(ValueError, match=r'2 strides .* got 1 levels'):
         generator.grid_anchors([(3, 2)], (12, 8), CPU)

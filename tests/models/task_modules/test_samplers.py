@@ -61,7 +61,7 @@ def test_ohem_takes_the_hardest_of_each_kind():
     ):
         hardest = sorted(losses[kind].tolist(), reverse=True)[:count]
         assert losses[index].tolist() == hardest
-    with pytest.raises(ValueError, match='not in train_cfg.rpn'):
+    with pytest.raises(ValueError, match='not in train_cfg'):
         OHEMSampler(10, 0.3).sample(ASSIGNED)
 
 
