@@ -20,6 +20,14 @@ class FlatFeatures(NamedTuple):
     valid_ratios: Tensor  # (B, L, 2), (w, h): unpadded part of each level's sides
 
 
+class FlatMap(NamedTuple):
+    """One feature map laid out as a sequence of tokens, row after row."""
+
+    tokens: Tensor  # (B, S, C)
+    pos_embed: Tensor  # (B, S, C)
+    pad_mask: Tensor  # (B, S) bool, True = padding
+
+
 class EncoderProposals(NamedTuple):
     """What the two-stage variant predicts at every token of the encoder's memory."""
 

@@ -79,6 +79,19 @@ def convert(tensors: dict[str, Tensor], num_backbone_levels: int) -> dict[str, T
     return {n: v for n, v in renamed.items() if not re.match(r'^decoder\.(bbox|class)_embed', n)}
 
 
+def named_losses(terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, Tensor]:
+    """Hugging Face's unweighted terms (`loss_ce_0`, ...) under our names (`d0.loss_cls`, ...), weighted."""
+    ours = {'loss_ce': 'loss_cls', 'loss_bbox': 'loss_bbox', 'loss_giou': 'loss_iou'}
+    named = {}
+    for name, value in terms.items():
+        term = next((t for t in weights if name.startswith(t)), None)
+        if term is not None:  # the others are measures, not losses
+            suffix = name[len(term) :].removeprefix('_')
+            prefix = {'': '', 'enc': 'enc_'}.get(suffix, f'd{suffix}.')
+            named[prefix + ours[term]] = weights[term] * value
+    return named
+
+
 def randomize(model: nn.Module) -> None:
     """Fill every parameter and statistic with values that keep activations in a sane range.
 

@@ -10,7 +10,7 @@ from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatche
 
 from ddetr.models.detectors import DeformableDETR
 from ddetr.registry import MODELS
-from tests.parity.hf import convert, padded_batch, randomize
+from tests.parity.hf import convert, named_losses, padded_batch, randomize
 
 NUM_CLASSES, WIDTH, ENCODER_LAYERS, DECODER_LAYERS, QUERIES = 7, 64, 2, 3, 20
 VARIANTS = {
@@ -94,18 +94,7 @@ def their_losses(theirs, outputs, labels) -> dict[str, torch.Tensor]:
         }
         objects = [{**label, 'class_labels': torch.zeros_like(label['class_labels'])} for label in labels]
         terms |= {f'{name}_enc': value for name, value in criterion(proposals, objects).items()}
-    named = {}
-    for theirs_name, (ours_name, weight) in {
-        'loss_ce': ('loss_cls', 2.0),
-        'loss_bbox': ('loss_bbox', 5.0),
-        'loss_giou': ('loss_iou', 2.0),
-    }.items():
-        for name, value in terms.items():
-            if name.startswith(theirs_name):
-                suffix = name[len(theirs_name) :].removeprefix('_')
-                prefix = {'': '', 'enc': 'enc_'}.get(suffix, f'd{suffix}.')
-                named[prefix + ours_name] = weight * value
-    return named
+    return named_losses(terms, {'loss_ce': 2.0, 'loss_bbox': 5.0, 'loss_giou': 2.0})
 
 
 def test_logits_and_boxes_of_every_decoder_layer(pair):

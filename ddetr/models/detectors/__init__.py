@@ -1,5 +1,6 @@
 from .base_detector import BaseDetector
 from .deformable_detr import DeformableDETR
+from .detr import DETR
 from .faster_rcnn import FasterRCNN
 
-__all__ = ['BaseDetector', 'DeformableDETR', 'FasterRCNN']
+__all__ = ['DETR', 'BaseDetector', 'DeformableDETR', 'FasterRCNN']

@@ -4,7 +4,6 @@ The five systems of the paper differ in three keys: `num_feature_levels`, `with_
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddetr.models.layers import (
@@ -13,6 +12,7 @@ from ddetr.models.layers import (
     SinePositionalEncoding,
 )
 from ddetr.models.layers.deformable_transformer import token_centres
+from ddetr.models.layers.padding import pad_mask_of, pad_mask_on
 from ddetr.models.layers.positional_encoding import encode_boxes
 from ddetr.registry import MODELS
 from ddetr.structures import DetDataSample, FlatFeatures, QueryInit, SetPredictions
@@ -131,7 +131,7 @@ class DeformableDETR(BaseDetector):
         image_mask = pad_mask_of(samples, feats[0].device)  # (B, H, W)
         tokens, positions, masks, ratios = [], [], [], []
         for level, feat in enumerate(feats):
-            mask = F.interpolate(image_mask[None].float(), size=feat.shape[-2:])[0].bool()  # (B, H_l, W_l)
+            mask = pad_mask_on(feat, image_mask)  # (B, H_l, W_l)
             pos = self.positional_encoding(mask).to(feat.dtype)  # (B, C, H_l, W_l)
             tokens.append(feat.flatten(2).transpose(1, 2))
             positions.append(pos.flatten(2).transpose(1, 2) + self.level_embed[level])
@@ -190,15 +190,6 @@ class DeformableDETR(BaseDetector):
         unusable = flat.pad_mask | ~inside
         logits = (anchors / (1 - anchors)).log()
         return logits.masked_fill(unusable[..., None], torch.inf), unusable
-
-
-def pad_mask_of(samples: Samples, device: torch.device) -> Tensor:
-    """(B, H, W) bool of the padded batch, True = padding."""
-    height, width = samples[0].batch_input_shape
-    mask = torch.ones(len(samples), height, width, dtype=torch.bool, device=device)
-    for row, sample in zip(mask, samples, strict=True):
-        row[: sample.img_shape[0], : sample.img_shape[1]] = False
-    return mask
 
 
 def valid_ratio(pad_mask: Tensor) -> Tensor:

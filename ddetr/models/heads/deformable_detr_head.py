@@ -1,9 +1,7 @@
 """Deformable DETR's prediction branches, losses and selection."""
 
-import math
-
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
 from ddetr.models.layers import build_box_mlp
@@ -13,10 +11,9 @@ from ddetr.structures import (
     DetDataSample,
     EncoderProposals,
     SetPredictions,
-    SetTargets,
 )
 
-from .set_loss import SetLosses, make_targets, select_detections, set_losses
+from .set_loss import SetLosses, losses_of_all_layers, set_pred_instances
 
 
 @MODELS.register_module()
@@ -86,7 +83,7 @@ class DeformableDETRHead(BaseModule):
         Without two stages the first branch starts with small boxes (a tenth of the image: sigmoid(-2)).
         """
         for cls_branch, reg_branch in zip(self.cls_branches, self.reg_branches, strict=True):
-            nn.init.constant_(cls_branch.bias, -math.log((1 - 0.01) / 0.01))
+            nn.init.constant_(cls_branch.bias, bias_init_with_prob(0.01))
             nn.init.zeros_(reg_branch[-1].weight)
             nn.init.zeros_(reg_branch[-1].bias)
         if not self.as_two_stage:
@@ -119,31 +116,11 @@ class DeformableDETRHead(BaseModule):
         Raises:
             ValueError: the head was built without `train_cfg`.
         """
-        if self.assigner is None:
-            raise ValueError('this head was built without train_cfg.assigner: it can predict but not train')
-        targets = make_targets(samples, preds.cls_logits.device)
-        shapes = [sample.img_shape for sample in samples]
-        *auxiliary, result = set_losses(
-            preds.cls_logits, preds.boxes_cxcywh_norm, targets, shapes, self.assigner, self.losses
-        )
-        for i, layer in enumerate(auxiliary):
-            result |= {f'd{i}.{name}': value for name, value in layer.items()}
-        if preds.proposals is not None:
-            objects = [SetTargets(torch.zeros_like(t.labels), t.boxes_cxcywh_norm) for t in targets]
-            logits, boxes = (prediction[None] for prediction in preds.proposals)
-            layer = set_losses(logits, boxes, objects, shapes, self.assigner, self.losses)[0]
-            result |= {f'enc_{name}': value for name, value in layer.items()}
-        return result
+        return losses_of_all_layers(preds, samples, self.assigner, self.losses)
 
     def predict(self, preds: SetPredictions, samples: list[DetDataSample]) -> list[DetDataSample]:
         """Set each sample's `pred_instances` from the last layer's set."""
-        for sample, logits, boxes in zip(
-            samples, preds.cls_logits[-1], preds.boxes_cxcywh_norm[-1], strict=True
-        ):
-            sample.pred_instances = select_detections(
-                logits, boxes, sample, self.max_per_img, use_sigmoid=True
-            )
-        return samples
+        return set_pred_instances(preds, samples, self.max_per_img, use_sigmoid=True)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ddetr.models.task_modules import HungarianAssigner
-from ddetr.structures import DetDataSample, Matching, SetTargets
+from ddetr.structures import DetDataSample, Matching, SetPredictions, SetTargets
 
 
 class SetLosses(NamedTuple):
@@ -26,6 +26,34 @@ class Normalisers(NamedTuple):
 
     classification: Tensor  # (), matched queries, plus down-weighted background ones in softmax heads
     boxes: Tensor  # (), matched queries
+
+
+def losses_of_all_layers(
+    preds: SetPredictions,
+    samples: Sequence[DetDataSample],
+    assigner: HungarianAssigner | None,
+    losses: SetLosses,
+) -> dict[str, Tensor]:
+    """Losses of the last layer (`loss_*`), of the others (`d{i}.loss_*`) and of the proposals (`enc_loss_*`).
+
+    Raises:
+        ValueError: there is no assigner, because the head was built without `train_cfg`.
+    """
+    if assigner is None:
+        raise ValueError('this head was built without train_cfg.assigner: it can predict but not train')
+    targets = make_targets(samples, preds.cls_logits.device)
+    shapes = [sample.img_shape for sample in samples]
+    *auxiliary, result = set_losses(
+        preds.cls_logits, preds.boxes_cxcywh_norm, targets, shapes, assigner, losses
+    )
+    for i, layer in enumerate(auxiliary):
+        result |= {f'd{i}.{name}': value for name, value in layer.items()}
+    if preds.proposals is not None:
+        objects = [SetTargets(torch.zeros_like(t.labels), t.boxes_cxcywh_norm) for t in targets]
+        logits, boxes = (prediction[None] for prediction in preds.proposals)
+        layer = set_losses(logits, boxes, objects, shapes, assigner, losses)[0]
+        result |= {f'enc_{name}': value for name, value in layer.items()}
+    return result
 
 
 def make_targets(samples: Sequence[DetDataSample], device: torch.device) -> list[SetTargets]:
@@ -107,10 +135,20 @@ def _normalisers(by_image: list[list[Matching]], cls_logits: Tensor, loss_cls: n
     """
     _, batch, queries, _ = cls_logits.shape
     matched = sum(len(matchings[0].query_index) for matchings in by_image)
-    bg_weight = 0.0 if loss_cls.use_sigmoid else (getattr(loss_cls, 'bg_cls_weight', None) or 1.0)
+    bg_weight = 0.0 if loss_cls.use_sigmoid else loss_cls.bg_cls_weight
+    bg_weight = 1.0 if bg_weight is None else bg_weight
     counts = cls_logits.new_tensor([matched + (batch * queries - matched) * bg_weight, matched])
     all_reduce(counts, op='mean')
     return Normalisers(*counts.clamp(min=1).unbind())
+
+
+def set_pred_instances(
+    preds: SetPredictions, samples: list[DetDataSample], max_per_img: int, use_sigmoid: bool
+) -> list[DetDataSample]:
+    """Set each sample's `pred_instances` to the best detections of the last layer's set."""
+    for sample, logits, boxes in zip(samples, preds.cls_logits[-1], preds.boxes_cxcywh_norm[-1], strict=True):
+        sample.pred_instances = select_detections(logits, boxes, sample, max_per_img, use_sigmoid)
+    return samples
 
 
 def select_detections(

@@ -3,6 +3,7 @@ from .deformable_transformer import (
     DeformableDetrTransformerDecoder,
     DeformableDetrTransformerEncoder,
 )
+from .detr_transformer import DetrTransformerDecoder, DetrTransformerEncoder
 from .ffn import FFN, build_box_mlp
 from .positional_encoding import SinePositionalEncoding
 
@@ -10,6 +11,8 @@ __all__ = [
     'FFN',
     'DeformableDetrTransformerDecoder',
     'DeformableDetrTransformerEncoder',
+    'DetrTransformerDecoder',
+    'DetrTransformerEncoder',
     'MultiScaleDeformableAttention',
     'MultiheadAttention',
     'SinePositionalEncoding',

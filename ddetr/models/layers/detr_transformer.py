@@ -1,0 +1,113 @@
+"""Encoder and decoder of DETR (Carion et al., "End-to-End Object Detection with Transformers", appendix A.3)."""
+
+import torch
+from torch import Tensor, nn
+
+from ddetr.structures import FlatMap
+
+from .attention import MultiheadAttention
+from .deformable_transformer import check_layer_norm, init_transformer_weights
+from .ffn import FFN
+
+
+class DetrTransformerEncoderLayer(nn.Module):
+    """Self-attention among all tokens, then an FFN, each followed by its norm."""
+
+    def __init__(self, self_attn_cfg: dict, ffn_cfg: dict, norm_cfg: dict | None = None) -> None:
+        super().__init__()
+        check_layer_norm(norm_cfg)
+        self.self_attn = MultiheadAttention(**self_attn_cfg)
+        self.ffn = FFN(**ffn_cfg)
+        self.norms = nn.ModuleList(nn.LayerNorm(ffn_cfg.get('embed_dims', 256)) for _ in range(2))
+
+    def forward(self, tokens: Tensor, flat: FlatMap) -> Tensor:
+        """`tokens` (B, S, C) -> (B, S, C)."""
+        tokens = self.self_attn(tokens, tokens, tokens, flat.pos_embed, flat.pos_embed, flat.pad_mask)
+        return self.norms[1](self.ffn(self.norms[0](tokens)))
+
+
+class DetrTransformerEncoder(nn.Module):
+    """A stack of encoder layers.
+
+    Args:
+        num_layers: how many.
+        layer_cfg: keywords of `DetrTransformerEncoderLayer`.
+    """
+
+    def __init__(self, num_layers: int, layer_cfg: dict) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DetrTransformerEncoderLayer(**layer_cfg) for _ in range(num_layers))
+        init_transformer_weights(self)
+
+    def forward(self, flat: FlatMap) -> Tensor:
+        """-> memory (B, S, C)."""
+        tokens = flat.tokens
+        for layer in self.layers:
+            tokens = layer(tokens, flat)
+        return tokens
+
+
+class DetrTransformerDecoderLayer(nn.Module):
+    """Self-attention among queries, attention to the memory, FFN; each followed by its norm."""
+
+    def __init__(
+        self, self_attn_cfg: dict, cross_attn_cfg: dict, ffn_cfg: dict, norm_cfg: dict | None = None
+    ) -> None:
+        super().__init__()
+        check_layer_norm(norm_cfg)
+        self.self_attn = MultiheadAttention(**self_attn_cfg)
+        self.cross_attn = MultiheadAttention(**cross_attn_cfg)
+        self.ffn = FFN(**ffn_cfg)
+        self.norms = nn.ModuleList(nn.LayerNorm(ffn_cfg.get('embed_dims', 256)) for _ in range(3))
+
+    def forward(self, query: Tensor, query_pos: Tensor, memory: Tensor, flat: FlatMap) -> Tensor:
+        """`query`, `query_pos` (B, Q, C), `memory` (B, S, C) -> (B, Q, C)."""
+        query = self.norms[0](self.self_attn(query, query, query, query_pos, query_pos))
+        query = self.cross_attn(query, memory, memory, query_pos, flat.pos_embed, flat.pad_mask)
+        return self.norms[2](self.ffn(self.norms[1](query)))
+
+
+class DetrTransformerDecoder(nn.Module):
+    """A stack of decoder layers, and a norm that each layer's states pass on their way to the head.
+
+    Args:
+        num_layers: how many.
+        layer_cfg: keywords of `DetrTransformerDecoderLayer`.
+        post_norm_cfg: that norm, `dict(type='LN')`.
+        return_intermediate: accepted for MMDetection's configs; all layers' states are always returned.
+
+    Raises:
+        ValueError: a `post_norm_cfg` that is not a layer norm; the head would see states of any scale.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        layer_cfg: dict,
+        post_norm_cfg: dict | None = None,
+        return_intermediate: bool = True,
+    ) -> None:
+        super().__init__()
+        del return_intermediate
+        check_layer_norm(post_norm_cfg)
+        self.layers = nn.ModuleList(DetrTransformerDecoderLayer(**layer_cfg) for _ in range(num_layers))
+        self.post_norm = nn.LayerNorm(self.layers[0].norms[-1].normalized_shape)
+        init_transformer_weights(self)
+
+    def forward(self, query_pos: Tensor, memory: Tensor, flat: FlatMap) -> Tensor:
+        """Decode all queries, whose content starts as zeros.
+
+        Args:
+            query_pos: (B, Q, C), the learned queries.
+            memory: (B, S, C).
+            flat: positions and padding of the memory.
+
+        Returns:
+            The states of all N layers, (N, B, Q, C).
+        """
+        query = torch.zeros_like(query_pos)
+        hidden = []
+        for layer in self.layers:
+            query = layer(query, query_pos, memory, flat)
+            hidden.append(self.post_norm(query))  # the next layer gets the state without this norm
+        return torch.stack(hidden)
