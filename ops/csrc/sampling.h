@@ -68,11 +68,11 @@ DDETR_OPS_HD Cell<A> locate(A x, A y, int32_t height, int32_t width) {
 // Bilinear coefficients times `weight`; exactly zero for a corner that does not count, whatever the weight.
 template <typename A>
 DDETR_OPS_HD void corner_weights(const Cell<A>& cell, A weight, A (&out)[4]) {
-  const A right = weight * cell.fx, left = weight - right;
-  out[0] = cell.corners & 1u ? left * (A(1) - cell.fy) : A(0);
-  out[1] = cell.corners & 2u ? right * (A(1) - cell.fy) : A(0);
-  out[2] = cell.corners & 4u ? left * cell.fy : A(0);
-  out[3] = cell.corners & 8u ? right * cell.fy : A(0);
+  const A gx = A(1) - cell.fx, gy = A(1) - cell.fy;
+  out[0] = cell.corners & 1u ? weight * (gx * gy) : A(0);
+  out[1] = cell.corners & 2u ? weight * (cell.fx * gy) : A(0);
+  out[2] = cell.corners & 4u ? weight * (gx * cell.fy) : A(0);
+  out[3] = cell.corners & 8u ? weight * (cell.fx * cell.fy) : A(0);
 }
 
 // `products`: grad_output . value of each corner, zero for those that do not count.

@@ -4,14 +4,16 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "problem.h"
 
 namespace ddetr_ops {
@@ -19,23 +21,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-template <typename... Parts>
-void require(bool condition, const Parts&... parts) {
-  if (condition) return;
-  std::ostringstream message;
-  message << "ddetr_ops: ";
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
-
-std::string sizes_of(const Tensor& tensor) {
-  std::ostringstream text;
-  text << '(';
-  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
-  text << ')';
-  return text.str();
-}
 
 Kind kind_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
@@ -51,16 +36,6 @@ Kind kind_of(const Tensor& tensor, const char* name) {
 }
 
 Typed typed(const Tensor& tensor, const char* name) { return {tensor.data_ptr(), kind_of(tensor, name)}; }
-
-// The shape must be exactly `expected`.
-void require_sizes(const Tensor& tensor, const char* name, const char* letters, const std::vector<int64_t>& expected) {
-  bool same = tensor.dim() == int64_t(expected.size());
-  for (size_t i = 0; same && i < expected.size(); ++i) same = tensor.size(int64_t(i)) == expected[i];
-  if (same) return;
-  std::ostringstream wanted;
-  for (size_t i = 0; i < expected.size(); ++i) wanted << (i ? ", " : "") << expected[i];
-  require(false, name, " must have the shape ", letters, " = (", wanted.str(), "), got ", sizes_of(tensor));
-}
 
 std::vector<int64_t> integers(const Tensor& tensor, const char* name) {
   const bool wide = tensor.scalar_type() == ScalarType::Long;
@@ -198,37 +173,94 @@ class Scratch {
   std::unique_ptr<char[]> memory_;
 };
 
-// At least so many rows of B * Q a thread that its start is worth it.
-int64_t rows_per_thread(const Shape& s) {
-  return 1 + 65536 / (1 + s.heads * s.levels * s.points * (16 + 4 * s.channels));
+// Tokens of batch element b and head m in a tensor (B, S, M, D) of elements of so many bytes.
+Tokens in_place(const Shape& s, void* data, int64_t bytes, int64_t b, int64_t m) {
+  const int64_t first = (b * s.tokens * s.heads + m) * s.channels;
+  return {static_cast<char*>(data) + first * bytes, s.heads * s.channels};
+}
+// The same in one batch element's (M, S, D).
+Tokens in_packed(const Shape& s, void* data, int64_t bytes, int64_t m) {
+  return {static_cast<char*>(data) + m * s.tokens * s.channels * bytes, s.channels};
+}
+
+// A head's tokens lie M * D elements apart, which leaves most of the cache's sets unused. Where every token is
+// going to be read several times, it pays to copy each head's together first, a batch element at a time.
+bool worth_packing(const Shape& s) { return s.heads > 1 && s.queries * s.levels * s.points >= s.tokens; }
+
+void pack(const Shape& s, const Typed& value, int64_t bytes, int64_t b, void* packed) {
+  const size_t row = size_t(s.channels * bytes);
+  torch::stable::parallel_for(0, s.tokens, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const char* from = static_cast<const char*>(value.data) + (b * s.tokens + t) * s.heads * int64_t(row);
+      for (int64_t m = 0; m < s.heads; ++m) {
+        memcpy(static_cast<char*>(packed) + (m * s.tokens + t) * int64_t(row), from + m * int64_t(row), row);
+      }
+    }
+  });
 }
 
 Tensor forward(const Call& call) {
   const Shape& s = call.shape;
   Tensor out = torch::stable::new_empty(call.value, {s.batch, s.queries, s.heads * s.channels});
-  const Typed out_typed = typed(out, "output");
   const Kernels& k = kernels();
-  torch::stable::parallel_for(0, s.batch * s.queries, rows_per_thread(s), [&](int64_t begin, int64_t end) {
-    const Scratch scratch(k.scratch_bytes(s));
-    k.forward[call.kind()](s, call.sampling, call.value_typed, out_typed, begin, end, scratch.get());
-  });
+  const int64_t bytes = int64_t(call.value.element_size());
+  const bool packs = worth_packing(s);
+  const Scratch packed(packs ? s.tokens * s.heads * s.channels * bytes : 0);
+  // A few pieces for each thread, but none so small that its start would show.
+  const int64_t by_work = s.queries * s.levels * s.points * (16 + 4 * s.channels) / 65536;
+  const int64_t by_threads = 4 * int64_t(torch::stable::get_num_threads()) / std::max<int64_t>(s.heads, 1);
+  const int64_t pieces = std::max<int64_t>(1, std::min(by_work, by_threads));
+  // Batch elements one after the other where they share the packed memory, else all at once.
+  for (int64_t b0 = 0; b0 < s.batch; b0 += packs ? 1 : s.batch) {
+    if (packs) pack(s, call.value_typed, bytes, b0, packed.get());
+    const int64_t tasks = (packs ? 1 : s.batch) * s.heads * pieces;
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      const Scratch scratch(k.scratch_bytes(s));
+      for (int64_t task = begin; task < end; ++task) {
+        const Unit unit{b0 + task / pieces / s.heads, task / pieces % s.heads, 0};
+        const int64_t piece = task % pieces;
+        const Tokens value = packs ? in_packed(s, packed.get(), bytes, unit.m)
+                                   : in_place(s, call.value_typed.data, bytes, unit.b, unit.m);
+        k.forward[call.kind()](s, call.sampling, unit, value, out.data_ptr(), s.queries * piece / pieces,
+                               s.queries * (piece + 1) / pieces, scratch.get());
+      }
+    });
+  }
   return out;
 }
 
-void run_units(const Call& call, const Sampling& sampling, const Typed& grad_out, const Gradients& grads) {
+// The units of all batch elements, and the value's gradient from their sums.
+void run_backward(const Call& call, const Sampling& sampling, const Tensor& grad_out, const Tensor& grad_value,
+                  const SamplingGrads& grads) {
   const Shape& s = call.shape;
   const Kernels& k = kernels();
-  int64_t largest = 0;
-  for (const Level& level : call.levels) largest = std::max(largest, level.height * level.width);
-  const bool narrow = call.value_typed.kind != call.acc();
-  torch::stable::parallel_for(0, s.batch * s.heads * s.levels, 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(k.scratch_bytes(s));
-    const Scratch rows(narrow ? largest * s.channels * call.acc_bytes() : 0);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      k.backward[call.kind()](s, sampling, call.value_typed, grad_out, grads, unit, scratch.get(),
-                              narrow ? rows.get() : nullptr);
-    }
-  });
+  const int64_t bytes = int64_t(call.value.element_size()), acc_bytes = call.acc_bytes();
+  const int64_t elements = s.tokens * s.heads * s.channels, units = s.heads * s.levels;
+  const bool packs = worth_packing(s), sums_apart = packs || bytes != acc_bytes;
+  const Scratch packed(packs ? elements * bytes : 0), sums(sums_apart ? elements * acc_bytes : 0);
+  for (int64_t b = 0; b < s.batch; ++b) {
+    if (packs) pack(s, call.value_typed, bytes, b, packed.get());
+    char* to_zero = sums_apart ? static_cast<char*>(sums.get())
+                               : static_cast<char*>(grad_value.data_ptr()) + b * elements * acc_bytes;
+    torch::stable::parallel_for(0, elements, 1 << 18, [&](int64_t begin, int64_t end) {
+      memset(to_zero + begin * acc_bytes, 0, size_t((end - begin) * acc_bytes));
+    });
+    torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+      const Scratch scratch(k.scratch_bytes(s));
+      for (int64_t i = begin; i < end; ++i) {
+        const Unit unit{b, i / s.levels, i % s.levels};
+        const Tokens value = packs ? in_packed(s, packed.get(), bytes, unit.m)
+                                   : in_place(s, call.value_typed.data, bytes, b, unit.m);
+        const Tokens unit_sums = sums_apart ? in_packed(s, sums.get(), acc_bytes, unit.m)
+                                            : in_place(s, grad_value.data_ptr(), acc_bytes, b, unit.m);
+        k.backward[call.kind()](s, sampling, unit, value, grad_out.data_ptr(), unit_sums, grads, scratch.get());
+      }
+    });
+    if (!sums_apart) continue;
+    torch::stable::parallel_for(0, s.tokens, 1024, [&](int64_t begin, int64_t end) {
+      k.unpack[call.kind()](s, sums.get(), grad_value.data_ptr(), b, begin, end);
+    });
+  }
 }
 
 Tensor checked_grad_output(const Call& call, const Tensor& grad_output) {
@@ -265,8 +297,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& value, 
       check(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, nullptr);
   const Tensor grad_out = checked_grad_output(call, grad_output);
   Tensor grad_value = empty_as(call.value), grad_places = empty_as(call.places), grad_weights = empty_as(call.weights);
-  const Gradients grads{typed(grad_value, "value"), typed(grad_places, "locations"), typed(grad_weights, "weights"), {}};
-  run_units(call, call.sampling, typed(grad_out, "grad_output"), grads);
+  const SamplingGrads grads{typed(grad_places, "locations"), typed(grad_weights, "weights"), {}};
+  run_backward(call, call.sampling, grad_out, grad_value, grads);
   return {grad_value, grad_places, grad_weights};
 }
 
@@ -283,8 +315,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
   };
   Tensor grad_value = empty_as(call.value), grad_offsets = empty_as(call.places);
   Tensor grad_logits = empty_as(call.weights), grad_references = empty_as(call.references);
-  const Gradients result{typed(grad_value, "value"), typed(grad_offsets, "offsets"), typed(grad_logits, "logits"),
-                         typed(grad_references, "reference_points")};
+  const SamplingGrads result{typed(grad_offsets, "offsets"), typed(grad_logits, "logits"),
+                             typed(grad_references, "reference_points")};
 
   const Tensor probabilities = in_acc(call.weights);
   Sampling sampling = call.sampling;  // with the softmax done
@@ -297,8 +329,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
   // The units leave their results in the results' own memory where the dtype allows it.
   const Tensor raw_places = result.places.kind == call.acc() ? grad_offsets : in_acc(call.places);
   const Tensor raw_weights = result.weights.kind == call.acc() ? grad_logits : in_acc(call.weights);
-  const Gradients raw{result.value, typed(raw_places, "offsets"), typed(raw_weights, "logits"), {}};
-  run_units(call, sampling, typed(grad_out, "grad_output"), raw);
+  const SamplingGrads raw{typed(raw_places, "offsets"), typed(raw_weights, "logits"), {}};
+  run_backward(call, sampling, grad_out, grad_value, raw);
 
   torch::stable::parallel_for(0, s.batch * s.queries, 64, [&](int64_t begin, int64_t end) {
     const Scratch scratch(k.scratch_bytes(s));

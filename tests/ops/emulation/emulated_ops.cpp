@@ -1,0 +1,19 @@
+// The CUDA operators, checks and launches and kernels and all, on tests/ops/emulation/emulated_gpu.h: registered
+// for CPU tensors as torch.ops.ddetr_emulated.
+#include "bindings.cpp"
+
+STABLE_TORCH_LIBRARY(ddetr_emulated, m) {
+  m.def("ms_deform_attn_forward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e) -> Tensor");
+  m.def("ms_deform_attn_backward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, bool g)"
+        " -> (Tensor, Tensor, Tensor)");
+  m.def("ms_deform_attn_fused_forward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f) -> Tensor");
+  m.def("ms_deform_attn_fused_backward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, Tensor g, bool h)"
+        " -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ddetr_emulated, CPU, m) {
+  m.impl("ms_deform_attn_forward", TORCH_BOX(&ddetr_ops::ms_deform_attn_forward));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&ddetr_ops::ms_deform_attn_backward));
+  m.impl("ms_deform_attn_fused_forward", TORCH_BOX(&ddetr_ops::ms_deform_attn_fused_forward));
+  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&ddetr_ops::ms_deform_attn_fused_backward));
+}
