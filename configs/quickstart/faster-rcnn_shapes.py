@@ -1,0 +1,8 @@
+# Faster R-CNN on the built-in shapes (tools/make_shapes.py), to compare with the two detectors beside it.
+_base_ = [
+    '../_base_/models/faster-rcnn_tiny.py',
+    '../_base_/datasets/shapes_detection.py',
+    '../_base_/schedules/shapes_8e.py',
+    '../_base_/default_runtime.py',
+]
+train_dataloader = dict(batch_size=8)
