@@ -14,6 +14,7 @@ from mmengine.registry import OPTIM_WRAPPERS as ENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TASK_UTILS as ENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as ENGINE_TRANSFORMS
 from mmengine.registry import VISUALIZERS as ENGINE_VISUALIZERS
+from mmengine.registry import WEIGHT_INITIALIZERS as ENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 SCOPE = 'ddetr'
@@ -36,3 +37,4 @@ METRICS = _child(ENGINE_METRICS, 'ddetr.evaluation')
 HOOKS = _child(ENGINE_HOOKS, 'ddetr.engine')
 OPTIM_WRAPPERS = _child(ENGINE_OPTIM_WRAPPERS, 'ddetr.engine')
 VISUALIZERS = _child(ENGINE_VISUALIZERS, 'ddetr.visualization')
+WEIGHT_INITIALIZERS = _child(ENGINE_WEIGHT_INITIALIZERS, 'ddetr.engine')

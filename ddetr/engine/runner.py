@@ -20,7 +20,7 @@ from ddetr.utils.files import write_atomically
 
 from .compat import init_cpu_group
 from .console import keep_details_out
-from .weights import load_weights, read_content
+from .weights import load_weights, read_content, warn_of_random_backbone
 
 
 @RUNNERS.register_module()
@@ -56,6 +56,12 @@ class DetRunner(Runner):
             write_atomically(
                 Path(out_dir, filename), lambda unfinished: save(out_dir, unfinished.name, *args, **kwargs)
             )
+
+    def _init_model_weights(self) -> None:
+        """Take pretrained weights as the config says, unless `load_from` brings all of them."""
+        if self._load_from is None:
+            warn_of_random_backbone(unwrap(self.model))
+            super()._init_model_weights()
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
         """Load weights into the model: of a training to go on with, or of any format that `ddetr.engine.weights` knows.

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from ddetr.engine.weights import load_weights, read_weights, write_weights
+from ddetr.engine.weights.classes import COCO_IDS
 from ddetr.engine.weights.huggingface import unseen_in
 from ddetr.registry import MODELS
 from tests.parity.hf import padded_batch, randomize
@@ -66,8 +67,8 @@ def config(request, repo_root):
 
 def build_theirs(name: str, **more):
     if name.startswith('detr/'):
-        return DetrForObjectDetection(DetrConfig(**SMALL, **more))
-    config = DeformableDetrConfig(**SMALL, **VARIANTS[name], auxiliary_loss=True, **more)
+        return DetrForObjectDetection(DetrConfig(**{**SMALL, **more}))
+    config = DeformableDetrConfig(**{**SMALL, **VARIANTS[name], 'auxiliary_loss': True, **more})
     return DeformableDetrForObjectDetection(config)
 
 
@@ -143,3 +144,31 @@ def test_narrow_models_go_through_hugging_faces_own_resnet(version_5, repo_root,
     again = DeformableDetrForObjectDetection.from_pretrained(tmp_path / 'out')
     again.config.auxiliary_loss = True
     assert_same_outputs(ours, again)
+
+
+@pytest.mark.parametrize('name', [DEFORMABLE.format('-refine-twostage'), 'detr/detr_r50_8xb2-150e_coco.py'])
+def test_published_models_91_classes_become_cocos_80(name, repo_root, tmp_path):
+    """Class logits are those of the category ids; the proposals are rated by their row 0, which is no category."""
+    theirs = build_theirs(name, num_labels=91)
+    randomize(theirs)
+    theirs.save_pretrained(tmp_path)
+    model_cfg = shrink(Config.fromfile(repo_root / 'configs' / name).model)
+    model_cfg.bbox_head.num_classes = 80
+    ours = MODELS.build(model_cfg).eval()
+    load_weights(ours, tmp_path)
+    images, samples, mask, _ = padded_batch(NUM_CLASSES, SIZES)
+    with torch.no_grad():
+        expected = theirs.eval()(pixel_values=images, pixel_mask=mask)
+        preds = ours(images, samples, mode='tensor')
+    rows = list(COCO_IDS) + ([91] if name.startswith('detr/') else [])
+    torch.testing.assert_close(preds.cls_logits[-1], expected.logits[..., rows], atol=1e-4, rtol=0)
+    torch.testing.assert_close(preds.boxes_cxcywh_norm[-1], expected.pred_boxes, atol=1e-4, rtol=0)
+
+    torch.save({'state_dict': ours.state_dict()}, tmp_path / 'ours.pth')
+    write_weights(tmp_path / 'back', read_weights(tmp_path / 'ours.pth'), 'hf', unseen_in(model_cfg))
+    with torch.no_grad():
+        again = type(theirs).from_pretrained(tmp_path / 'back').eval()(pixel_values=images, pixel_mask=mask)
+    torch.testing.assert_close(again.logits[..., rows], preds.cls_logits[-1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(again.pred_boxes, preds.boxes_cxcywh_norm[-1], atol=1e-4, rtol=0)
+    never = [i for i in range(91) if i not in COCO_IDS]
+    assert again.logits[..., never].sigmoid().max() == 0

@@ -3,10 +3,13 @@
 Rows are those of the classification layers: `(classes, C)` weights and `(classes,)` biases.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from .layout import Layout
 from .rules import State, matches_any
 
 # COCO's annotation files leave out 10 of the ids 1 to 90.
@@ -28,6 +31,9 @@ CLASS_TEMPLATES = (
 Background = Literal['none', 'first', 'last']
 
 
+EMPTY: Mapping[str, Tensor] = MappingProxyType({})
+
+
 class _Rows(NamedTuple):
     total: int  # theirs
     taken: list[int]  # theirs, in our order
@@ -38,35 +44,62 @@ def is_class_row(name: str) -> bool:
     return matches_any(name, CLASS_TEMPLATES)
 
 
-def take_class_rows(state: State, background: Background, coco_ids: bool = True) -> State:
+def proposal_branch(layout: Layout) -> str:
+    """How the names of the class branch that rates the two-stage variant's proposals begin; '' without one.
+
+    Its row 0 says whether there is any object, in every project and with any classes: the loss gives all objects
+    label 0, and the proposals are chosen by that row alone. The other rows learn to say nothing.
+    """
+    return f'bbox_head.cls_branches.{layout.decoder_layers}.' if layout.as_two_stage else ''
+
+
+def take_class_rows(
+    state: State, background: Background, coco_ids: bool = True, proposals: str = ''
+) -> tuple[State, State]:
     """Bring another project's class rows into our order, the background last.
 
-    With `coco_ids`, as many rows as COCO has category ids are taken to be these ids, and the 80 categories' are kept.
-    Other numbers of classes all stay.
+    Args:
+        state: under our names.
+        background: where their no-object is.
+        coco_ids: take as many rows as COCO has category ids for these ids, and keep those of the 80 categories. Other
+            numbers of classes all stay.
+        proposals: see `proposal_branch`; its row 0 stays the first, in place of the first category's.
+
+    Returns:
+        The state, and the proposals' row of the first category, by name, for `put_class_rows`.
     """
-    result = dict(state)
+    result, aside = dict(state), {}
     for name in filter(is_class_row, state):
         classes = _per_class(name, state[name])
         objects = classes.shape[0] - (_has_background(name) and background != 'none')
         # torchvision's row of id 0 is the background
         coco = coco_ids and objects == NUM_COCO_IDS - (background == 'first' and _has_background(name))
-        rows = _rows(
-            name, 80 if coco else objects - (background == 'first' and _is_boxes(name)), coco, background
-        )
-        result[name] = classes[rows.taken].reshape(-1, *state[name].shape[1:])
-    return result
+        kept = len(COCO_IDS) if coco else objects - (background == 'first' and _is_boxes(name))
+        taken = _rows(name, kept, coco, background).taken
+        if coco and proposals and name.startswith(proposals):
+            aside[name] = classes[taken[0]]
+            taken = [0, *taken[1:]]
+        result[name] = classes[taken].reshape(-1, *state[name].shape[1:])
+    return result, aside
 
 
-def put_class_rows(state: State, background: Background, coco: bool) -> State:
+def put_class_rows(
+    state: State, background: Background, coco: bool, proposals: str = '', aside: Mapping[str, Tensor] = EMPTY
+) -> State:
     """The inverse of `take_class_rows`; with `coco`, ids that are no category get zero weights and never fire."""
     result = dict(state)
     for name in filter(is_class_row, state):
         classes = _per_class(name, state[name])
         objects = classes.shape[0] - (_has_background(name) and background != 'none')
-        rows = _rows(name, objects, coco and objects == len(COCO_IDS), background)
+        by_id = coco and objects == len(COCO_IDS)
+        rows = _rows(name, objects, by_id, background)
         never = name.endswith('.bias') and not _is_boxes(name)
         put = classes.new_full((rows.total, *classes.shape[1:]), NEVER_FIRES if never else 0.0)
         put[rows.taken] = classes
+        if by_id and proposals and name.startswith(proposals):
+            first = COCO_IDS[0]
+            put[[0, first]] = put[[first, 0]]
+            put[first] = aside.get(name, put[first])
         result[name] = put.reshape(-1, *state[name].shape[1:])
     return result
 

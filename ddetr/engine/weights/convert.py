@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import CheckpointError
-from .classes import is_class_row, put_class_rows, take_class_rows
+from .classes import EMPTY, is_class_row, proposal_branch, put_class_rows, take_class_rows
 from .formats import FORMATS, format_of, layout_from_theirs, recognise
 from .huggingface import AS_PUBLISHED, Style, drop_shared_branches, share_branches, style_of
 from .layout import DEFORMABLE_DETR, Layout, describe
@@ -26,6 +26,7 @@ class Converted(NamedTuple):
     unexpected: tuple[str, ...] = ()  # the source's names that its format does not have
     notes: tuple[str, ...] = ()
     style: Style = AS_PUBLISHED  # of Hugging Face's names, where they were
+    aside: Mapping[str, Tensor] = EMPTY  # rows that we have no use for but give back: see `take_class_rows`
 
 
 class Origin(NamedTuple):
@@ -33,6 +34,7 @@ class Origin(NamedTuple):
 
     with_box_refine: bool | None = None
     style: Style = AS_PUBLISHED
+    aside: Mapping[str, Tensor] = EMPTY
 
 
 UNTOLD = Origin()
@@ -70,13 +72,14 @@ def convert_state(
     if renamed.dropped:
         notes.append(f'{", ".join(renamed.dropped)} not needed')
     rows = _num_class_rows(ours)
-    ours = take_class_rows(ours, found.background, coco_ids)
+    proposals = proposal_branch(describe(ours, seen.with_box_refine))
+    ours, aside = take_class_rows(ours, found.background, coco_ids, proposals)
     if _num_class_rows(ours) < rows:
         notes.append(f'{rows} class rows by COCO id became {_num_class_rows(ours)}')
     layout = describe(ours, seen.with_box_refine)
     if found.project == 'hf' and found.family == DEFORMABLE_DETR:
         ours = share_branches(ours, layout)
-    return Converted(ours, layout, found.project, found.title, renamed.unexpected, tuple(notes), style)
+    return Converted(ours, layout, found.project, found.title, renamed.unexpected, tuple(notes), style, aside)
 
 
 def state_for(project: str, weights: Converted, coco: bool) -> Converted:
@@ -104,7 +107,7 @@ def state_for(project: str, weights: Converted, coco: bool) -> Converted:
     state = {name: tensor for name, tensor in state.items() if not name.endswith('num_batches_tracked')}
     if project == 'hf':
         state = drop_shared_branches(state, layout)
-    state = put_class_rows(state, target.background, coco)
+    state = put_class_rows(state, target.background, coco, proposal_branch(layout), weights.aside)
     renamed = to_theirs(state, target.rules(layout, weights.style))
     if renamed.unexpected:
         raise CheckpointError(
@@ -131,9 +134,10 @@ def _own_names(state: State, origin: Origin, name: str) -> Converted:
             f'{name}: its {len(state)} names, such as {next(iter(state), "none")!r}, are of no known format '
             f'(ddetr, MMDetection 3.x, {known}).'
         )
+    project, title = 'ddetr', f"ddetr's or MMDetection's {layout.family}"
     if layout.family == DEFORMABLE_DETR and not layout.neck_bias:
-        return Converted(state, layout, 'mmdet', f"MMDetection's {layout.family}", style=origin.style)
-    return Converted(state, layout, 'ddetr', f"ddetr's or MMDetection's {layout.family}", style=origin.style)
+        project, title = 'mmdet', f"MMDetection's {layout.family}"
+    return Converted(state, layout, project, title, style=origin.style, aside=origin.aside)
 
 
 def _for_mmdet(weights: Converted) -> Converted:

@@ -21,6 +21,8 @@ from .rules import State
 
 # The key of our files' meta (as JSON, since safetensors holds strings only) for `Origin`.
 ORIGIN_KEY = 'ddetr_origin'
+# How the names of `Converted.aside` begin in our files, which keep them beside the weights.
+ASIDE = 'ddetr_aside.'
 # Under which keys the projects keep the tensors in what they give to torch.save; a bare dict of them is fine too.
 _STATE_KEYS = ('state_dict', 'model', 'model_state_dict')
 _HF_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin')
@@ -64,7 +66,8 @@ def interpret(content: Mapping[str, Any], path: Path, coco_ids: bool = True) -> 
         raise CheckpointError(
             f'{path} holds no weights: its keys are {", ".join(map(str, list(content)[:8]))}.'
         )
-    weights = convert_state(state, coco_ids, _origin_of(meta), str(path))
+    aside = {name.removeprefix(ASIDE): state.pop(name) for name in list(state) if name.startswith(ASIDE)}
+    weights = convert_state(state, coco_ids, _origin_of(meta, path)._replace(aside=aside), str(path))
     return WeightsFile(path, weights, _classes_of(meta, path, weights), meta)
 
 
@@ -94,7 +97,10 @@ def write_weights(out: str | Path, file: WeightsFile, project: str, unseen: Unse
         text = json.dumps(config, indent=2)
         write_atomically(folder / 'config.json', lambda path: _write_text(path, text))
         return written
-    save_weights(out, written.state, meta_of(file), key='model' if project == 'original' else 'state_dict')
+    aside = {ASIDE + name: rows for name, rows in source.aside.items()} if project == 'ddetr' else {}
+    save_weights(
+        out, {**written.state, **aside}, meta_of(file), key='model' if project == 'original' else 'state_dict'
+    )
     return written
 
 
@@ -138,7 +144,7 @@ def _read_folder(path: Path) -> dict[str, Any]:
     return {'state_dict': state}
 
 
-def _origin_of(meta: Mapping[str, Any]) -> Origin:
+def _origin_of(meta: Mapping[str, Any], path: Path) -> Origin:
     text = meta.get(ORIGIN_KEY)
     if not isinstance(text, str):
         return UNTOLD
@@ -146,7 +152,7 @@ def _origin_of(meta: Mapping[str, Any]) -> Origin:
         origin = json.loads(text)
         return Origin(origin['with_box_refine'], Style(**origin['style']))
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f'the meta entry {ORIGIN_KEY} is damaged ({error!r}).') from error
+        raise CheckpointError(f'{path}: its meta entry {ORIGIN_KEY} is damaged ({error!r}).') from error
 
 
 def _classes_of(meta: Mapping[str, Any], path: Path, weights: Converted) -> tuple[str, ...] | None:

@@ -1,0 +1,253 @@
+"""What loading says and does when file and model do not simply fit: other variants, other classes, parts."""
+
+import json
+import logging
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from torch import nn
+from torchvision.models import resnet18
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from ddetr.engine.weights import convert_state, load_weights, read_weights, state_for, write_weights
+from ddetr.registry import MODELS
+from ddetr.utils.errors import CheckpointError
+
+DEFORMABLE = 'configs/deformable_detr/deformable-detr{}_r50_16xb2-50e_coco.py'
+WIDTH = 32
+
+
+@pytest.fixture
+def build(repo_root):
+    """Our variants on a thin ResNet, narrow and shallow: `build('-refine', classes=3)`."""
+
+    def build_variant(variant: str = '', classes: int = 80, neck_bias: bool = True) -> nn.Module:
+        model = Config.fromfile(repo_root / DEFORMABLE.format(variant)).model
+        model.num_queries = 10
+        model.backbone.update(depth=18, base_channels=8, init_cfg=None)
+        model.neck.in_channels = [64] if 'single' in variant else [16, 32, 64]
+        model.neck.out_channels = WIDTH
+        model.positional_encoding.num_feats = WIDTH // 2
+        model.bbox_head.update(num_classes=classes, embed_dims=WIDTH)
+        for part in (model.encoder, model.decoder):
+            part.num_layers = 2
+            part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=16)
+            for key in part.layer_cfg.keys() - {'ffn_cfg', 'norm_cfg'}:
+                part.layer_cfg[key].update(embed_dims=WIDTH)
+        model.neck.bias = neck_bias
+        return MODELS.build(model)
+
+    return build_variant
+
+
+def save(model: nn.Module, path, project: str = 'ddetr', **meta):
+    """A training checkpoint of `model`, converted to another project's format if one is named."""
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, path)
+    if project != 'ddetr':
+        write_weights(path, read_weights(path), project)
+    return path
+
+
+@pytest.mark.parametrize('project', ['ddetr', 'original'])
+@pytest.mark.parametrize(
+    ('held', 'built'),
+    [
+        ('-refine', ''),
+        ('', '-refine'),
+        ('-refine-twostage', '-refine'),
+        ('', '-single-scale'),
+        ('-single-scale', ''),
+    ],
+)
+def test_a_file_of_another_variant_names_its_own_config(project, held, built, build, tmp_path):
+    path = save(build(held), tmp_path / 'held.pth', project)
+    model = build(built)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        load_weights(model, path)
+    sentence = str(error.value)
+    assert sentence.startswith(f'{path} holds Deformable DETR')
+    assert DEFORMABLE.format(held) in sentence
+    assert '\n' not in sentence
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_another_number_of_classes_is_refused_unless_fine_tuned(build, tmp_path):
+    path = save(build(classes=80), tmp_path / 'coco.pth')
+    with pytest.raises(
+        CheckpointError, match=r'80 classes, but the config builds .* 3 classes: use configs/'
+    ):
+        load_weights(build(classes=3), path)
+    path = save(build(classes=3), tmp_path / 'mine.pth')
+    with pytest.raises(
+        CheckpointError, match=r'coco.py with model.backbone.depth=18 model.bbox_head.num_classes=3'
+    ):
+        load_weights(build(classes=80), path)
+
+
+@pytest.mark.parametrize('project', ['ddetr', 'original', 'mmdet'])
+def test_fine_tuning_starts_all_classification_branches_anew_and_nothing_else(project, build, tmp_path):
+    source = build('-refine-twostage', classes=80)
+    for parameter in source.bbox_head.parameters():
+        nn.init.normal_(parameter)
+    path = save(source, tmp_path / 'coco.pth', project)
+    model = build('-refine-twostage', classes=3)
+    for branch in model.bbox_head.cls_branches:
+        nn.init.constant_(branch.bias, 9.0)
+    report = load_weights(model, path, finetune=True)
+    anew = {name for name in model.state_dict() if 'cls_branches' in name}
+    assert len(anew) == 2 * (2 + 1)  # weight and bias of two decoder layers and of the encoder
+    assert set(report.reinitialised) == anew
+    assert report.missing == report.unexpected == ()
+    assert '3 classes instead of 80' in str(report)
+    for name, value in model.state_dict().items():
+        if name in anew and name.endswith('bias'):
+            assert value.sigmoid().tolist() == pytest.approx([0.01] * 3)  # the focal prior
+        elif name not in anew:
+            assert torch.equal(value, source.state_dict()[name]), name
+    assert read_weights(path).classes is None or report.classes is None
+
+
+def test_fine_tuning_detr_and_faster_rcnn(repo_root, tmp_path):
+    """Softmax classes get no prior; Faster R-CNN's boxes for each class start anew with the classes."""
+    for name, fresh in (
+        ('detr/detr_r50_8xb2-150e_coco.py', {'bbox_head.fc_cls'}),
+        (
+            'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+            {'roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg'},
+        ),
+    ):
+        config = Config.fromfile(repo_root / 'configs' / name).model
+        config.backbone.update(depth=18, base_channels=8, init_cfg=None)
+        config.neck.in_channels = [8, 16, 32, 64][-len(config.neck.in_channels) :]
+        path = save(MODELS.build(config), tmp_path / 'coco.pth')
+        head = config.bbox_head if 'bbox_head' in config else config.roi_head.bbox_head
+        head.num_classes = 4
+        report = load_weights(MODELS.build(config), path, finetune=True)
+        assert {name.rpartition('.')[0] for name in report.reinitialised} == fresh
+        assert report.missing == report.unexpected == ()
+
+
+def test_classes_travel_with_the_file(build, tmp_path):
+    path = save(build(classes=3), tmp_path / 'a.pth', dataset_meta={'classes': ('cat', 'dog', 'owl')})
+    assert load_weights(build(classes=3), path).classes == ('cat', 'dog', 'owl')
+    for project, out in (('ddetr', 'b.safetensors'), ('mmdet', 'b.pth'), ('hf', 'b')):
+        write_weights(tmp_path / out, read_weights(path), project)
+        assert read_weights(tmp_path / out).classes == ('cat', 'dog', 'owl'), project
+    labels = json.loads((tmp_path / 'b' / 'config.json').read_text())['id2label']
+    assert labels == {'0': 'cat', '1': 'dog', '2': 'owl'}
+
+
+def test_missing_and_left_over_names_are_told_and_allowed_only_on_demand(build, tmp_path):
+    source, model = build(), build()
+    state = source.state_dict()
+    del state['encoder.layers.1.norms.0.weight']
+    state['mask_head.weight'] = torch.zeros(1)
+    state['level_embed'] = torch.zeros(4, 7)
+    torch.save({'state_dict': state}, tmp_path / 'part.pth')
+    named = r'lacks 1 tensors of the model \(encoder.layers.1.norms.0.weight\); it has 1 tensors left over '
+    named += r'\(mask_head.weight\); it has other shapes \(level_embed: \(4, 7\) instead of \(4, 32\)\)'
+    before = model.level_embed.clone()
+    with pytest.raises(CheckpointError, match=named):
+        load_weights(model, tmp_path / 'part.pth')
+    report = load_weights(model, tmp_path / 'part.pth', allow_partial=True)
+    assert report.missing == ('encoder.layers.1.norms.0.weight', 'level_embed')
+    assert report.unexpected == ('mask_head.weight',)
+    assert torch.equal(model.level_embed, before)
+    assert torch.equal(model.query_embedding.weight, source.query_embedding.weight)
+
+
+def test_one_line_says_what_was_loaded(build, tmp_path, monkeypatch):
+    path, model, lines = save(build(), tmp_path / 'x.pth', 'original'), build(), []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'handlers', [handler])
+    load_weights(model, path)
+    (line,) = lines
+    assert re.search(
+        r'x.pth: the original Deformable DETR: Deformable DETR \(ResNet-18\), 4 feature levels', line
+    )
+    weights = [name for name in model.state_dict() if not name.endswith('num_batches_tracked')]
+    assert f'{len(weights)} tensors loaded; 91 class rows by COCO id became 80' in line
+
+
+def test_neck_without_biases_as_in_mmdetection(build, tmp_path):
+    without, biased = build(neck_bias=False), build()
+    report = load_weights(biased, save(without, tmp_path / 'mmdet.pth'))
+    assert 'biases of the neck, which the file does not have, set to 0' in str(report)
+    assert not biased.neck.convs[0].conv.bias.any()
+    load_weights(without, save(biased, tmp_path / 'zero.pth'))  # biases of 0 change nothing
+    nn.init.ones_(biased.neck.extra_convs[0].conv.bias)
+    with pytest.raises(
+        CheckpointError, match=r"biases in the neck's convolutions, .* set model.neck.bias=True"
+    ):
+        load_weights(without, save(biased, tmp_path / 'ones.pth'))
+    file = read_weights(tmp_path / 'ones.pth')
+    assert any('set model.neck.bias=True' in note for note in state_for('mmdet', file.weights, True).notes)
+
+
+def test_torchvisions_faster_rcnn_rows(repo_root):
+    """Background moves from the first row to the last, categories are picked by id, for boxes too."""
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    state = theirs.state_dict()
+    state['roi_heads.box_predictor.cls_score.bias'] = torch.arange(91.0)
+    state['roi_heads.box_predictor.bbox_pred.bias'] = torch.arange(364.0)
+    ours = convert_state(state)
+    assert ours.unexpected == ()
+    picked = ours.state['roi_head.bbox_head.fc_cls.bias'].tolist()
+    assert (picked[:3], picked[11], picked[-2:]) == ([1, 2, 3], 13, [90, 0])  # 12 is no category
+    boxes = ours.state['roi_head.bbox_head.fc_reg.bias'].view(-1, 4)
+    assert (boxes[:, 0] / 4).tolist() == picked[:-1]
+    config = Config.fromfile(repo_root / 'configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
+    config.backbone.init_cfg = None
+    load_weights(MODELS.build(config), 'torchvision.pth', {'state_dict': state})
+    again = state_for('torchvision', ours, coco=True).state
+    for name in again:
+        if 'box_predictor' not in name:
+            assert torch.equal(again[name], state[name]), name
+
+
+def test_pretrained_backbones(tmp_path, monkeypatch, repo_root):
+    """From torch's cache by name, from a file of a backbone or of a detector; what does not fit is an error."""
+    theirs = resnet18()
+    nn.init.normal_(theirs.bn1.weight)
+    cache = tmp_path / 'hub' / 'checkpoints'
+    cache.mkdir(parents=True)
+    torch.save(theirs.state_dict(), cache / 'resnet18-f37072fd.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    config = {'type': 'ResNet', 'depth': 18, 'init_cfg': {'type': 'Pretrained'}}
+
+    def started_from(checkpoint: str) -> nn.Module:
+        backbone = MODELS.build({**config, 'init_cfg': {'type': 'Pretrained', 'checkpoint': checkpoint}})
+        backbone.init_weights()
+        return backbone
+
+    for name in ('torchvision://resnet18', str(cache / 'resnet18-f37072fd.pth')):
+        for key, value in started_from(name).state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[key]), key
+    detector = tmp_path / 'detector.pth'
+    torch.save({f'backbone.{key}': value for key, value in theirs.state_dict().items()}, detector)
+    assert torch.equal(started_from(str(detector)).bn1.weight, theirs.bn1.weight)
+    torch.save({'layer4.0.conv1.weight': torch.zeros(1), 'conv1.weight': torch.zeros(1)}, tmp_path / 'no.pth')
+    with pytest.raises(CheckpointError, match=r'no.pth does not fit ResNet \(init_cfg=Pretrained\): 100 of'):
+        started_from(str(tmp_path / 'no.pth'))
+
+
+def test_without_a_network_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError('no network')
+
+    monkeypatch.setattr('socket.getaddrinfo', refuse)
+    monkeypatch.setattr('socket.socket.connect', refuse)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    init = {'type': 'Pretrained', 'checkpoint': 'torchvision://resnet18'}
+    backbone = MODELS.build({'type': 'ResNet', 'depth': 18, 'init_cfg': init})
+    with pytest.raises(CheckpointError) as error:
+        backbone.init_weights()
+    assert 'https://download.pytorch.org/models/resnet18-f37072fd.pth could not be fetched' in str(
+        error.value
+    )
+    assert f'put it at {tmp_path}/hub/checkpoints/resnet18-f37072fd.pth' in str(error.value)
