@@ -1,6 +1,10 @@
 """Fixtures that every test may use."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -44,3 +48,50 @@ def coco_root() -> Path:
 def checkpoint_lists() -> Path:
     """JSON files `{key: shape}` of other projects' weight files."""
     return _shared('checkpoints')
+
+
+class TinyRun(NamedTuple):
+    """A training of `tests/configs/tiny_shapes.py` that really happened, in a process of its own."""
+
+    config: Path
+    data_root: Path  # 8 training and 4 held-out images
+    work_dir: Path
+    checkpoint: Path  # after 2 epochs of 4 iterations
+    output: str  # what the terminal showed
+
+
+def run_command(*command: str | Path, expect: int = 0, **env: str) -> str:
+    """Run a command of the project in a second process; both its streams' text."""
+    process = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == expect, process.stdout[-4000:]
+    return process.stdout
+
+
+@pytest.fixture(scope='session')
+def run():
+    """`run_command`, for tests that start second processes."""
+    return run_command
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory) -> TinyRun:
+    from ddetr.datasets.shapes import ShapesRecipe, make_shapes
+
+    folder = tmp_path_factory.mktemp('tiny')
+    data_root, work_dir, config = folder / 'shapes', folder / 'run', folder / 'tiny.py'
+    make_shapes(data_root, ShapesRecipe(num_train=8, num_val=4, size=64))
+    loaders = '\n'.join(
+        f'{split}_dataloader = dict(dataset=dict(data_root={str(data_root)!r}))'
+        for split in ('train', 'val', 'test')
+    )
+    config.write_text(f'_base_ = {str(ROOT / "tests/configs/tiny_shapes.py")!r}\n{loaders}\n')
+    output = run_command(sys.executable, 'tools/train.py', config, '--work-dir', work_dir)
+    return TinyRun(config, data_root, work_dir, work_dir / 'epoch_2.pth', output)
