@@ -14,11 +14,26 @@ DEFORMABLE_VARIANTS = (
     'deformable-detr-single-scale',
     'deformable-detr-single-scale-dc5',
 )
+DETR_CONFIGS = (
+    'detr_r50_16xb4-500e_coco',
+    'detr-dc5_r50_64xb1-500e_coco',
+    'detr-dc5_r50_16xb2-50e_coco',
+    'detr-dc5-plus_r50_16xb2-50e_coco',
+)
 
 
 def narrow_deformable_detr(root: Path, variant: str, width: int = 64, num_queries: int = 20) -> ConfigDict:
     """The model config of a variant of the paper with ResNet-18 and a transformer of 1 + 2 narrow layers."""
     config = Config.fromfile(root / f'configs/deformable_detr/{variant}_r50_16xb2-50e_coco.py').model
+    return _narrow(config, width, num_queries)
+
+
+def narrow_detr(root: Path, name: str, width: int = 64, num_queries: int = 20) -> ConfigDict:
+    """The same for the model of one of DETR's rows in the table."""
+    return _narrow(Config.fromfile(root / f'configs/detr/{name}.py').model, width, num_queries)
+
+
+def _narrow(config: ConfigDict, width: int, num_queries: int) -> ConfigDict:
     config.num_queries = num_queries
     config.backbone.update(depth=18, init_cfg=None)
     config.neck.update(in_channels=[c // 4 for c in config.neck.in_channels], out_channels=width)

@@ -49,7 +49,7 @@ class DETRHead(BaseModule):
             MODELS.build(loss_bbox or {'type': 'L1Loss', 'loss_weight': 5.0}),
             MODELS.build(loss_iou or {'type': 'GIoULoss', 'loss_weight': 2.0}),
         )
-        self.use_sigmoid = self.losses.loss_cls.use_sigmoid
+        self.use_sigmoid = bool(self.losses.loss_cls.use_sigmoid)
         self.assigner = TASK_UTILS.build(train_cfg['assigner']) if train_cfg else None
         self.max_per_img = (test_cfg or {}).get('max_per_img', 100)
         self.fc_cls = nn.Linear(embed_dims, num_classes if self.use_sigmoid else num_classes + 1)

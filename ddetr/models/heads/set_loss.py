@@ -135,8 +135,11 @@ def _normalisers(by_image: list[list[Matching]], cls_logits: Tensor, loss_cls: n
     """
     _, batch, queries, _ = cls_logits.shape
     matched = sum(len(matchings[0].query_index) for matchings in by_image)
-    bg_weight = 0.0 if loss_cls.use_sigmoid else loss_cls.bg_cls_weight
-    bg_weight = 1.0 if bg_weight is None else bg_weight
+    bg_weight = getattr(loss_cls, 'bg_cls_weight', None)
+    if loss_cls.use_sigmoid:
+        bg_weight = 0.0  # the focal loss is divided by the objects alone
+    elif bg_weight is None:
+        bg_weight = 1.0
     counts = cls_logits.new_tensor([matched + (batch * queries - matched) * bg_weight, matched])
     all_reduce(counts, op='mean')
     return Normalisers(*counts.clamp(min=1).unbind())

@@ -91,7 +91,7 @@ class DetrTransformerDecoder(nn.Module):
         del return_intermediate
         check_layer_norm(post_norm_cfg)
         self.layers = nn.ModuleList(DetrTransformerDecoderLayer(**layer_cfg) for _ in range(num_layers))
-        self.post_norm = nn.LayerNorm(self.layers[0].norms[-1].normalized_shape)
+        self.post_norm = nn.LayerNorm(layer_cfg['ffn_cfg'].get('embed_dims', 256))
         init_transformer_weights(self)
 
     def forward(self, query_pos: Tensor, memory: Tensor, flat: FlatMap) -> Tensor:
