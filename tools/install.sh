@@ -58,6 +58,8 @@ print(f'   ddetr {ddetr.__version__}, PyTorch {torch.__version__}, Python {sys.v
 log = open(sys.argv[1], errors='replace').read()
 for name, problem in (('CPU', _library.CPU_PROBLEM), ('CUDA', _library.CUDA_PROBLEM)):
     print(f'   the op on {name}: ' + ('compiled' if problem is None else f'LEFT OUT, {problem}'))
+if not torch.cuda.is_available():
+    print('   (no GPU is visible; with nvcc, FORCE_CUDA=1 tools/install.sh compiles the CUDA library all the same)')
 for reason in re.findall(r'ddetr_ops\._C\S* was not built, .*', log):
     print(f'   {reason}')
 PYTHON

@@ -166,9 +166,9 @@ def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
         inner, path = cfg.get(top), top
         for key in rest:
             if isinstance(inner, (list, tuple)) and key.isdigit():
-                inner = (
-                    inner[int(key)] if int(key) < len(inner) else None
-                )  # merge_from_dict reports the latter
+                if int(key) >= len(inner):
+                    raise ConfigError(f'--cfg-options {option}: {path} has {len(inner)} items, from 0.')
+                inner = inner[int(key)]
             elif isinstance(inner, Mapping):
                 typo = (
                     key not in inner

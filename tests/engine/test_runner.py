@@ -1,0 +1,135 @@
+import logging
+import shutil
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+
+from ddetr.apis import TrainOptions, train_detector
+from ddetr.engine import DetRunner
+from ddetr.engine.console import keep_details_out
+from ddetr.utils import CheckpointError
+
+
+class Line(BaseModel):
+    """The least that a Runner trains: the mean of a linear map."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 1)
+        self.compiled = []
+
+    def forward(self, inputs, mode='tensor'):
+        self.compiled.append(torch.compiler.is_compiling())
+        return {'loss': self.linear(inputs).mean()}
+
+
+@pytest.fixture
+def line_runner(tmp_path):
+    def build(**options) -> DetRunner:
+        data = [{'inputs': torch.full((2,), float(i))} for i in range(4)]
+        return DetRunner(
+            Line(),
+            str(tmp_path),
+            train_dataloader={'dataset': data, 'sampler': {'type': 'DefaultSampler'}, 'batch_size': 2},
+            train_cfg={'by_epoch': True, 'max_epochs': 1},
+            optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1}},
+            default_scope='ddetr',
+            experiment_name=tmp_path.name,
+            **options,
+        )
+
+    return build
+
+
+def test_a_failing_save_leaves_the_earlier_checkpoint(line_runner, tmp_path, monkeypatch):
+    runner = line_runner()
+    runner.train()
+    earlier = (tmp_path / 'epoch_1.pth').read_bytes()
+
+    def fail(content, file):
+        file.write(b'half')
+        raise OSError('no space left on device')
+
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(OSError, match='no space'):
+        runner.save_checkpoint(str(tmp_path), 'epoch_1.pth')
+    assert (tmp_path / 'epoch_1.pth').read_bytes() == earlier
+    assert not list(tmp_path.glob('*unfinished*')) + list(tmp_path.glob('.*unfinished*'))
+
+
+def test_compile_is_of_the_forward_only(line_runner):
+    """mmengine compiles `train_step`, in which dynamo stumbles over the optimizer wrapper."""
+    runner = line_runner(cfg={'compile': {'backend': 'eager'}})
+    before = runner.model.linear.bias.item()
+    runner.train()
+    assert any(runner.model.compiled)
+    # two steps of the mean's gradient, which is 1 for the bias
+    assert runner.model.linear.bias.item() == pytest.approx(before - 2 * 0.1)
+
+
+def test_details_stay_out_of_the_terminal():
+    shown = []
+    handler = logging.Handler()
+    handler.emit = lambda record: shown.append(record.getMessage())
+    keep_details_out(handler)
+    for level, message in [
+        (logging.INFO, 'Config:\nmodel = dict()'),
+        (logging.WARNING, 'backbone.bn1.weight is skipped since its requires_grad=False'),
+        (logging.INFO, 'Epoch(train) [1][1/4] eta: 0:00:05'),
+        (logging.ERROR, 'Config: broken'),
+    ]:
+        handler.handle(logging.LogRecord('mmengine', level, '', 0, message, (), None))
+    assert shown == ['Epoch(train) [1][1/4] eta: 0:00:05', 'Config: broken']
+
+
+def test_resume_refuses_weights_and_says_what_to_do(tiny_run, tmp_path):
+    content = torch.load(tiny_run.checkpoint, weights_only=False)
+    torch.save({'state_dict': content['state_dict'], 'meta': content['meta']}, tmp_path / 'weights.pth')
+    options = TrainOptions(work_dir=str(tmp_path), resume=str(tmp_path / 'weights.pth'))
+    with pytest.raises(CheckpointError, match=r'cannot be resumed.*load_from=.*weights\.pth'):
+        train_detector(tiny_run.config, options)
+
+
+def test_load_from_takes_weights_only_and_says_so(tiny_run, tmp_path):
+    options = TrainOptions(
+        work_dir=str(tmp_path),
+        cfg_options={
+            'load_from': str(tiny_run.checkpoint),
+            'optim_wrapper.optimizer.lr': 0.0,
+            'train_cfg.max_epochs': 1,
+            'train_cfg.val_interval': 9,
+        },
+    )
+    runner = train_detector(tiny_run.config, options)
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert f'at iteration 8, use --resume {tiny_run.checkpoint}' in log
+    assert 'Epoch(train) [1][1/4]' in log
+    loaded = torch.load(tiny_run.checkpoint, weights_only=False)['state_dict']
+    for name, value in runner.model.state_dict().items():  # a learning rate of 0 left them as they were
+        assert torch.equal(value, loaded[name]), name
+
+
+def test_resume_into_another_model_is_refused(tiny_run, tmp_path):
+    options = TrainOptions(
+        work_dir=str(tmp_path),
+        resume=str(tiny_run.checkpoint),
+        cfg_options={'model.num_queries': 13},
+    )
+    with pytest.raises(CheckpointError, match=r'another model than this config builds.*query_embedding'):
+        train_detector(tiny_run.config, options)
+
+
+def test_a_copied_work_dir_is_resumed_in_itself(tiny_run, tmp_path):
+    """`last_checkpoint` and the best checkpoint's name hold absolute paths, of the folder copied from."""
+    copy = tmp_path / 'copy'
+    shutil.copytree(tiny_run.work_dir, copy)
+    content = torch.load(copy / 'epoch_2.pth', weights_only=False)
+    content['message_hub']['runtime_info']['best_ckpt'] = str(tiny_run.work_dir / 'best.pth')
+    content['message_hub']['resumed_keys']['best_ckpt'] = True
+    torch.save(content, copy / 'epoch_2.pth')
+    runner = train_detector(tiny_run.config, TrainOptions(work_dir=str(copy), resume='auto'))
+    assert runner.message_hub.get_info('best_ckpt') == str(copy / 'best.pth')
+    assert runner.message_hub.get_info('last_ckpt') == str(copy / 'epoch_2.pth')
+    log = max(copy.glob('*/*.log')).read_text()
+    assert 'nothing is left to train' in log

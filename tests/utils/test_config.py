@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+
+from ddetr.utils import ConfigError
+from ddetr.utils.config import check_config, explain_build_errors, load_config
+
+TINY = Path(__file__).parents[1] / 'configs' / 'tiny_shapes.py'
+
+
+def test_options_and_defaults():
+    cfg = load_config(TINY, {'model.num_queries': 5, 'train_dataloader.dataset.pipeline.2.prob': 0.25})
+    assert cfg.model.num_queries == 5
+    assert cfg.train_dataloader.dataset.pipeline[2].prob == 0.25
+    assert cfg.default_scope == 'ddetr'
+    assert cfg.randomness.seed == 0
+    check_config(cfg)
+
+
+def test_mmdetections_scope_is_ours_and_own_seeds_stay(tmp_path):
+    path = tmp_path / 'a.py'
+    path.write_text("default_scope = 'mmdet'\nrandomness = dict(seed=3)")
+    cfg = load_config(path)
+    assert cfg.default_scope == 'ddetr'
+    assert cfg.randomness.seed == 3
+    assert load_config(path, {'randomness.seed': 4}).randomness.seed == 4
+
+
+@pytest.mark.parametrize(
+    ('option', 'says'),
+    [
+        ('modell.num_queries', 'did you mean model?'),
+        ('data_root', 'a variable of the config file'),
+        ('model.encoder.num_layerz', "did you mean 'num_layers'?"),
+        ('default_hooks.chekpoint.interval', "did you mean 'checkpoint'?"),
+        ('train_dataloader.dataset.pipeline.9.prob', 'has 5 items'),
+    ],
+)
+def test_options_that_would_change_nothing(option, says):
+    with pytest.raises(ConfigError) as error:
+        load_config(TINY, {option: 1})
+    assert option in str(error.value)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'says'),
+    [
+        (
+            'model.type',
+            'DeformabelDETR',
+            "model.type='DeformabelDETR': no such part is registered; did you mean",
+        ),
+        (
+            'model.num_querys',
+            3,
+            'model.num_querys: DeformableDETR takes no such key; did you mean num_queries',
+        ),
+        ('model.backbone.depht', 18, 'model.backbone.depht: ResNet takes no such key; did you mean depth?'),
+        ('model.bbox_head.loss_cls.type', 'FokalLoss', 'did you mean FocalLoss'),
+        ('model.train_cfg.assigner.match_costs.1.weihgt', 3, 'did you mean weight?'),
+        ('train_dataloader.dataset.pipeline.2.type', 'RandomFlop', 'did you mean RandomFlip'),
+        (
+            'train_dataloader.dataset.pipeline.4.keys',
+            1,
+            'PackDetInputs takes no such key; did you mean meta_keys?',
+        ),
+        ('train_dataloader.sampler.type', 'DefaultSamplr', 'did you mean DefaultSampler?'),
+        ('val_evaluator.metrik', 'bbox', 'did you mean metric'),
+        ('optim_wrapper.optimizer.type', 'AdanW', 'did you mean AdamW'),
+        ('optim_wrapper.optimizer.lrr', 1, 'AdamW takes no such key; did you mean lr?'),
+        ('param_scheduler.0.gama', 1, 'MultiStepLR takes no such key; did you mean gamma?'),
+        ('train_cfg.max_epoch', 1, 'EpochBasedTrainLoop takes no such key; did you mean max_epochs?'),
+        ('visualizer.type', 'DetVisualizer', 'did you mean Visualizer or DetLocalVisualizer?'),
+        ('custom_hooks', [{'type': 'EMAHok'}], "custom_hooks.0.type='EMAHok'"),
+    ],
+)
+def test_wrong_types_and_keys_are_named_with_the_nearest(option, value, says):
+    cfg = load_config(TINY)
+    cfg.merge_from_dict({option: value})
+    with pytest.raises(ConfigError) as error:
+        check_config(cfg)
+    assert says in str(error.value)
+
+
+def test_a_misspelt_top_level_key(tmp_path):
+    path = tmp_path / 'a.py'
+    path.write_text(f"_base_ = {str(TINY)!r}\noptim_wraper = dict(type='OptimWrapper')")
+    with pytest.raises(ConfigError, match="'optim_wraper' is read by nothing; did you mean 'optim_wrapper'"):
+        check_config(load_config(path))
+
+
+@pytest.mark.parametrize('name', ['deformable_detr', 'quickstart'])
+def test_our_configs_pass(repo_root, name):
+    for path in sorted((repo_root / 'configs' / name).glob('*.py')):
+        check_config(load_config(path))
+
+
+@pytest.mark.parametrize(
+    ('text', 'says'),
+    [
+        (None, 'does not exist'),
+        ('model = dict(', 'cannot be read'),
+        ("_base_ = './nothing.py'", 'nothing.py'),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, text, says):
+    path = tmp_path / 'a.py'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=says) as error:
+        load_config(path)
+    assert str(path) in str(error.value)
+
+
+def test_build_errors_become_one_sentence():
+    def encoder(num_layers):
+        return num_layers
+
+    with (
+        pytest.raises(ConfigError, match="unexpected keyword argument 'num_layerz': correct or remove"),
+        explain_build_errors(),
+    ):
+        encoder(num_layerz=3)
+    with pytest.raises(TypeError, match='unsupported operand'), explain_build_errors():
+        encoder(None + 1)  # an error of the code stays what it is

@@ -1,0 +1,24 @@
+import json
+
+import pytest
+
+from ddetr.utils.files import write_atomically, write_json
+
+
+def test_an_interrupted_write_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / 'folder' / 'a.txt'
+    write_atomically(path, lambda unfinished: unfinished.write_text('first'))
+
+    def interrupted(unfinished):
+        unfinished.write_text('sec')
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, interrupted)
+    assert path.read_text() == 'first'
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_json(tmp_path):
+    write_json({'a': [1, 2.5]}, tmp_path / 'a.json')
+    assert json.loads((tmp_path / 'a.json').read_text()) == {'a': [1, 2.5]}
