@@ -1,5 +1,6 @@
 """From another project's tensors to ours and back, in memory."""
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -82,13 +83,14 @@ def convert_state(
     return Converted(ours, layout, found.project, found.title, renamed.unexpected, tuple(notes), style, aside)
 
 
-def state_for(project: str, weights: Converted, coco: bool) -> Converted:
+def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool = False) -> Converted:
     """Give our tensors another project's names, shapes and repetitions: what its own files hold.
 
     Args:
         project: one of `PROJECTS`, or 'torchvision'.
         weights: under our names.
         coco: the 80 classes are COCO's, which the other projects (but MMDetection) number by category id.
+        allow_partial: leave out tensors that the project has no place for.
 
     Raises:
         CheckpointError: the project has no such model, or no place for some of its tensors.
@@ -109,12 +111,30 @@ def state_for(project: str, weights: Converted, coco: bool) -> Converted:
         state = drop_shared_branches(state, layout)
     state = put_class_rows(state, target.background, coco, proposal_branch(layout), weights.aside)
     renamed = to_theirs(state, target.rules(layout, weights.style))
-    if renamed.unexpected:
+    if renamed.unexpected and not allow_partial:
         raise CheckpointError(
             f'{target.title} has no place for {len(renamed.unexpected)} of the tensors, such as '
-            f'{renamed.unexpected[0]}: this model cannot be written in that format.'
+            f'{renamed.unexpected[0]}: this model cannot be written in that format (without --allow-partial).'
         )
-    return weights._replace(state=renamed.state, project=project, title=target.title)
+    return weights._replace(
+        state=renamed.state, project=project, title=target.title, unexpected=renamed.unexpected
+    )
+
+
+def missing_in_layers(state: Mapping[str, Tensor]) -> list[str]:
+    """Names that some layers of a stack have and others lack: what is missing, as far as it shows without a model."""
+    stacks: dict[str, dict[str, set[str]]] = {}  # stack -> layer -> names in it
+    for name in state:
+        if match := re.fullmatch(
+            r'((?:encoder|decoder)\.layers\.|bbox_head\.\w+_branches\.)(\d+)\.(.+)', name
+        ):
+            stacks.setdefault(match[1], {}).setdefault(match[2], set()).add(match[3])
+    return [
+        f'{stack}{layer}.{name}'
+        for stack, layers in stacks.items()
+        for layer, names in layers.items()
+        for name in sorted(set.union(*layers.values()) - names)
+    ]
 
 
 def neck_biases(state: Mapping[str, Tensor]) -> list[str]:

@@ -71,7 +71,9 @@ def interpret(content: Mapping[str, Any], path: Path, coco_ids: bool = True) -> 
     return WeightsFile(path, weights, _classes_of(meta, path, weights), meta)
 
 
-def write_weights(out: str | Path, file: WeightsFile, project: str, unseen: Unseen = USUAL) -> Converted:
+def write_weights(
+    out: str | Path, file: WeightsFile, project: str, unseen: Unseen = USUAL, allow_partial: bool = False
+) -> Converted:
     """Write weights in a project's format, whole or not at all.
 
     Args:
@@ -79,15 +81,25 @@ def write_weights(out: str | Path, file: WeightsFile, project: str, unseen: Unse
         file: from `read_weights`.
         project: `ddetr`, `original`, `mmdet` or `hf`.
         unseen: for Hugging Face's `config.json`.
+        allow_partial: leave out tensors that the project has no place for.
 
     Returns:
         What was written.
+
+    Raises:
+        CheckpointError: the project has no such model, or `out` is no such place; nothing is written then.
     """
     out, source = Path(out), file.weights
+    if project == 'hf' and (out.is_file() or out.suffix in ('.pth', '.pt', '.bin')):
+        raise CheckpointError(
+            f'{out}: what Hugging Face reads is a folder (or a .safetensors file); name one.'
+        )
+    if project != 'hf' and (out.is_dir() or not out.suffix):
+        raise CheckpointError(f'{out}: name the file to write, such as {out}.pth.')
     coco = file.classes in (None, COCO_CLASSES) and source.layout.num_classes == len(COCO_CLASSES)
     if project == 'hf' and source.project != 'hf' and not source.style.hf_resnet:
         source = source._replace(style=source.style._replace(hf_resnet=style_for(source.state).hf_resnet))
-    written = state_for(project, source, coco)
+    written = state_for(project, source, coco, allow_partial)
     if project == 'hf':
         folder = out.parent if out.suffix == '.safetensors' else out
         target = out if out.suffix == '.safetensors' else out / _HF_FILES[0]

@@ -1,0 +1,184 @@
+"""The three commands for weight files, on real files."""
+
+import hashlib
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import DeformableDetrForObjectDetection
+
+from ddetr.engine.weights import load_weights
+from ddetr.registry import MODELS
+from ddetr.utils.errors import CheckpointError
+
+THIN_REFINED = """
+_base_ = '{base}'
+model = dict(
+    num_queries=10,
+    backbone=dict(depth=18, base_channels=8, init_cfg=None),
+    neck=dict(in_channels=[16, 32, 64], out_channels=32),
+    positional_encoding=dict(num_feats=16),
+    bbox_head=dict(num_classes=3, embed_dims=32),
+    encoder=dict(num_layers=2, layer_cfg=dict(
+        self_attn_cfg=dict(embed_dims=32, num_heads=4, num_points=2),
+        ffn_cfg=dict(embed_dims=32, feedforward_channels=16))),
+    decoder=dict(num_layers=2, layer_cfg=dict(
+        self_attn_cfg=dict(embed_dims=32, num_heads=4),
+        cross_attn_cfg=dict(embed_dims=32, num_heads=4, num_points=2),
+        ffn_cfg=dict(embed_dims=32, feedforward_channels=16))))
+"""
+
+
+@pytest.fixture
+def config(repo_root, tmp_path) -> Path:
+    base = repo_root / 'configs/deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py'
+    path = tmp_path / 'thin.py'
+    path.write_text(THIN_REFINED.format(base=base))
+    return path
+
+
+@pytest.fixture
+def checkpoint(config, tmp_path) -> Path:
+    """As a training saves it: with an optimizer's state and the data set's class names."""
+    model = MODELS.build(Config.fromfile(config).model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    content = {
+        'state_dict': model.state_dict(),
+        'optimizer': optimizer.state_dict(),
+        'message_hub': {},
+        'meta': {'epoch': 7, 'iter': 700, 'dataset_meta': {'classes': ('cat', 'dog', 'owl')}},
+    }
+    torch.save(content, tmp_path / 'epoch_7.pth')
+    return tmp_path / 'epoch_7.pth'
+
+
+@pytest.fixture
+def tool(repo_root, monkeypatch, capsys):
+    """Run a converter in this process and return what it prints."""
+
+    def run(name: str, *args) -> str:
+        path = repo_root / 'tools/converters' / f'{name}.py'
+        monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
+        runpy.run_path(str(path))['main']()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_convert_there_and_back(tool, config, checkpoint, tmp_path):
+    before = torch.load(checkpoint)['state_dict']
+    counters = {key for key in before if key.endswith('num_batches_tracked')}
+    zeros = {key for key in before if re.fullmatch(r'neck\..*conv\.bias', key)}
+    twice = {key for key in before if 'reg_branches' in key}  # the original's refining decoder owns them, too
+    in_projections = {key for key in before if 'in_proj' in key}  # q, k and v apart
+    for project, name, written in (
+        ('original', 'o.pth', len(before) - len(counters) + len(twice)),
+        ('mmdet', 'm.safetensors', len(before) - len(zeros)),
+        ('hf', 'h', len(before) - len(counters) + 2 * len(in_projections)),
+        ('ddetr', 'd.safetensors', len(before)),
+    ):
+        out = tool('convert_weights', checkpoint, tmp_path / name, '--to', project, '--config', config)
+        assert out.splitlines()[-1].endswith(f': {len(before)} tensors read, {written} written')
+        tool('convert_weights', tmp_path / name, tmp_path / 'back.pth', '--to', 'ddetr')
+        after = torch.load(tmp_path / 'back.pth')
+        assert json.loads(after['meta']['classes']) == ['cat', 'dog', 'owl']
+        assert before.keys() - counters - zeros <= after['state_dict'].keys() <= before.keys()
+        for key, value in after['state_dict'].items():
+            assert torch.equal(value, before[key]), (project, key)
+    theirs = DeformableDetrForObjectDetection.from_pretrained(tmp_path / 'h')
+    assert theirs.config.encoder_attention_heads == 4
+    assert theirs.config.encoder_n_points == 2
+    assert theirs.config.id2label == {0: 'cat', 1: 'dog', 2: 'owl'}
+
+
+def test_convert_refuses_what_it_cannot_do_and_writes_nothing(tool, checkpoint, tmp_path):
+    content = torch.load(checkpoint)
+    del content['state_dict']['decoder.layers.1.norms.2.bias']
+    torch.save(content, tmp_path / 'part.pth')
+    out = tmp_path / 'out.pth'
+    with pytest.raises(
+        CheckpointError, match=r'1 names missing: decoder.layers.1.norms.2.bias; .* --allow-partial'
+    ):
+        tool('convert_weights', tmp_path / 'part.pth', out, '--to', 'original')
+    content['state_dict']['mask_head.weight'] = torch.zeros(1)
+    torch.save(content, tmp_path / 'part.pth')
+    with pytest.raises(CheckpointError, match=r'not 8 heads x 4 points x 4 levels: give .* --config'):
+        tool('convert_weights', checkpoint, tmp_path / 'hf', '--to', 'hf')
+    with pytest.raises(CheckpointError, match='would overwrite what is read'):
+        tool('convert_weights', checkpoint, checkpoint, '--to', 'ddetr')
+    assert not out.exists()
+    tool('convert_weights', tmp_path / 'part.pth', out, '--to', 'original', '--allow-partial')
+    assert 'transformer.decoder.layers.1.norm3.weight' in torch.load(out)['model']
+
+
+def test_identify_tells_format_variant_and_config(tool, checkpoint, tmp_path):
+    tool('convert_weights', checkpoint, tmp_path / 'o.pth', '--to', 'original')
+    lines = dict(line.split(':', 1) for line in tool('identify', checkpoint).splitlines())
+    assert lines['model'].strip() == (
+        'Deformable DETR (ResNet-18), 4 feature levels, with box refinement, 10 queries, 3 classes'
+    )
+    assert lines['classes'].strip() == 'cat, dog, owl'
+    assert lines['trained'].strip() == 'epoch 7, iter 700'
+    out = tool('identify', tmp_path / 'o.pth')
+    assert 'format:   the original Deformable DETR\n' in out
+    assert 'config:   configs/deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py\n' in out
+
+
+def test_published_file_holds_the_weights_and_nothing_else(tool, config, checkpoint, tmp_path):
+    path = Path(tool('publish_model', checkpoint, tmp_path / 'mine.safetensors').strip())
+    assert path.name == f'mine-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.safetensors'
+    before = torch.load(checkpoint)['state_dict']
+    after = load_file(path)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in after)
+    with safe_open(path, 'pt') as file:
+        assert file.metadata()['epoch'] == '7'
+    report = load_weights(MODELS.build(Config.fromfile(config).model), path)
+    assert report.classes == ('cat', 'dog', 'owl')
+    assert list(tmp_path.glob('.*')) == []
+
+
+class Executes:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.marker}',)
+
+
+@pytest.mark.parametrize(
+    ('name', 'more'),
+    [('convert_weights', ['out.pth', '--to', 'ddetr']), ('identify', []), ('publish_model', ['o'])],
+)
+def test_no_converter_executes_a_file(name, more, tool, tmp_path):
+    marker = tmp_path / 'executed'
+    torch.save({'state_dict': {'a': Executes(marker)}}, tmp_path / 'evil.pth')
+    more = [str(tmp_path / 'o.safetensors') if part == 'o' else part for part in more]
+    with pytest.raises(CheckpointError, match=r'evil.pth is refused: it asks for (posix|nt).system'):
+        tool(name, tmp_path / 'evil.pth', *more)
+    assert not marker.exists()
+
+
+def test_command_line_ends_with_one_sentence(repo_root, tmp_path):
+    """In a process of its own, as people call it."""
+    (tmp_path / 'cut.safetensors').write_bytes(b'\x10\x00\x00\x00')
+    run = subprocess.run(
+        [sys.executable, repo_root / 'tools/converters/identify.py', tmp_path / 'cut.safetensors'],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(repo_root)},
+    )
+    assert run.returncode == 2
+    assert run.stdout == ''
+    assert re.fullmatch(
+        r'error: checkpoint \S+cut.safetensors is no valid safetensors file, .*\n', run.stderr
+    )

@@ -1,0 +1,76 @@
+"""Convert weights: `python tools/converters/convert_weights.py IN OUT --to {ddetr,original,mmdet,hf}`.
+
+IN is a file or folder of any format that ddetr reads; `identify.py` says which one it is. OUT is a `.pth` or
+`.safetensors` file; for Hugging Face a folder, which `from_pretrained` loads.
+"""
+
+import argparse
+from pathlib import Path
+
+from ddetr.engine.weights import (
+    PROJECTS,
+    USUAL,
+    WeightsFile,
+    load_weights,
+    missing_in_layers,
+    read_weights,
+    unseen_in,
+    write_weights,
+)
+from ddetr.registry import MODELS
+from ddetr.utils import CheckpointError
+from ddetr.utils.cli import run_cli
+from ddetr.utils.config import load_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('source', metavar='IN', help='weight file, or folder from Hugging Face')
+    parser.add_argument('out', metavar='OUT', help='file to write; for hf a folder')
+    parser.add_argument('--to', choices=PROJECTS, required=True, help='format to write')
+    parser.add_argument(
+        '--config',
+        help='the config that the weights belong to: to check that they are complete, and to tell Hugging Face what '
+        'weights do not show (DC5, heads, points, proposals); without it the published ones are meant',
+    )
+    parser.add_argument(
+        '--allow-partial', action='store_true', help='go on where names are missing or left over'
+    )
+    args = parser.parse_args()
+    if Path(args.out).resolve() == Path(args.source).resolve():
+        raise CheckpointError(f'{args.out} would overwrite what is read: name another OUT.')
+    file = read_weights(args.source)
+    unseen = USUAL
+    if args.config:
+        model_cfg = load_config(args.config).model
+        load_weights(MODELS.build(model_cfg), args.source, allow_partial=args.allow_partial)
+        if args.to == 'hf':
+            unseen = unseen_in(model_cfg)
+    faults = list_faults(file)
+    if faults and not args.allow_partial:
+        raise CheckpointError(f'{args.source}: {faults}; to convert the rest, give --allow-partial.')
+    written = write_weights(args.out, file, args.to, unseen, args.allow_partial)
+    notes = [*written.notes, *([faults] if faults else [])]
+    if args.to == 'hf' and not args.config:
+        notes.append('config.json says 8 heads, 4 points and no DC5: give --config if that is wrong')
+    print(
+        f'{args.source} ({file.weights.title}: {file.weights.layout}) -> {args.out} ({written.title}): '
+        f'{len(file.weights.state)} tensors read, {len(written.state)} written'
+        + ''.join(f'; {note}' for note in notes)
+    )
+
+
+def list_faults(file: WeightsFile) -> str:
+    """What is left over or missing, as far as it shows without a model; '' if nothing."""
+    faults = []
+    if file.weights.unexpected:
+        faults.append(f'{len(file.weights.unexpected)} names left over: {", ".join(file.weights.unexpected)}')
+    if missing := missing_in_layers(file.weights.state):
+        faults.append(f'{len(missing)} names missing: {", ".join(missing)}')
+    return '; '.join(faults)
+
+
+if __name__ == '__main__':
+    run_cli(main)
