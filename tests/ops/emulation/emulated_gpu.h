@@ -48,6 +48,7 @@ struct Block {
   std::vector<unsigned char> shared;
   unsigned index = 0;
   int current = 0;
+  int64_t additions = 0;  // to global memory, since the program started
 };
 
 inline Block& machine() {
@@ -117,6 +118,7 @@ inline int fetch_add(int* at, int value) { return std::exchange(*at, *at + value
 template <typename A, int N>
 void reduce_add(A* at, const A (&values)[N]) {
   for (int i = 0; i < N; ++i) at[i] += values[i];
+  ++machine().additions;
 }
 
 // Lets waiting threads go on where all their partners wait too. False: nobody can.
