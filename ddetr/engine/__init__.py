@@ -7,7 +7,5 @@ __all__ = [
     'DetRunner',
     'DetVisualizationHook',
     'build_runner',
-    'load_weights',
     'read_checkpoint',
-    'write_atomically',
 ]

@@ -13,9 +13,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import DeformableDetrForObjectDetection
 
+from ddetr.apis import inference_detector, init_detector
 from ddetr.engine.weights import load_weights
 from ddetr.registry import MODELS
 from ddetr.utils.errors import CheckpointError
@@ -145,6 +146,51 @@ def test_published_file_holds_the_weights_and_nothing_else(tool, config, checkpo
     report = load_weights(MODELS.build(Config.fromfile(config).model), path)
     assert report.classes == ('cat', 'dog', 'owl')
     assert list(tmp_path.glob('.*')) == []
+
+
+def test_a_detector_finds_the_same_from_every_format(tool, config, checkpoint, coco_root, tmp_path):
+    """Each format through the call that demo and tests use, on a real image."""
+    image = str(next(coco_root.glob('val*/*.jpg')))
+    options = {'test_dataloader.dataset.pipeline.1.scale': (128, 96)}
+    content = torch.load(checkpoint)
+    randomize_branches(content['state_dict'])
+    torch.save(content, checkpoint)
+    found = {}
+    for project, name in (('ddetr', 'd.safetensors'), ('original', 'o.pth'), ('mmdet', 'm.pth'), ('hf', 'h')):
+        tool('convert_weights', checkpoint, tmp_path / name, '--to', project, '--config', config)
+        model = init_detector(config, tmp_path / name, 'cpu', options)
+        assert model.dataset_meta['classes'] == ('cat', 'dog', 'owl')
+        found[project] = inference_detector(model, image).pred_instances
+    assert found['ddetr'].scores.std() > 0.01
+    for project, detections in found.items():
+        for key in ('scores', 'labels', 'bboxes'):
+            assert torch.equal(detections[key], found['ddetr'][key]), (project, key)
+
+
+def randomize_branches(state: dict[str, torch.Tensor]) -> None:
+    """Make a fresh model say different things of different places."""
+    for name, value in state.items():
+        if '_branches.' in name:
+            torch.nn.init.normal_(value, std=0.5)
+
+
+def test_folder_of_shards_is_read_and_points_nowhere_else(tool, config, checkpoint, tmp_path):
+    tool('convert_weights', checkpoint, tmp_path / 'h', '--to', 'hf', '--config', config)
+    state = load_file(tmp_path / 'h/model.safetensors')
+    names = sorted(state)
+    shards = {'model-00001-of-00002.safetensors': names[::2], 'model-00002-of-00002.safetensors': names[1::2]}
+    for shard, part in shards.items():
+        save_file({name: state[name] for name in part}, tmp_path / 'h' / shard)
+    (tmp_path / 'h/model.safetensors').unlink()
+    index = tmp_path / 'h/model.safetensors.index.json'
+    index.write_text(json.dumps({'weight_map': {name: s for s, part in shards.items() for name in part}}))
+    report = load_weights(MODELS.build(Config.fromfile(config).model), tmp_path / 'h')
+    assert report.missing == report.unexpected == ()
+    index.write_text(json.dumps({'weight_map': {'a': '../h/model-00001-of-00002.safetensors'}}))
+    with pytest.raises(
+        CheckpointError, match=r"names '../h/model-0.*', which is no .safetensors file in its folder"
+    ):
+        tool('identify', tmp_path / 'h')
 
 
 class Executes:

@@ -61,13 +61,19 @@ def interpret(content: Mapping[str, Any], path: Path, coco_ids: bool = True) -> 
     meta = content.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     inner = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), Mapping)), content)
-    state = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    state = {
+        name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not state:
         raise CheckpointError(
             f'{path} holds no weights: its keys are {", ".join(map(str, list(content)[:8]))}.'
         )
     aside = {name.removeprefix(ASIDE): state.pop(name) for name in list(state) if name.startswith(ASIDE)}
-    weights = convert_state(state, coco_ids, _origin_of(meta, path)._replace(aside=aside), str(path))
+    origin = _origin_of(meta, path)._replace(aside=aside)
+    try:
+        weights = convert_state(state, coco_ids, origin, str(path))
+    except (IndexError, RuntimeError) as error:  # tensors of shapes that no model has
+        raise CheckpointError(f'{path}: its names are known, but not their shapes ({error}).') from error
     return WeightsFile(path, weights, _classes_of(meta, path, weights), meta)
 
 
@@ -150,8 +156,10 @@ def _read_folder(path: Path) -> dict[str, Any]:
         raise CheckpointError(f'{path / name} is no index of weight files ({error!r}).') from error
     state: State = {}
     for shard in shards:
-        if Path(shard).name != shard:
-            raise CheckpointError(f'{path / name} names {shard!r}, which is outside its folder.')
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith('.safetensors'):
+            raise CheckpointError(
+                f'{path / name} names {shard!r}, which is no .safetensors file in its folder.'
+            )
         state |= read_checkpoint(path / shard)['state_dict']
     return {'state_dict': state}
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.dist import broadcast
 from mmengine.logging import print_log
 from mmengine.model import bias_init_with_prob
 from torch import nn
@@ -129,8 +128,6 @@ def reinitialise_classes(model: nn.Module, names: list[str]) -> None:
             nn.init.zeros_(layer.bias)
         elif head.losses.loss_cls.use_sigmoid:
             nn.init.constant_(layer.bias, bias_init_with_prob(_FOCAL_PRIOR))
-        for parameter in layer.parameters():
-            broadcast(parameter.data)  # several processes must start from the same
 
 
 def _refuse_other_model(file: WeightsFile, built: Layout, ignore_classes: bool) -> None:
