@@ -1,7 +1,7 @@
 """Curves of a training, from the scalars that mmengine's local backend writes."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import matplotlib.figure
@@ -49,11 +49,8 @@ def draw_curves(work_dir: str | Path, keys: Iterable[str], out_file: str | Path)
     Raises:
         InputError: a key that was not logged; the message names those that were.
     """
-    scalars = read_scalars(work_dir)
     keys = list(keys)
-    absent = [key for key in keys if key not in scalars]
-    if absent:
-        raise InputError(f'{work_dir} has no scalar {absent[0]!r}; it has {", ".join(sorted(scalars))}.')
+    scalars = _read(work_dir, keys)
     figure = matplotlib.figure.Figure(figsize=(7, 2.6 * len(keys)), layout='constrained')
     for axes, key in zip(figure.subplots(len(keys), squeeze=False)[:, 0], keys, strict=True):
         steps, values = zip(*scalars[key], strict=True)
@@ -61,6 +58,42 @@ def draw_curves(work_dir: str | Path, keys: Iterable[str], out_file: str | Path)
         axes.set_ylabel(key)
         axes.set_xlabel('step')
         axes.grid(alpha=0.3)
+    return _save(figure, out_file)
+
+
+def draw_comparison(work_dirs: Mapping[str, str | Path], key: str, out_file: str | Path) -> Path:
+    """Draw one scalar of several trainings into one diagram.
+
+    Args:
+        work_dirs: of the trainings, by the names that the legend gives them.
+        key: the scalar, such as `coco/bbox_mAP`.
+        out_file: the picture, `.png`, `.pdf` or `.svg`.
+
+    Raises:
+        InputError: a training did not log the key; the message names what it did log.
+    """
+    figure = matplotlib.figure.Figure(figsize=(7, 4.2), layout='constrained')
+    axes = figure.subplots()
+    for name, work_dir in work_dirs.items():
+        steps, values = zip(*_read(work_dir, [key])[key], strict=True)
+        axes.plot(steps, values, label=name, marker='o' if len(steps) < 30 else None, markersize=3)
+    axes.set_ylabel(key)
+    axes.set_xlabel('step')
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _save(figure, out_file)
+
+
+def _read(work_dir: str | Path, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+    """`read_scalars`, after a check that all `keys` are there."""
+    scalars = read_scalars(work_dir)
+    for key in keys:
+        if key not in scalars:
+            raise InputError(f'{work_dir} has no scalar {key!r}; it has {", ".join(sorted(scalars))}.')
+    return scalars
+
+
+def _save(figure: matplotlib.figure.Figure, out_file: str | Path) -> Path:
     Path(out_file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_file, dpi=150)
     return Path(out_file)

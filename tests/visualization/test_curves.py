@@ -1,7 +1,6 @@
 import json
 import re
-import subprocess
-import sys
+import runpy
 
 import cv2
 import pytest
@@ -42,7 +41,7 @@ def test_what_was_not_logged_is_named(work_dir, tmp_path_factory):
         read_scalars(tmp_path_factory.mktemp('empty'))
 
 
-def test_runs_are_compared_from_the_command_line(work_dir, tmp_path_factory, repo_root):
+def test_runs_are_compared_from_the_command_line(work_dir, tmp_path_factory, repo_root, monkeypatch, capsys):
     other = tmp_path_factory.mktemp('other')
     log = other / 'run' / 'vis_data' / 'scalars.json'
     log.parent.mkdir(parents=True)
@@ -50,19 +49,20 @@ def test_runs_are_compared_from_the_command_line(work_dir, tmp_path_factory, rep
     picture = other / 'new' / 'a.svg'
 
     def run(*args):
-        script = str(repo_root / 'tools/analysis/compare_curves.py')
-        command = [sys.executable, script, *map(str, args), '--out', str(picture)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=repo_root, check=False)
+        monkeypatch.setattr('sys.argv', ['compare_curves.py', *map(str, args), '--out', str(picture)])
+        runpy.run_path(str(repo_root / 'tools/analysis/compare_curves.py'), run_name='__main__')
 
-    result = run(f'DETR={work_dir}', other, '--key', 'loss')
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == str(picture)
+    run(f'DETR={work_dir}', other, '--key', 'loss')
+    assert capsys.readouterr().out.strip() == str(picture)
     drawn = picture.read_text()
     assert all(f'<!-- {text} -->' in drawn for text in ('DETR', other.name, 'loss', 'step'))
     points = re.findall(r'<path d="(M [^"]*)" clip-path', drawn)
     assert [path.count('L') + 1 for path in points][-2:] == [4, 5]  # the runs' curves, after the grid
 
-    result = run(work_dir, other, '--key', 'coco/bbox_mAP')
-    assert (result.returncode, 'has no scalar' in result.stderr) == (2, True)
-    result = run(f'A={work_dir}', f'A={other}')
-    assert (result.returncode, 'the same name' in result.stderr) == (2, True)
+    for runs, sentence in (
+        ((work_dir, other), 'has no scalar'),
+        ((f'A={work_dir}', f'A={other}'), 'the same name'),
+    ):
+        with pytest.raises(SystemExit, match='2'):
+            run(*runs)
+        assert sentence in capsys.readouterr().err
