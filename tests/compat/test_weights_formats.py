@@ -11,7 +11,7 @@ from mmengine.config import Config
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ddetr.engine.weights import fitting_configs, load_weights, read_weights, write_weights
+from ddetr.engine.weights import convert_state, fitting_configs, load_weights, read_weights, write_weights
 from ddetr.registry import MODELS
 from ddetr.utils.errors import CheckpointError
 
@@ -124,6 +124,59 @@ def check_rows(key: str, written: Tensor, read: Tensor) -> None:
         kept = [i for i in range(len(read)) if i not in unused]
         written, read = written[kept], read[kept]
     assert torch.equal(written, read), key
+
+
+# How Hugging Face's scripts rename the original projects' weights, which its own tests hold against their outputs.
+TO_HF = {
+    'official_r50_deformable_detr_plus_iterative_bbox_refinement_plus_plus_two_stage': [
+        (r'^transformer\.', ''),
+        (r'(decoder\..*)norm1', r'\1encoder_attn_layer_norm'),
+        (r'(decoder\..*)norm2', r'\1self_attn_layer_norm'),
+        (r'norm3', 'final_layer_norm'),
+        (r'norm1', 'self_attn_layer_norm'),
+        (r'norm2', 'final_layer_norm'),
+        (r'cross_attn', 'encoder_attn'),
+        (r'linear(\d)', r'fc\1'),
+        (r'backbone\.0\.body', 'backbone.conv_encoder.model'),
+        (r'^(?!class_embed|bbox_embed)', 'model.'),
+    ],
+    'official_detr_r50': [
+        (r'^transformer\.', ''),
+        (r'(decoder\..*)norm2', r'\1encoder_attn_layer_norm'),
+        (r'norm1', 'self_attn_layer_norm'),
+        (r'norm2|norm3', 'final_layer_norm'),
+        (r'decoder\.norm', 'decoder.layernorm'),
+        (r'multihead_attn', 'encoder_attn'),
+        (r'linear(\d)', r'fc\1'),
+        (r'query_embed', 'query_position_embeddings'),
+        (r'input_proj', 'input_projection'),
+        (r'class_embed', 'class_labels_classifier'),
+        (r'bbox_embed', 'bbox_predictor'),
+        (r'backbone\.0\.body', 'backbone.conv_encoder.model'),
+        (r'^(?!class_|bbox_)', 'model.'),
+    ],
+}
+
+
+@pytest.mark.parametrize('name', TO_HF)
+def test_original_and_hugging_face_names_lead_to_the_same_place(name, checkpoint_lists):
+    """The original's code is not here to compare outputs with; Hugging Face's model, compared elsewhere, is."""
+    original = random_state(json.loads((checkpoint_lists / f'{name}.json').read_text()), refined=True)
+    theirs = {}
+    for key, tensor in original.items():
+        for pattern, replacement in TO_HF[name]:
+            key = re.sub(pattern, replacement, key)
+        if 'in_proj_' in key:
+            for part, piece in zip('qkv', tensor.chunk(3), strict=True):
+                theirs[key.replace('in_proj_', f'{part}_proj.')] = piece
+        else:
+            theirs[key] = tensor
+    ours, via_theirs = convert_state(original), convert_state(theirs)
+    assert (ours.project, via_theirs.project) == ('original', 'hf')
+    assert ours.unexpected == via_theirs.unexpected == ()
+    assert ours.state.keys() == via_theirs.state.keys()
+    for key, tensor in ours.state.items():
+        assert torch.equal(tensor, via_theirs.state[key]), key
 
 
 def test_class_rows_follow_cocos_category_ids(coco_root, checkpoint_lists, tmp_path):
