@@ -5,6 +5,7 @@ model = dict(
     num_feature_levels=4,
     with_box_refine=True,
     as_two_stage=True,
+    mixed_query_selection=True,
     data_preprocessor=dict(
         type='DetDataPreprocessor',
         mean=[123.675, 116.28, 103.53],

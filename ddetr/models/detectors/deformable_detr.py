@@ -34,6 +34,9 @@ class DeformableDETR(BaseDetector):
         num_feature_levels: L.
         with_box_refine: each decoder layer refines the boxes of the one before (section 4.2).
         as_two_stage: the queries are the encoder's best proposals instead of learned ones (section 4.2).
+        mixed_query_selection: in two stages, add a learned embedding to the content of the best, the second best, ...
+            proposal. Proposals of the same object are nearly the same query otherwise, and it takes long training to
+            tell the best from its duplicates (after DINO, Zhang et al., 2022, section 3.4). Not in the paper.
         train_cfg: `dict(assigner=...)`.
         test_cfg: `dict(max_per_img=...)`.
         data_preprocessor: config of `DetDataPreprocessor`.
@@ -54,6 +57,7 @@ class DeformableDETR(BaseDetector):
         num_feature_levels: int = 4,
         with_box_refine: bool = False,
         as_two_stage: bool = False,
+        mixed_query_selection: bool = False,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
@@ -64,6 +68,7 @@ class DeformableDETR(BaseDetector):
         self.num_feature_levels = num_feature_levels
         self.with_box_refine = with_box_refine
         self.as_two_stage = as_two_stage
+        self.mixed_query_selection = mixed_query_selection
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck)
         self.positional_encoding = SinePositionalEncoding(**positional_encoding)
@@ -92,6 +97,8 @@ class DeformableDETR(BaseDetector):
             self.pos_trans_fc = nn.Linear(2 * channels, 2 * channels)
             self.pos_trans_norm = nn.LayerNorm(2 * channels)
             projections = [self.memory_trans_fc, self.pos_trans_fc]
+            if self.mixed_query_selection:
+                self.query_embedding = nn.Embedding(self.num_queries, channels)
         else:
             self.query_embedding = nn.Embedding(self.num_queries, 2 * channels)
             self.reference_points_fc = nn.Linear(channels, 2)
@@ -172,7 +179,9 @@ class DeformableDETR(BaseDetector):
         top = proposals.cls_logits[..., 0].topk(self.num_queries, dim=1).indices  # (B, Q)
         reference = proposals.boxes_cxcywh_norm.gather(1, top[..., None].expand(-1, -1, 4)).detach()
         encoded = encode_boxes(reference, self.embed_dims // 2).to(memory.dtype)  # (B, Q, 2C)
-        query_pos, query = self.pos_trans_norm(self.pos_trans_fc(encoded)).chunk(2, -1)
+        query_pos, query = self.pos_trans_norm(self.pos_trans_fc(encoded)).chunk(2, -1)  # (B, Q, C) each
+        if self.mixed_query_selection:
+            query = query + self.query_embedding.weight
         return QueryInit(query, query_pos, reference, proposals)
 
     @staticmethod
