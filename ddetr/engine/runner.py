@@ -7,11 +7,12 @@ from typing import Any, cast
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import is_distributed
+from mmengine.dist import broadcast, is_distributed
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, CheckpointLoader, Runner
+from mmengine.visualization import Visualizer
 from torch import nn
 
 from ddetr.utils.config import check_config, explain_build_errors
@@ -41,6 +42,19 @@ class DetRunner(Runner):
                 keep_details_out(handler)
         return logger
 
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """mmengine's, by a name of this run: by the config's, a second run in one process gets the first one's."""
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, 'name': self._experiment_name}
+        return super().build_visualizer(visualizer)
+
+    def _init_model_weights(self) -> None:
+        """Initialise, unless a file gives every tensor: pretrained backbones then need not be fetched in vain."""
+        if self._load_from is None:
+            warn_of_random_backbone(unwrap(self.model))
+        if self._load_from is None or self.cfg.get('allow_partial', False):
+            super()._init_model_weights()
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap for several processes; mmengine names a GPU by its rank even where there is none."""
         if self.distributed and not torch.cuda.is_available():
@@ -56,12 +70,6 @@ class DetRunner(Runner):
             write_atomically(
                 Path(out_dir, filename), lambda unfinished: save(out_dir, unfinished.name, *args, **kwargs)
             )
-
-    def _init_model_weights(self) -> None:
-        """Take pretrained weights as the config says, unless `load_from` brings all of them."""
-        if self._load_from is None:
-            warn_of_random_backbone(unwrap(self.model))
-            super()._init_model_weights()
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
         """Load weights into the model: of a training to go on with, or of any format that `ddetr.engine.weights` knows.
@@ -104,6 +112,8 @@ class DetRunner(Runner):
         model = unwrap(self.model)
         partial = self.cfg.get('allow_partial', False)
         report = load_weights(model, filename, content, finetune=training, allow_partial=partial)
+        for name in report.reinitialised:
+            broadcast(model.state_dict()[name])  # drawn at random by each process
         if not training and report.classes is not None:
             self._compare_classes(filename, report.classes)
         # hooks see what was loaded, whatever the file calls it

@@ -97,5 +97,5 @@ def test_images_that_cannot_be_read(model, images, tmp_path):
 
 def test_a_config_without_a_test_pipeline(tiny_run):
     model = init_detector(tiny_run.config, cfg_options={'test_dataloader.dataset.pipeline': []})
-    with pytest.raises(ConfigError, match='test_dataloader.dataset.pipeline'):
+    with pytest.raises(ConfigError, match=r'test_dataloader\.dataset\.pipeline'):
         inference_detector(model, np.zeros((64, 64, 3), np.uint8))

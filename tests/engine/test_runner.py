@@ -9,6 +9,7 @@ from ddetr.apis import TrainOptions, train_detector
 from ddetr.engine import DetRunner
 from ddetr.engine.console import keep_details_out
 from ddetr.utils import CheckpointError
+from ddetr.visualization.curves import read_scalars
 
 
 class Line(BaseModel):
@@ -21,7 +22,7 @@ class Line(BaseModel):
 
     def forward(self, inputs, mode='tensor'):
         self.compiled.append(torch.compiler.is_compiling())
-        return {'loss': self.linear(inputs).mean()}
+        return {'loss': self.linear(torch.stack(inputs)).mean()}
 
 
 @pytest.fixture
@@ -108,6 +109,28 @@ def test_load_from_takes_weights_only_and_says_so(tiny_run, tmp_path):
     loaded = torch.load(tiny_run.checkpoint, weights_only=False)['state_dict']
     for name, value in runner.model.state_dict().items():  # a learning rate of 0 left them as they were
         assert torch.equal(value, loaded[name]), name
+
+
+def test_load_from_spares_the_pretrained_backbone(tiny_run, tmp_path):
+    """Without network a run that takes all weights from a file must not ask for others first."""
+    options = {
+        'load_from': str(tiny_run.checkpoint),
+        'model.backbone.init_cfg': {
+            '_delete_': True,
+            'type': 'Pretrained',
+            'checkpoint': str(tmp_path / 'not_there.pth'),
+        },
+        'train_cfg.max_epochs': 1,
+        'train_cfg.val_interval': 9,
+    }
+    train_detector(tiny_run.config, TrainOptions(work_dir=str(tmp_path / 'a'), cfg_options=options))
+    assert (
+        read_scalars(tmp_path / 'a')['loss'][3][0] == 4
+    )  # in this run's folder, though others ran in this process
+    with pytest.raises(CheckpointError, match='not_there'):
+        train_detector(
+            tiny_run.config, TrainOptions(str(tmp_path / 'b'), allow_partial=True, cfg_options=options)
+        )
 
 
 def test_resume_into_another_model_is_refused(tiny_run, tmp_path):
