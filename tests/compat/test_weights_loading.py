@@ -24,7 +24,9 @@ WIDTH = 32
 def build(repo_root):
     """Our variants on a thin ResNet, narrow and shallow: `build('-refine', classes=3)`."""
 
-    def build_variant(variant: str = '', classes: int = 80, neck_bias: bool = True) -> nn.Module:
+    def build_variant(
+        variant: str = '', classes: int = 80, neck_bias: bool = True, mixed: bool = False
+    ) -> nn.Module:
         model = Config.fromfile(repo_root / DEFORMABLE.format(variant)).model
         model.num_queries = 10
         model.backbone.update(depth=18, base_channels=8, init_cfg=None)
@@ -38,6 +40,7 @@ def build(repo_root):
             for key in part.layer_cfg.keys() - {'ffn_cfg', 'norm_cfg'}:
                 part.layer_cfg[key].update(embed_dims=WIDTH)
         model.neck.bias = neck_bias
+        model.mixed_query_selection = mixed
         return MODELS.build(model)
 
     return build_variant
@@ -187,6 +190,19 @@ def test_neck_without_biases_as_in_mmdetection(build, tmp_path):
         load_weights(without, save(biased, tmp_path / 'ones.pth'))
     file = read_weights(tmp_path / 'ones.pth')
     assert any('set model.neck.bias=True' in note for note in state_for('mmdet', file.weights, True).notes)
+
+
+def test_mixed_query_selection_stays_ours(build, tmp_path):
+    """No other project has learned queries in two stages: dropping them silently would change the model."""
+    mixed = build('-refine-twostage', mixed=True)
+    path = save(mixed, tmp_path / 'mixed.pth')
+    load_weights(build('-refine-twostage', mixed=True), path)
+    with pytest.raises(CheckpointError, match=r'twostage.*with .*model.mixed_query_selection=True'):
+        load_weights(build('-refine-twostage'), path)
+    for project, out in (('original', 'o.pth'), ('hf', 'h.safetensors'), ('mmdet', 'm.pth')):
+        with pytest.raises(CheckpointError, match=r'query_embedding.weight|mixed query selection'):
+            write_weights(tmp_path / out, read_weights(path), project)
+        assert not (tmp_path / out).exists()
 
 
 def test_torchvisions_faster_rcnn_rows(repo_root):

@@ -163,6 +163,10 @@ def _own_names(state: State, origin: Origin, name: str) -> Converted:
 def _for_mmdet(weights: Converted) -> Converted:
     """MMDetection's names are ours; it stores batch norms' counters, and the neck has no biases."""
     state, notes = dict(weights.state), []
+    if weights.layout.as_two_stage and weights.layout.num_queries:
+        raise CheckpointError(
+            'MMDetection has no mixed query selection: this model cannot be written in its format.'
+        )
     for name in weights.state:
         if name.endswith('.running_var'):
             counter = name.replace('running_var', 'num_batches_tracked')

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .layout import DEFORMABLE_DETR, Layout
-from .original import branch_rules, neck_rules
+from .original import branch_rules, neck_rules, query_rules
 from .rules import Rule, State
 
 _LAYERS = (
@@ -92,7 +92,7 @@ def deformable_detr_rules(layout: Layout, style: Style = AS_PUBLISHED) -> tuple[
         Rule('model.enc_output_norm.{p}', 'memory_trans_norm.{p}'),
         Rule('model.pos_trans.{p}', 'pos_trans_fc.{p}'),
         Rule('model.pos_trans_norm.{p}', 'pos_trans_norm.{p}'),
-        Rule('model.query_position_embeddings.{p}', 'query_embedding.{p}'),
+        *query_rules('model.query_position_embeddings.{p}', layout),
         *branch_rules('', not layout.as_two_stage, not layout.with_box_refine),
         *branch_rules('model.decoder.', layout.as_two_stage, layout.with_box_refine),
     )

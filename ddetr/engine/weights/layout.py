@@ -44,7 +44,7 @@ class Layout(NamedTuple):
             parts.append('one feature level' if self.levels == 1 else f'{self.levels} feature levels')
             parts.append('with box refinement' if self.with_box_refine else 'no box refinement')
             if self.as_two_stage:
-                parts.append('two-stage')
+                parts.append('two-stage' + (' with mixed query selection' if self.num_queries else ''))
         if self.num_queries:
             parts.append(f'{self.num_queries} queries')
         parts.append(f'{self.num_classes} classes')

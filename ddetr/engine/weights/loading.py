@@ -149,6 +149,8 @@ def _refuse_other_model(file: WeightsFile, built: Layout, ignore_classes: bool) 
         changes.append(f'model.backbone.depth={held.depth}')
     if held.num_classes != 80 and not ignore_classes:
         changes.append(f'{_CLASSES_KEY.get(held.family, "model.bbox_head.num_classes")}={held.num_classes}')
+    if held.as_two_stage and held.num_queries:
+        changes.append('model.mixed_query_selection=True')
     fitting += f' with {" ".join(changes)}' if configs and changes else ''
     raise CheckpointError(f'{file.path} holds {held}, but the config builds {built}: {fitting}.')
 

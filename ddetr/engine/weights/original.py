@@ -25,7 +25,6 @@ _DEFORMABLE_TRANSFORMER = (
     Rule('transformer.enc_output_norm.{p}', 'memory_trans_norm.{p}'),
     Rule('transformer.pos_trans.{p}', 'pos_trans_fc.{p}'),
     Rule('transformer.pos_trans_norm.{p}', 'pos_trans_norm.{p}'),
-    Rule('query_embed.{p}', 'query_embedding.{p}'),
 )
 
 DETR_RULES = (
@@ -58,9 +57,15 @@ def deformable_detr_rules(layout: Layout) -> tuple[Rule, ...]:
         *_BACKBONE,
         *neck_rules('', layout),
         *_DEFORMABLE_TRANSFORMER,
+        *query_rules('query_embed.{p}', layout),
         *branch_rules('', True, True),
         *branch_rules('transformer.decoder.', layout.as_two_stage, layout.with_box_refine),
     )
+
+
+def query_rules(theirs: str, layout: Layout) -> tuple[Rule, ...]:
+    """Learned queries. Other projects have none in two stages, so our mixed query selection has no place there."""
+    return () if layout.as_two_stage else (Rule(theirs, 'query_embedding.{p}'),)
 
 
 def neck_rules(prefix: str, layout: Layout) -> tuple[Rule, ...]:
