@@ -129,8 +129,9 @@ class BuildOps(build_ext):
         folder = os.path.join(self.build_temp, ext.name)
         os.makedirs(folder, exist_ok=True)
         options = ['-std=c++20', '-O3', '-fPIC', '-fvisibility=hidden', '-Wall', '-Wno-maybe-uninitialized']
+        options += ['-fno-trapping-math']  # nobody reads the floating-point flags, and loops vectorise
         objects = self._objects([*compiler, *options, *flags], ext.sources, folder)
-        _run([*compiler, '-shared', '-s', *objects, '-o', target, f'-L{torch_lib}', '-ltorch_cpu'])
+        _link([*compiler, '-shared', '-s', *objects, f'-L{torch_lib}', '-ltorch_cpu'], target)
 
     def _build_cuda(self, ext: Extension, target: str, flags: list[str], torch_lib: str) -> None:
         nvcc = [_find_nvcc() or 'nvcc']
@@ -139,7 +140,13 @@ class BuildOps(build_ext):
         options = ['-std=c++20', '-O3', '-DUSE_CUDA', '--expt-relaxed-constexpr', *arch_flags(_cuda_archs())]
         options += ['-Xcompiler', '-fPIC,-fvisibility=hidden']
         objects = self._objects([*nvcc, *options, *flags], ext.sources, folder)
-        _run([*nvcc, '-shared', '-cudart', 'static', *objects, '-o', target, f'-L{torch_lib}', '-ltorch_cpu'])
+        _link([*nvcc, '-shared', '-cudart', 'static', *objects, f'-L{torch_lib}', '-ltorch_cpu'], target)
+
+
+def _link(command: list[str], target: str) -> None:
+    # Beside it and then in its place: a running process keeps the library that it has loaded.
+    _run([*command, '-o', f'{target}.new'])
+    os.replace(f'{target}.new', target)
 
 
 def _run(command: list[str]) -> None:

@@ -380,7 +380,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 @needs_kernels
-@pytest.mark.parametrize('isa', ['plain', 'avx2'])
+@pytest.mark.parametrize('isa', ['plain', 'widest'])
 def test_other_instruction_sets_match_the_reference(isa, tmp_path):
     """A fresh process, since the choice is made once."""
     script = f"""

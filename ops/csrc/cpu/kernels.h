@@ -12,7 +12,10 @@ namespace {
 #define DDETR_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
-constexpr int64_t kChunk = 64;  // points that the backward prepares at a time
+constexpr int64_t kChunk = 64;  // points that are prepared at a time
+
+// So many queries with n points each.
+DDETR_INLINE int64_t chunk_of(int64_t n) { return n > kChunk ? 1 : kChunk / (n > 0 ? n : 1); }
 
 // ---- rows of any dtype, in and out of Acc ----
 template <typename Acc, typename T>
@@ -87,12 +90,12 @@ struct Points {
   Acc *width_f, *height_f;                     // -1 for a level without pixels: nothing lies inside
   Acc* b[4];                                   // bilinear weights of the corners, 0 outside the map
   Acc *dots, *grad_raw, *grad_a;               // backward: 4n, 2n, n
-  int32_t *width, *height, *start;
+  int32_t *width, *start;
   int32_t* at[4];      // the corners' tokens, clamped into the map
   int32_t* corner[4];  // does the corner lie in the map?
   int32_t* inside;     // does the point touch the map at all?
 
-  static int64_t bytes(int64_t n) { return n * int64_t(22 * sizeof(Acc) + 12 * sizeof(int32_t)); }
+  static int64_t bytes(int64_t n) { return n * int64_t(22 * sizeof(Acc) + 11 * sizeof(int32_t)); }
 
   Points(void* memory, int64_t n) {
     Acc* next = static_cast<Acc*>(memory);
@@ -105,7 +108,7 @@ struct Points {
     dots = take(4), grad_raw = take(2), grad_a = take(1);
     int32_t* next_int = reinterpret_cast<int32_t*>(next);
     const auto take_int = [&] { return (next_int += n) - n; };
-    width = take_int(), height = take_int(), start = take_int(), inside = take_int();
+    width = take_int(), start = take_int(), inside = take_int();
     for (int k = 0; k < 4; ++k) at[k] = take_int(), corner[k] = take_int();
   }
 };
@@ -115,7 +118,7 @@ template <typename Acc>
 void set_level(const Points<Acc>& p, int64_t i, int64_t n, const Level& level, int64_t start) {
   const bool empty = level.height * level.width == 0;
   for (const int64_t end = i + n; i < end; ++i) {
-    p.width[i] = int32_t(level.width), p.height[i] = int32_t(level.height), p.start[i] = int32_t(start);
+    p.width[i] = int32_t(level.width), p.start[i] = int32_t(start);
     p.width_f[i] = empty ? Acc(-1) : Acc(level.width), p.height_f[i] = empty ? Acc(-1) : Acc(level.height);
     p.scale_x[i] = Acc(level.width), p.scale_y[i] = Acc(level.height);
     p.shift_x[i] = p.shift_y[i] = Acc(-0.5);  // pixel centres lie on integers
@@ -135,33 +138,34 @@ DDETR_INLINE void set_reference(const Points<Acc>& p, int64_t i, int64_t n, cons
   }
 }
 
-// From raw, scale, shift and a: everything else. `Weighted` multiplies the corners' weights with a.
+// From raw, scale, shift and a: everything else. `Weighted` multiplies the corners' weights with a. Conditions are
+// numbers and every load stands by itself, or the compiler would not vectorise this.
 template <bool Weighted, typename Acc>
 void find_corners(const Points<Acc>& p, int64_t n) {
   DDETR_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
-    Acc x = p.shift_x[i] + p.scale_x[i] * p.raw[2 * i];
-    Acc y = p.shift_y[i] + p.scale_y[i] * p.raw[2 * i + 1];
-    const bool inside = (x > -1) & (x < p.width_f[i]) & (y > -1) & (y < p.height_f[i]);  // false for NaN
-    x = inside ? x : Acc(0);
-    y = inside ? y : Acc(0);
-    int32_t x0 = int32_t(x), y0 = int32_t(y);
-    x0 -= x < Acc(x0);  // floor
-    y0 -= y < Acc(y0);
-    const Acc lx = x - Acc(x0), ly = y - Acc(y0);
-    const int32_t width = p.width[i], height = p.height[i];
-    const bool left = inside & (x0 >= 0), right = inside & (x0 + 1 < width);
-    const bool top = y0 >= 0, bottom = y0 + 1 < height;
-    const int32_t column0 = x0 < 0 ? 0 : x0, column1 = x0 + 1 < width ? x0 + 1 : x0;
-    const int32_t row0 = p.start[i] + (y0 < 0 ? 0 : y0) * width;
-    const int32_t row1 = p.start[i] + (y0 + 1 < height ? y0 + 1 : y0) * width;
-    const Acc a = inside ? p.a[i] : Acc(0);
-    const Acc part = Weighted ? a : Acc(1);
-    const Acc upper = (1 - ly) * part, lower = ly * part;
-    p.b[0][i] = left & top ? upper * (1 - lx) : Acc(0);
-    p.b[1][i] = right & top ? upper * lx : Acc(0);
-    p.b[2][i] = left & bottom ? lower * (1 - lx) : Acc(0);
-    p.b[3][i] = right & bottom ? lower * lx : Acc(0);
+    const Acc x = p.shift_x[i] + p.scale_x[i] * p.raw[2 * i], width_f = p.width_f[i];
+    const Acc y = p.shift_y[i] + p.scale_y[i] * p.raw[2 * i + 1], height_f = p.height_f[i];
+    const int32_t width = p.width[i], start = p.start[i];
+    const Acc weight = p.a[i];
+    // A comparison with NaN is false.
+    const int32_t in_x = (x > -1 ? 1 : 0) & (x < width_f ? 1 : 0), in_y = (y > -1 ? 1 : 0) & (y < height_f ? 1 : 0);
+    const int32_t inside = in_x & in_y;
+    const Acc a = inside ? weight : Acc(0), px = inside ? x : Acc(0), py = inside ? y : Acc(0);
+    const int32_t cut_x = int32_t(px), cut_y = int32_t(py);
+    const int32_t x0 = cut_x - (px < Acc(cut_x) ? 1 : 0), y0 = cut_y - (py < Acc(cut_y) ? 1 : 0);  // floor
+    const Acc lx = px - Acc(x0), ly = py - Acc(y0);
+    const int32_t left = inside & (x0 >= 0 ? 1 : 0), right = inside & (Acc(x0 + 1) < width_f ? 1 : 0);
+    const int32_t top = y0 >= 0 ? 1 : 0, bottom = Acc(y0 + 1) < height_f ? 1 : 0;
+    const Acc part = Weighted ? a : Acc(1), upper = (1 - ly) * part, lower = ly * part;
+    const Acc b0 = upper * (1 - lx), b1 = upper * lx, b2 = lower * (1 - lx), b3 = lower * lx;
+    p.b[0][i] = left & top ? b0 : Acc(0);
+    p.b[1][i] = right & top ? b1 : Acc(0);
+    p.b[2][i] = left & bottom ? b2 : Acc(0);
+    p.b[3][i] = right & bottom ? b3 : Acc(0);
+    // Of x0 and x0 + 1 at least one lies in the map, the other is moved onto it.
+    const int32_t column0 = x0 + 1 - left, column1 = x0 + right;
+    const int32_t row0 = start + (y0 + 1 - top) * width, row1 = start + (y0 + bottom) * width;
     p.at[0][i] = row0 + column0;
     p.at[1][i] = row0 + column1;
     p.at[2][i] = row1 + column0;
@@ -203,36 +207,37 @@ DDETR_INLINE void gather(const Points<Acc>& p, int64_t i, int64_t n, const T* va
 }
 
 template <typename T>
-void forward_rows(const Shape& s, const Sampling& in, Typed value_tensor, Typed out_tensor, int64_t begin,
-                  int64_t end, void* scratch) {
+void forward(const Shape& s, const Sampling& in, Unit unit, Tokens value, void* out_tensor, int64_t begin,
+             int64_t end, void* scratch) {
   using Acc = typename Slice<T, 1>::Acc;
-  const int64_t n = s.levels * s.points, row_points = s.heads * n, stride = s.heads * s.channels;
-  const Points<Acc> p(scratch, row_points);
-  Acc* references = reinterpret_cast<Acc*>(static_cast<char*>(scratch) + Points<Acc>::bytes(row_points));
-  for (int64_t i = 0; i < row_points; i += s.points) {
+  const int64_t n = s.levels * s.points, chunk = chunk_of(n);
+  const Points<Acc> p(scratch, chunk * n);
+  Acc* references = reinterpret_cast<Acc*>(static_cast<char*>(scratch) + Points<Acc>::bytes(chunk * n));
+  for (int64_t i = 0; i < chunk * n; i += s.points) {
     const Level& level = s.level[i / s.points % s.levels];
     set_level(p, i, s.points, level, level.start);
   }
-  for (int64_t row = begin; row < end; ++row) {
-    load_row(in.places, row * row_points * 2, row_points * 2, p.raw);
-    load_row(in.weights, row * row_points, row_points, p.a);
-    if (in.logits) {
-      for (int64_t i = 0; i < row_points; i += n) softmax_row(p.a + i, n);
-    }
-    if (in.reference_dim) {
-      load_row(in.references, row * s.levels * in.reference_dim, s.levels * in.reference_dim, references);
-      for (int64_t i = 0; i < row_points; i += s.points) {
-        const int64_t l = i / s.points % s.levels;
-        set_reference(p, i, s.points, s.level[l], references + l * in.reference_dim, in.reference_dim);
+  for (int64_t q0 = begin; q0 < end; q0 += chunk) {
+    const int64_t count = end - q0 < chunk ? end - q0 : chunk;
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t row = unit.b * s.queries + q0 + j, at = (row * s.heads + unit.m) * n;
+      load_row(in.places, at * 2, n * 2, p.raw + j * n * 2);
+      load_row(in.weights, at, n, p.a + j * n);
+      if (in.logits) softmax_row(p.a + j * n, n);
+      if (in.reference_dim) {
+        load_row(in.references, row * s.levels * in.reference_dim, s.levels * in.reference_dim, references);
+        for (int64_t l = 0; l < s.levels; ++l) {
+          set_reference(p, j * n + l * s.points, s.points, s.level[l], references + l * in.reference_dim,
+                        in.reference_dim);
+        }
       }
     }
-    find_corners<true>(p, row_points);
-    const T* value = static_cast<const T*>(value_tensor.data) + row / s.queries * s.tokens * stride;
-    T* out = static_cast<T*>(out_tensor.data) + row * stride;
-    for (int64_t m = 0; m < s.heads; ++m) {
+    find_corners<true>(p, count * n);
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t row = unit.b * s.queries + q0 + j;
+      T* out = static_cast<T*>(out_tensor) + (row * s.heads + unit.m) * s.channels;
       each_slice(s.channels, [&]<int N>(int64_t c) DDETR_LAMBDA_INLINE {
-        const int64_t channel = m * s.channels + c;
-        gather<N>(p, m * n, n, value + channel, stride, out + channel);
+        gather<N>(p, j * n, n, static_cast<const T*>(value.data) + c, value.stride, out + c);
       });
     }
   }
@@ -267,75 +272,74 @@ template <typename Acc>
 void point_gradients(const Points<Acc>& p, int64_t n, bool per_pixel) {
   DDETR_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
-    const Acc d0 = p.corner[0][i] ? p.dots[4 * i] : Acc(0), d1 = p.corner[1][i] ? p.dots[4 * i + 1] : Acc(0);
-    const Acc d2 = p.corner[2][i] ? p.dots[4 * i + 2] : Acc(0), d3 = p.corner[3][i] ? p.dots[4 * i + 3] : Acc(0);
+    const Acc dot0 = p.dots[4 * i], dot1 = p.dots[4 * i + 1], dot2 = p.dots[4 * i + 2], dot3 = p.dots[4 * i + 3];
+    const Acc d0 = p.corner[0][i] ? dot0 : Acc(0), d1 = p.corner[1][i] ? dot1 : Acc(0);
+    const Acc d2 = p.corner[2][i] ? dot2 : Acc(0), d3 = p.corner[3][i] ? dot3 : Acc(0);
     const Acc lx = p.x[i], ly = p.y[i], a = p.a[i];
     const Acc upper = d0 + lx * (d1 - d0), lower = d2 + lx * (d3 - d2);
     p.grad_a[i] = upper + ly * (lower - upper);
-    const Acc gx = a * ((d1 - d0) + ly * ((d3 - d2) - (d1 - d0)));
-    const Acc gy = a * (lower - upper);
-    p.grad_raw[2 * i] = per_pixel ? gx : gx * p.scale_x[i];
-    p.grad_raw[2 * i + 1] = per_pixel ? gy : gy * p.scale_y[i];
+    p.x[i] = a * ((d1 - d0) + ly * ((d3 - d2) - (d1 - d0)));
+    p.y[i] = a * (lower - upper);
+  }
+  DDETR_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc scale_x = p.scale_x[i], scale_y = p.scale_y[i];
+    p.grad_raw[2 * i] = p.x[i] * (per_pixel ? Acc(1) : scale_x);
+    p.grad_raw[2 * i + 1] = p.y[i] * (per_pixel ? Acc(1) : scale_y);
   }
 }
 
 template <typename T>
-void backward_unit(const Shape& s, const Sampling& in, Typed value_tensor, Typed grad_out_tensor,
-                   const Gradients& grads, int64_t unit, void* scratch, void* rows) {
+void backward(const Shape& s, const Sampling& in, Unit unit, Tokens value, const void* grad_out_tensor, Tokens sums,
+              const SamplingGrads& grads, void* scratch) {
   using Acc = typename Slice<T, 1>::Acc;
-  const int64_t l = unit % s.levels, m = unit / s.levels % s.heads, b = unit / s.levels / s.heads;
-  const Level& level = s.level[l];
-  const int64_t pixels = level.height * level.width, stride = s.heads * s.channels;
-  const int64_t first = ((b * s.tokens + level.start) * s.heads + m) * s.channels;
-  const int64_t chunk = s.points < kChunk ? kChunk / (s.points ? s.points : 1) : 1;  // queries
-  const Points<Acc> p(scratch, chunk * s.points);
-  Acc* reference = reinterpret_cast<Acc*>(static_cast<char*>(scratch) + Points<Acc>::bytes(chunk * s.points));
-  set_level(p, 0, chunk * s.points, level, 0);
-
-  const T* value = static_cast<const T*>(value_tensor.data) + first;
-  T* grad_value = static_cast<T*>(grads.value.data) + first;
-  // Without `rows`, T is Acc.
-  Acc* sums = rows ? static_cast<Acc*>(rows) : reinterpret_cast<Acc*>(grad_value);
-  const int64_t sums_stride = rows ? s.channels : stride;
-  for (int64_t t = 0; t < pixels; ++t) {
-    __builtin_memset(sums + t * sums_stride, 0, std::size_t(s.channels) * sizeof(Acc));
-  }
-
+  const Level& level = s.level[unit.l];
+  const int64_t n = s.points, chunk = chunk_of(n);
+  const Points<Acc> p(scratch, chunk * n);
+  Acc* reference = reinterpret_cast<Acc*>(static_cast<char*>(scratch) + Points<Acc>::bytes(chunk * n));
+  set_level(p, 0, chunk * n, level, level.start);
   for (int64_t q0 = 0; q0 < s.queries; q0 += chunk) {
     const int64_t count = s.queries - q0 < chunk ? s.queries - q0 : chunk;
+    const auto row_of = [&](int64_t j) { return unit.b * s.queries + q0 + j; };
+    const auto points_of = [&](int64_t j) { return ((row_of(j) * s.heads + unit.m) * s.levels + unit.l) * n; };
     for (int64_t j = 0; j < count; ++j) {
-      const int64_t query = b * s.queries + q0 + j, i = j * s.points;
-      const int64_t at = ((query * s.heads + m) * s.levels + l) * s.points;
-      load_row(in.places, at * 2, s.points * 2, p.raw + 2 * i);
-      load_row(in.weights, at, s.points, p.a + i);
+      load_row(in.places, points_of(j) * 2, n * 2, p.raw + j * n * 2);
+      load_row(in.weights, points_of(j), n, p.a + j * n);
       if (in.reference_dim) {
-        load_row(in.references, (query * s.levels + l) * in.reference_dim, in.reference_dim, reference);
-        set_reference(p, i, s.points, level, reference, in.reference_dim);
+        load_row(in.references, (row_of(j) * s.levels + unit.l) * in.reference_dim, in.reference_dim, reference);
+        set_reference(p, j * n, n, level, reference, in.reference_dim);
       }
     }
-    find_corners<false>(p, count * s.points);
-    __builtin_memset(p.dots, 0, std::size_t(4 * count * s.points) * sizeof(Acc));
+    find_corners<false>(p, count * n);
+    __builtin_memset(p.dots, 0, std::size_t(4 * count * n) * sizeof(Acc));
     for (int64_t j = 0; j < count; ++j) {
-      const int64_t query = b * s.queries + q0 + j;
-      const T* grad_out = static_cast<const T*>(grad_out_tensor.data) + query * stride + m * s.channels;
+      const T* grad_out = static_cast<const T*>(grad_out_tensor) + (row_of(j) * s.heads + unit.m) * s.channels;
       each_slice(s.channels, [&]<int N>(int64_t c) DDETR_LAMBDA_INLINE {
-        scatter<N>(p, j * s.points, s.points, value + c, stride, grad_out + c, sums + c, sums_stride);
+        scatter<N>(p, j * n, n, static_cast<const T*>(value.data) + c, value.stride, grad_out + c,
+                   static_cast<Acc*>(sums.data) + c, sums.stride);
       });
     }
-    point_gradients(p, count * s.points, in.reference_dim != 0);
+    point_gradients(p, count * n, in.reference_dim != 0);
     for (int64_t j = 0; j < count; ++j) {
-      const int64_t at = (((b * s.queries + q0 + j) * s.heads + m) * s.levels + l) * s.points;
-      store_row(p.grad_raw + 2 * j * s.points, s.points * 2, grads.places, at * 2);
-      store_row(p.grad_a + j * s.points, s.points, grads.weights, at);
+      store_row(p.grad_raw + j * n * 2, n * 2, grads.places, points_of(j) * 2);
+      store_row(p.grad_a + j * n, n, grads.weights, points_of(j));
     }
   }
-  if (!rows) return;
-  for (int64_t t = 0; t < pixels; ++t) {
-    each_slice(s.channels, [&]<int N>(int64_t c) DDETR_LAMBDA_INLINE {
-      Slice<T, N> sum;
-      load_raw(sum, sums + t * sums_stride + c);
-      sum.store(grad_value + t * stride + c);
-    });
+}
+
+template <typename T>
+void unpack(const Shape& s, const void* sums, void* grad_value, int64_t b, int64_t begin, int64_t end) {
+  using Acc = typename Slice<T, 1>::Acc;
+  for (int64_t t = begin; t < end; ++t) {
+    for (int64_t m = 0; m < s.heads; ++m) {
+      const Acc* from = static_cast<const Acc*>(sums) + (m * s.tokens + t) * s.channels;
+      T* to = static_cast<T*>(grad_value) + ((b * s.tokens + t) * s.heads + m) * s.channels;
+      each_slice(s.channels, [&]<int N>(int64_t c) DDETR_LAMBDA_INLINE {
+        Slice<T, N> sum;
+        load_raw(sum, from + c);
+        sum.store(to + c);
+      });
+    }
   }
 }
 
@@ -351,8 +355,8 @@ void softmax_rows(const Shape& s, const Sampling& in, Typed probabilities, int64
 }
 
 template <typename Acc>
-void finish_fused(const Shape& s, const Sampling& in, const Gradients& raw, Typed probabilities,
-                  const Gradients& result, int64_t begin, int64_t end, void* scratch) {
+void finish_fused(const Shape& s, const Sampling& in, const SamplingGrads& raw, Typed probabilities,
+                  const SamplingGrads& result, int64_t begin, int64_t end, void* scratch) {
   const int64_t n = s.levels * s.points, dim = in.reference_dim;
   Acc* const offsets = static_cast<Acc*>(scratch);
   Acc* const pixels = offsets + 2 * n;
@@ -395,9 +399,8 @@ void finish_fused(const Shape& s, const Sampling& in, const Gradients& raw, Type
 }
 
 int64_t scratch_bytes(const Shape& s) {
-  const int64_t row = s.heads * s.levels * s.points;
-  const int64_t points = row > kChunk ? row : (s.points > kChunk ? s.points : kChunk);
-  return Points<double>::bytes(points) + int64_t(sizeof(double)) * (5 * s.levels * s.points + 8 * s.levels + 8);
+  const int64_t n = s.levels * s.points;
+  return Points<double>::bytes(n > kChunk ? n : kChunk) + int64_t(sizeof(double)) * (5 * n + 8 * s.levels + 8);
 }
 
 }  // namespace
@@ -405,8 +408,9 @@ int64_t scratch_bytes(const Shape& s) {
 extern const Kernels DDETR_TABLE;
 const Kernels DDETR_TABLE = {
     scratch_bytes,
-    {forward_rows<float>, forward_rows<double>, forward_rows<Bf16>, forward_rows<Fp16>},
-    {backward_unit<float>, backward_unit<double>, backward_unit<Bf16>, backward_unit<Fp16>},
+    {forward<float>, forward<double>, forward<Bf16>, forward<Fp16>},
+    {backward<float>, backward<double>, backward<Bf16>, backward<Fp16>},
+    {unpack<float>, unpack<double>, unpack<Bf16>, unpack<Fp16>},
     {softmax_rows<float>, softmax_rows<double>},
     {finish_fused<float>, finish_fused<double>},
 };

@@ -43,12 +43,20 @@ struct Sampling {
   bool logits = false;
 };
 
-// Results of `backward_unit` and `finish_fused`, in the accumulation type or in the inputs' own.
-struct Gradients {
-  Typed value;       // (B, S, M, D)
-  Typed places;      // (B, Q, M, L, P, 2)
-  Typed weights;     // (B, Q, M, L, P)
-  Typed references;  // fused form only
+// Where the tokens of one batch element and head lie: token t at data + t * stride elements.
+struct Tokens {
+  void* data;
+  int64_t stride;
+};
+
+// Which batch element, head and (backward only) level.
+struct Unit {
+  int64_t b, m, l;
+};
+
+// Gradients of `Sampling`'s members.
+struct SamplingGrads {
+  Typed places, weights, references;
 };
 
 // One instruction set's kernels, by the kind of `value`. Sums run in fp64 for fp64 and in fp32 for the others:
@@ -56,25 +64,25 @@ struct Gradients {
 struct Kernels {
   // Bytes of scratch that each of the functions below needs for itself.
   int64_t (*scratch_bytes)(const Shape&);
-  // Output rows [begin, end) of B * Q.
-  void (*forward[kKinds])(const Shape&, const Sampling&, Typed value, Typed out, int64_t begin, int64_t end,
+  // Output of queries [begin, end); `out` is the whole (B, Q, M, D).
+  void (*forward[kKinds])(const Shape&, const Sampling&, Unit, Tokens value, void* out, int64_t begin, int64_t end,
                           void* scratch);
-  // Unit `unit` of B * M * L: one head of one level, which alone writes its part of every gradient. In the fused
-  // form `places` gets gradients per pixel, for `finish_fused`. `rows` is scratch of h * w * D Acc, or null
-  // where grad_value is of type Acc itself.
-  void (*backward[kKinds])(const Shape&, const Sampling&, Typed value, Typed grad_out, const Gradients&,
-                           int64_t unit, void* scratch, void* rows);
+  // One level of one head. Adds to `sums`, the value's gradient in Acc and in the order of `unpack`, and sets the
+  // unit's part of `grads`; no other unit writes to either. Fused form: grads.places per pixel, for `finish_fused`.
+  void (*backward[kKinds])(const Shape&, const Sampling&, Unit, Tokens value, const void* grad_out, Tokens sums,
+                           const SamplingGrads& grads, void* scratch);
+  // From sums (M, S, D) of batch element b, tokens [begin, end), to the value's gradient (B, S, M, D).
+  void (*unpack[kKinds])(const Shape&, const void* sums, void* grad_value, int64_t b, int64_t begin, int64_t end);
   // Fused form, rows [begin, end) of B * Q, by the kind of Acc: probabilities (B, Q, M, L, P) of the logits ...
   void (*softmax[2])(const Shape&, const Sampling&, Typed probabilities, int64_t begin, int64_t end);
-  // ... and the chain from `unit`'s results (pixels, probabilities) to offsets, logits and references.
-  void (*finish_fused[2])(const Shape&, const Sampling&, const Gradients& raw, Typed probabilities,
-                          const Gradients& result, int64_t begin, int64_t end, void* scratch);
+  // ... and the chain from the units' results (per pixel, per probability) to offsets, logits and references.
+  void (*finish_fused[2])(const Shape&, const Sampling&, const SamplingGrads& raw, Typed probabilities,
+                          const SamplingGrads& result, int64_t begin, int64_t end, void* scratch);
 };
 
 extern const Kernels kKernelsPlain;
 #if defined(__x86_64__)
 extern const Kernels kKernelsAvx2;
-extern const Kernels kKernelsAvx512;
 #endif
 
 }  // namespace ddetr_ops

@@ -1,5 +1,12 @@
 // N neighbouring channels in vector registers. Included by kernels.h inside the namespace of one instruction set;
-// DDETR_VECTOR_BYTES is that set's register width. GCC's and clang's vector types, which every CPU has.
+// DDETR_VECTOR_BYTES is that set's register width. GCC's and clang's vector types, which
+// every CPU has.
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)  // GCC 12, clang
+#define DDETR_SHUFFLES 1
+#endif
+#endif
 
 #define DDETR_INLINE inline __attribute__((always_inline))
 #define DDETR_LAMBDA_INLINE __attribute__((always_inline))
@@ -137,12 +144,6 @@ struct Slice<Fp16, N> {
         continue;
       }
 #endif
-#if DDETR_VECTOR_BYTES >= 64
-      if constexpr (kLanes == 16) {
-        v[k] = (V)_mm512_cvtph_ps(load_vector<__m256i>(at));
-        continue;
-      }
-#endif
       V lanes{};
       for (int c = 0; c < kLanes; ++c) lanes[c] = widen(at[c]);
       v[k] = lanes;
@@ -210,6 +211,15 @@ DDETR_INLINE void add_lane_sums(const Vector<Acc, Lanes> (&s)[4], Acc* to) {
       half[k] = h.low + h.high;
     }
     add_lane_sums<Acc, Lanes / 2>(half, to);
+#if DDETR_SHUFFLES
+  } else if constexpr (Lanes == 4) {
+    using V = Vector<Acc, 4>;
+    const V low = __builtin_shufflevector(s[0], s[1], 0, 4, 1, 5) + __builtin_shufflevector(s[0], s[1], 2, 6, 3, 7);
+    const V high = __builtin_shufflevector(s[2], s[3], 0, 4, 1, 5) + __builtin_shufflevector(s[2], s[3], 2, 6, 3, 7);
+    const V sums =
+        __builtin_shufflevector(low, high, 0, 1, 4, 5) + __builtin_shufflevector(low, high, 2, 3, 6, 7);
+    store_vector(to, load_vector<V>(to) + sums);
+#endif
   } else {
     for (int k = 0; k < 4; ++k) {
       Acc sum = 0;
