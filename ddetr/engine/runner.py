@@ -19,6 +19,7 @@ from ddetr.utils.config import check_config, explain_build_errors
 from ddetr.utils.errors import CheckpointError
 from ddetr.utils.files import write_atomically
 
+from .class_check import check_classes
 from .compat import init_cpu_group
 from .console import keep_details_out
 from .weights import load_weights, read_content, warn_of_random_backbone
@@ -180,4 +181,6 @@ def build_runner(cfg: Config, loops: Sequence[str]) -> DetRunner:
         runner = DetRunner.from_cfg(cfg)
         for name in loops:  # now rather than when they start to run: nothing has been trained if one is wrong
             getattr(runner, f'{name}_loop')
+    loaders = {f'{name}_dataloader': getattr(runner, f'{name}_loop').dataloader for name in loops}
+    check_classes(unwrap(runner.model), {key: loader.dataset for key, loader in loaders.items()})
     return runner

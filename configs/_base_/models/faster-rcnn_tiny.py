@@ -6,7 +6,7 @@ model = dict(
     rpn_head=dict(
         in_channels=128,
         feat_channels=128,
-        anchor_generator=dict(strides=[4, 8, 16, 32], scales=[6]),  # squares of 24 to 192 pixels
+        anchor_generator=dict(strides=[4, 8, 16, 32], scales=[4]),  # squares of 16 to 128 pixels
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(

@@ -3,7 +3,7 @@
 max_epochs = 8
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-4, fused=True),
+    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=1e-4, fused=True),
     clip_grad=dict(max_norm=1.0, norm_type=2),
     paramwise_cfg=dict(custom_keys={'sampling_offsets': dict(lr_mult=0.3)}),
 )

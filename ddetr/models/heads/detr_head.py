@@ -52,6 +52,7 @@ class DETRHead(BaseModule):
         self.use_sigmoid = bool(self.losses.loss_cls.use_sigmoid)
         self.assigner = TASK_UTILS.build(train_cfg['assigner']) if train_cfg else None
         self.max_per_img = (test_cfg or {}).get('max_per_img', 100)
+        self.num_classes = num_classes
         self.fc_cls = nn.Linear(embed_dims, num_classes if self.use_sigmoid else num_classes + 1)
         self.reg_ffn = FFN(embed_dims, embed_dims, num_reg_fcs, add_identity=False)
         self.fc_reg = nn.Linear(embed_dims, 4)
