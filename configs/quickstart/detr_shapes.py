@@ -6,4 +6,4 @@ _base_ = [
     '../_base_/schedules/shapes_8e.py',
     '../_base_/default_runtime.py',
 ]
-train_dataloader = dict(batch_size=8)
+train_dataloader = dict(batch_size=4)

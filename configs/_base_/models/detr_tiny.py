@@ -1,23 +1,21 @@
 # A small DETR for the built-in data set: the backbone, width, layers and queries of deformable-detr_tiny.py.
 _base_ = 'detr_r50.py'
-self_attn_cfg = dict(embed_dims=128, num_heads=4, dropout=0.0)
-ffn_cfg = dict(embed_dims=128, feedforward_channels=256, ffn_drop=0.0)
+self_attn_cfg = dict(embed_dims=256, num_heads=8, dropout=0.0)
+ffn_cfg = dict(embed_dims=256, feedforward_channels=512, ffn_drop=0.0)
 model = dict(
-    num_queries=30,
+    num_queries=20,
     backbone=dict(
         depth=18,
-        base_channels=32,
         frozen_stages=-1,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
         init_cfg=None,
     ),
-    neck=dict(in_channels=[256], out_channels=128),
+    neck=dict(in_channels=[512]),
     encoder=dict(num_layers=2, layer_cfg=dict(self_attn_cfg=self_attn_cfg, ffn_cfg=ffn_cfg)),
     decoder=dict(
         num_layers=3,
         layer_cfg=dict(self_attn_cfg=self_attn_cfg, cross_attn_cfg=self_attn_cfg, ffn_cfg=ffn_cfg),
     ),
-    positional_encoding=dict(num_feats=64),
-    bbox_head=dict(num_classes=6, embed_dims=128),
+    bbox_head=dict(num_classes=6),
 )
