@@ -10,6 +10,10 @@ if ! "$python" -c 'import ddetr, ddetr_ops, hypothesis, mypy, pytest, ruff, tran
     bash tools/install.sh --tests
     python=$(find_python)
 fi
-echo '== ruff' && "$python" -m ruff check . && "$python" -m ruff format --check .
-echo '== mypy' && "$python" -m mypy
-echo '== pytest' && "$python" -m pytest "$@"
+echo '== ruff'
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+echo '== mypy'
+"$python" -m mypy
+echo '== pytest'
+"$python" -m pytest "$@"

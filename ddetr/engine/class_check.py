@@ -30,8 +30,7 @@ def check_classes(model: nn.Module, datasets: dict[str, Any]) -> None:
                     f'model.{name}.num_classes={number}, but the data set of {key} has {len(names)} classes '
                     f'({", ".join(list(names)[:5])}{", ..." if len(names) > 5 else ""}): set num_classes={len(names)}.'
                 )
-    first, *others = named or [None]
-    for key in others:
+    for first, key in zip(named, list(named)[1:], strict=False):
         if list(named[key]) != list(named[first]):
             raise ConfigError(
                 f'{first} and {key} number their classes differently ({list(named[first])[:5]}... and '

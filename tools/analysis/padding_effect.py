@@ -8,7 +8,7 @@ the first layer. The original Deformable DETR does the same.
 """
 
 import argparse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torchvision.ops import box_iou
@@ -27,7 +27,7 @@ class Difference(NamedTuple):
 
 
 @torch.no_grad()
-def compare(model: torch.nn.Module, image: str, factor: float, score_thr: float) -> Difference:
+def compare(model: Any, image: str, factor: float, score_thr: float) -> Difference:
     """Run a DETR-family model on an image and on the image padded to `factor` times its sides."""
     data = model.data_preprocessor(prepare_image(model, image))
     pixels, samples = data['inputs'], data['data_samples']
