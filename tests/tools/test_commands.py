@@ -82,7 +82,7 @@ def test_two_processes_without_a_gpu(tiny_run, run, tmp_path):
     )  # fmt: skip
     # 8 images, 2 a batch, 2 processes: 2 iterations; 2e-4 is meant for batches of 32, these are of 4
     assert re.findall(r'Epoch\(train\) \[1\]\[(\d)/2\]', output) == ['1', '2']
-    assert re.findall(r'base_lr: (\S+)', output)[0] == '2.5000e-05'
+    assert re.findall(r' lr: (\S+)', output)[0] == '2.5000e-05'
     checkpoint = tmp_path / 'epoch_1.pth'
     assert torch.load(checkpoint, weights_only=False)['meta']['iter'] == 2
     tested = run(
