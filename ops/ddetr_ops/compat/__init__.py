@@ -1,0 +1,1 @@
+"""The op under the names that other projects use: `original`, `mmcv`, `huggingface`."""

@@ -1,0 +1,70 @@
+"""The attention module that the drop-ins share."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import ms_deform_attn_fused
+
+
+class DeformableAttention(nn.Module):
+    """Projections, offsets and logits around the op, with the parameter names that all projects use."""
+
+    def __init__(self, channels: int, levels: int, heads: int, points: int, value_channels: int) -> None:
+        super().__init__()
+        if channels % heads or value_channels % heads:
+            raise ValueError(
+                f'{channels} channels (value: {value_channels}) do not divide into {heads} heads'
+            )
+        self.levels, self.heads, self.points = levels, heads, points
+        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(channels, heads * levels * points)
+        self.value_proj = nn.Linear(channels, value_channels)
+        self.output_proj = nn.Linear(value_channels, channels)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """As in the paper, appendix A.4: head m looks in direction 2 pi m / M, its point p at distance p + 1."""
+        angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)  # (M, 2)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        distances = torch.arange(1, self.points + 1, dtype=torch.float32)
+        offsets = directions[:, None, None] * distances[:, None]  # (M, 1, P, 2)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        self.sampling_offsets.bias.copy_(offsets.expand(-1, self.levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def attend(
+        self,
+        query: Tensor,
+        tokens: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+        pad_mask: Tensor | None,
+    ) -> Tensor:
+        """query (B, Q, C), tokens (B, S, C), pad_mask (B, S) with True = padding; (B, Q, C)."""
+        if tokens.shape[1] == 0 or reference_points.shape[-1] not in (2, 4):
+            raise ValueError(
+                f'{tokens.shape[1]} tokens and reference points of {reference_points.shape[-1]} numbers: there '
+                'must be tokens, and 2 or 4 numbers'
+            )
+        batch, queries, _ = query.shape
+        value = self.value_proj(tokens)  # (B, S, C)
+        if pad_mask is not None:
+            value = value.masked_fill(pad_mask[..., None], 0.0)
+        sampled = ms_deform_attn_fused(
+            value.unflatten(-1, (self.heads, -1)),
+            spatial_shapes,
+            level_start_index,
+            reference_points,
+            self.sampling_offsets(query).view(batch, queries, self.heads, self.levels, self.points, 2),
+            self.attention_weights(query).view(batch, queries, self.heads, -1),
+        )
+        return self.output_proj(sampled)

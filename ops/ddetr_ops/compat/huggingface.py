@@ -1,0 +1,116 @@
+"""One call that puts the op into Hugging Face's models."""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import ms_deform_attn
+
+
+def accelerate(model: nn.Module) -> int:
+    """Let the deformable attention of a transformers model run on the op, for inference and training.
+
+    Outputs stay the same within rounding; parameters and state dict are not touched. Known by name are the layers
+    of deformable_detr, grounding_dino, mm_grounding_dino, rt_detr, rt_detr_v2, d_fine, mask2former, oneformer and
+    their relatives. Where transformers samples by a function of the model's source file (mask2former, oneformer,
+    rt_detr_v2), that function is replaced, for all models of that file in this process.
+
+    Returns:
+        The number of attention layers that now run on the op.
+
+    Raises:
+        ValueError: there are none.
+    """
+    count = 0
+    for module in model.modules():
+        name, source = type(module).__name__, sys.modules[type(module).__module__]
+        if name == 'MultiScaleDeformableAttention':
+            module.forward = _forward
+        elif hasattr(module, 'ms_deformable_attn_core'):
+            module.ms_deformable_attn_core = multi_scale_deformable_attention_v2  # type: ignore[assignment]
+        elif name.endswith('MultiscaleDeformableAttention') and hasattr(
+            source, 'multi_scale_deformable_attention_v2'
+        ):
+            source.multi_scale_deformable_attention_v2 = multi_scale_deformable_attention_v2  # type: ignore[attr-defined]
+        elif name.endswith('MultiscaleDeformableAttention') and hasattr(
+            source, 'multi_scale_deformable_attention'
+        ):
+            source.multi_scale_deformable_attention = multi_scale_deformable_attention  # type: ignore[attr-defined]
+        else:
+            continue
+        count += 1
+    if count == 0:
+        raise ValueError(f'{type(model).__name__} has no deformable attention that ddetr_ops knows')
+    return count
+
+
+def _levels(shapes: Tensor | Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    if not isinstance(shapes, Tensor):
+        shapes = torch.tensor([(int(h), int(w)) for h, w in shapes], dtype=torch.int64, device=device)
+    sizes = shapes.prod(-1)
+    return shapes, sizes.cumsum(0) - sizes
+
+
+def _forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_spatial_shapes_list: list[tuple],
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """`forward` of the layers called MultiScaleDeformableAttention."""
+    return ms_deform_attn(
+        value, value_spatial_shapes, level_start_index, sampling_locations, attention_weights
+    )
+
+
+def multi_scale_deformable_attention(
+    value: Tensor,
+    value_spatial_shapes: Tensor | list[tuple],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """The function of this name in mask2former and oneformer."""
+    shapes, starts = _levels(value_spatial_shapes, value.device)
+    return ms_deform_attn(value, shapes, starts, sampling_locations, attention_weights)
+
+
+def multi_scale_deformable_attention_v2(
+    value: Tensor,
+    value_spatial_shapes: Tensor | list[tuple],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points_list: list[int],
+    method: str = 'default',
+) -> Tensor:
+    """The function of this name in rt_detr_v2 and d_fine, whose levels may differ in their number of points.
+
+    Shapes: value (B, S, M, D), sampling_locations (B, Q, M, sum of points, 2), attention_weights without the 2.
+
+    Raises:
+        NotImplementedError: method 'discrete', which does not interpolate.
+    """
+    if method != 'default':
+        raise NotImplementedError(f"ddetr_ops samples bilinearly: method '{method}' is not its operation")
+    shapes, starts = _levels(value_spatial_shapes, value.device)
+    if len(set(num_points_list)) == 1:
+        levels_points = (len(num_points_list), num_points_list[0])
+        locations = sampling_locations.unflatten(3, levels_points)
+        return ms_deform_attn(value, shapes, starts, locations, attention_weights.unflatten(3, levels_points))
+    sizes = [int(h) * int(w) for h, w in value_spatial_shapes]
+    levels = zip(
+        value.split(sizes, 1),
+        shapes.split(1),
+        sampling_locations.split(num_points_list, 3),
+        attention_weights.split(num_points_list, 3),
+        strict=True,
+    )
+    parts = [
+        ms_deform_attn(tokens, shape, starts[:1], where.unsqueeze(3), weights.unsqueeze(3))
+        for tokens, shape, where, weights in levels
+    ]
+    return torch.stack(parts).sum(0)

@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+from ddetr_ops import _library, ms_deform_attn, ms_deform_attn_fused
+from ddetr_ops.reference import ms_deform_attn_reference
+
+from tests.ops.cases import levels_of, make_fused_inputs, make_inputs
+
+if _library.CPU_PROBLEM is not None:
+    pytest.skip(_library.CPU_PROBLEM, allow_module_level=True)
+
+OPS = torch.ops.ddetr_ops
+
+
+def leaves(inputs):
+    return [t.requires_grad_() if t.is_floating_point() else t for t in inputs]
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_opcheck(dtype):
+    inputs, fused = make_inputs(dtype=dtype), make_fused_inputs(4, dtype=torch.float64)
+    grad_output = torch.randn(2, 6, 16)
+    torch.library.opcheck(OPS.ms_deform_attn_forward.default, leaves(inputs))
+    torch.library.opcheck(
+        OPS.ms_deform_attn_backward.default, (*make_inputs(dtype=dtype), grad_output.to(dtype), False)
+    )
+    torch.library.opcheck(OPS.ms_deform_attn_fused_forward.default, leaves(fused))
+    torch.library.opcheck(
+        OPS.ms_deform_attn_fused_backward.default, (*make_fused_inputs(4), grad_output.double(), False)
+    )
+
+
+def test_double_backward_is_refused():
+    inputs = make_inputs()
+    value = inputs.value.requires_grad_()
+    out = ms_deform_attn(*inputs)
+    (grad,) = torch.autograd.grad(out.square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match='has no second derivative'):
+        grad.sum().backward()
+
+
+def test_compile_has_no_graph_break_and_the_same_gradients():
+    def attend(value, locations, weights, shapes, starts):
+        return ms_deform_attn(value.sin(), shapes, starts, locations * 0.5 + 0.2, weights.softmax(-1)).cos()
+
+    inputs = make_inputs(dtype=torch.float32)
+    results = []
+    for function in (attend, torch.compile(attend, fullgraph=True, backend='aot_eager')):
+        tensors = [t.detach().clone().requires_grad_() for t in (inputs.value, *inputs[3:])]
+        out = function(*tensors, *inputs[1:3])
+        results.append((out, *torch.autograd.grad(out.sum(), tensors)))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
+def test_compiled_fused_form_takes_other_sizes():
+    compiled = torch.compile(ms_deform_attn_fused, fullgraph=True, backend='aot_eager', dynamic=True)
+    for sizes in ({}, {'batch': 3, 'queries': 4}, {'shapes': ((4, 4), (2, 3), (1, 2))}):
+        inputs = make_fused_inputs(4, **sizes)
+        torch.testing.assert_close(compiled(*inputs), ms_deform_attn_fused(*inputs))
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, fused):
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, *inputs):
+        return ms_deform_attn_fused(*inputs) if self.fused else ms_deform_attn(*inputs)
+
+
+def test_export_keeps_the_op():
+    inputs = tuple(make_inputs(dtype=torch.float32))
+    program = torch.export.export(Attention(False), inputs)
+    targets = [str(node.target) for node in program.graph.nodes if node.op == 'call_function']
+    assert 'ddetr_ops.ms_deform_attn_forward.default' in targets
+    torch.testing.assert_close(program.module()(*inputs), ms_deform_attn(*inputs))
+
+
+@pytest.mark.parametrize('opset', [18, 20])
+@pytest.mark.parametrize('reference_dim', [None, 2, 4])
+def test_onnxruntime_runs_the_export(opset, reference_dim, tmp_path):
+    runtime = pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    from ddetr_ops.onnx import translation_table
+
+    if reference_dim is None:
+        inputs = tuple(make_inputs(dtype=torch.float32))
+        other = make_inputs(((4, 6), (2, 3), (2, 2)), batch=3, queries=5, dtype=torch.float32, seed=5)
+        names = ('value', 'shapes', 'starts', 'locations', 'weights')
+    else:
+        inputs = tuple(make_fused_inputs(reference_dim, dtype=torch.float32))
+        sizes = {'shapes': ((4, 6), (2, 3), (2, 2)), 'batch': 3, 'queries': 5, 'seed': 5}
+        other = make_fused_inputs(reference_dim, dtype=torch.float32, **sizes)
+        names = ('value', 'shapes', 'starts', 'references', 'offsets', 'logits')
+    batch, tokens, queries = (torch.export.Dim(name) for name in ('batch', 'tokens', 'queries'))
+    dynamic = ({0: batch, 1: tokens}, None, None, *({0: batch, 1: queries} for _ in inputs[3:]))
+    path = tmp_path / 'attention.onnx'
+    torch.onnx.export(
+        Attention(reference_dim is not None), inputs, str(path), dynamo=True, opset_version=opset, verbose=False,
+        input_names=names, dynamic_shapes=(dynamic,), custom_translation_table=translation_table(opset),
+    )  # fmt: skip
+    session = runtime.InferenceSession(str(path))
+    for tensors in (inputs, other):
+        (out,) = session.run(None, {n: t.numpy() for n, t in zip(names, tensors, strict=True)})
+        expected = Attention(reference_dim is not None)(*tensors).numpy()
+        np.testing.assert_allclose(out, expected, atol=2e-5)
+
+
+def test_autocast_stores_the_value_in_low_precision_and_keeps_locations():
+    inputs = make_inputs(dtype=torch.float32, channels=32)
+    value = inputs.value.clone().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16):
+        out = ms_deform_attn(value, *inputs[1:])
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, ms_deform_attn(value.bfloat16(), *inputs[1:]))
+    out.float().sum().backward()
+    assert value.grad is not None
+    assert value.grad.dtype == torch.float32
+    with torch.autocast('cpu', torch.bfloat16):  # what linear layers give under autocast
+        fused = make_fused_inputs(2, dtype=torch.float32)
+        low = [t.bfloat16() if t.is_floating_point() else t for t in fused]
+        mixed = ms_deform_attn_fused(*low[:3], fused.reference_points, *low[4:])
+    assert mixed.dtype == torch.bfloat16
+    assert (mixed.float() - ms_deform_attn_fused(*fused)).abs().max() < 0.1
+
+
+def test_vmap_equals_a_loop():
+    inputs = make_inputs(dtype=torch.float64)
+    values = torch.randn(3, *inputs.value.shape, dtype=torch.float64)
+    locations = torch.rand(*inputs.sampling_locations.shape, 3, dtype=torch.float64)
+    mapped = torch.vmap(
+        lambda v, x: ms_deform_attn(v, *inputs[1:3], x, inputs.attention_weights), in_dims=(0, -1)
+    )(values, locations)
+    for i in range(3):
+        one = ms_deform_attn(
+            values[i], *inputs[1:3], locations[..., i].contiguous(), inputs.attention_weights
+        )
+        torch.testing.assert_close(mapped[i], one)
+
+
+def test_vmap_over_the_sizes_of_the_maps_is_refused():
+    inputs = make_inputs()
+    shapes = inputs.spatial_shapes.expand(2, 3, 2)
+    with pytest.raises(ValueError, match='cannot be vmapped over'):
+        torch.vmap(lambda s: ms_deform_attn(inputs.value, s, *inputs[2:]))(shapes)
+
+
+def test_meta_tensors_have_the_right_shape():
+    inputs = [t.to('meta') for t in make_inputs()]
+    out = ms_deform_attn(*inputs)
+    assert out.device.type == 'meta'
+    assert out.shape == (2, 6, 16)
+
+
+def test_gradients_flow_to_what_asks_for_them_only():
+    """Frozen values, as with a frozen backbone: the locations still learn."""
+    shapes, starts = levels_of(((4, 5),))
+    inputs = make_inputs(((4, 5),))
+    locations = inputs.sampling_locations.requires_grad_()
+    ms_deform_attn(inputs.value, shapes, starts, locations, inputs.attention_weights).sum().backward()
+    again = inputs.sampling_locations.detach().requires_grad_()
+    ms_deform_attn_reference(inputs.value, shapes, again, inputs.attention_weights).sum().backward()
+    torch.testing.assert_close(locations.grad, again.grad)
+    assert inputs.value.grad is None
