@@ -30,7 +30,8 @@ inline std::string sizes_of(const Tensor& tensor) {
 }
 
 // The shape must be exactly `expected`.
-inline void require_sizes(const Tensor& tensor, const char* name, const char* letters, const std::vector<int64_t>& expected) {
+inline void require_sizes(const Tensor& tensor, const char* name, const char* letters,
+                          const std::vector<int64_t>& expected) {
   bool same = tensor.dim() == int64_t(expected.size());
   for (size_t i = 0; same && i < expected.size(); ++i) same = tensor.size(int64_t(i)) == expected[i];
   if (same) return;

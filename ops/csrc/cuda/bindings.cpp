@@ -84,7 +84,8 @@ Call check(const Tensor& value, const Tensor& spatial_shapes, const Tensor& leve
     c.reference_size = reference->dim() == 4 ? reference->size(3) : 0;
     require(c.reference_size == 2 || c.reference_size == 4,
             "reference_points must have the shape (B, Q, L, 2 or 4), got ", sizes_of(*reference));
-    require_sizes(*reference, "reference_points", "(B, Q, L, 2 or 4)", {c.batch, c.queries, c.levels, c.reference_size});
+    require_sizes(*reference, "reference_points", "(B, Q, L, 2 or 4)",
+                  {c.batch, c.queries, c.levels, c.reference_size});
     c.reference = checked(*reference, "reference_points", value, c.wide);
   } else {
     require_sizes(how_much, how_much_name, "(B, Q, M, L, P)", {c.batch, c.queries, c.heads, c.levels, c.points});

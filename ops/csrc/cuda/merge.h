@@ -64,8 +64,8 @@ struct MergeTables {
 
 // One round: insert, add up, send, and leave the tables empty. All threads of the block take part.
 template <typename C>
-DDETR_OPS_DEVICE void merge_and_add(const Problem<typename C::T>& p, const Place<C>& at, MergeTables<typename C::A>& tables,
-                                    const Point<typename C::A>& point) {
+DDETR_OPS_DEVICE void merge_and_add(const Problem<typename C::T>& p, const Place<C>& at,
+                                    MergeTables<typename C::A>& tables, const Point<typename C::A>& point) {
   using A = typename C::A;
   constexpr int WIDTH = simt::kReductionWidth;
   constexpr int STEP = C::LANES * WIDTH;                   // channels that a group sends at once

@@ -118,7 +118,8 @@ DDETR_OPS_DEVICE Softmax<typename C::A> softmax_of_group(const Problem<typename 
 
 // Pixel coordinate along one axis (0: x, 1: y) from the reference and the raw offset.
 template <typename A, typename T>
-DDETR_OPS_DEVICE A fused_pixel(const Problem<T>& p, const A* reference, int axis, A offset, int32_t points, int32_t size) {
+DDETR_OPS_DEVICE A fused_pixel(const Problem<T>& p, const A* reference, int axis, A offset, int32_t points,
+                               int32_t size) {
   return p.reference_size == 2 ? pixel_of_point_offset(reference[axis], offset, size)
                                : pixel_of_box_offset(reference[axis], reference[axis + 2], offset, points, size);
 }
@@ -170,7 +171,8 @@ DDETR_OPS_DEVICE int32_t corner_row(int32_t row, int32_t width, int c) { return 
 template <typename E>
 DDETR_OPS_DEVICE E* at_row(E* base, uint32_t row_bytes, int32_t row) {
   using Byte = std::conditional_t<std::is_const_v<E>, const char, char>;
-  return reinterpret_cast<E*>(reinterpret_cast<Byte*>(base) + static_cast<uint64_t>(static_cast<uint32_t>(row)) * row_bytes);
+  const uint64_t bytes = static_cast<uint64_t>(static_cast<uint32_t>(row)) * row_bytes;
+  return reinterpret_cast<E*>(reinterpret_cast<Byte*>(base) + bytes);
 }
 
 }  // namespace ddetr_ops

@@ -1,9 +1,10 @@
 // A GPU made of one CPU thread, for ops/csrc/cuda/simt.h: every GPU thread is a coroutine with a stack of its own.
 //
 // A block's threads run one after the other, each up to its next exchange with its warp or wait for its block;
-// whoever all needed partners have reached goes on. Between two such points threads run in an order that changes
-// from launch to launch, so that a result that hangs on a missing barrier shows as a wrong number. A wait that
-// some partner never joins is an error, not a hang. Neither speed nor memory ordering is emulated.
+// who has all partners waiting goes on. Lanes and warps take turns in an order that always changes, and warps
+// run ahead of each other as far as barriers let them, so that a result that hangs on a missing barrier shows as
+// a wrong number. A wait that some partner never joins is an error, not a hang. Neither speed nor memory ordering
+// is emulated.
 #pragma once
 
 #include <ucontext.h>
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <utility>
 #include <vector>
@@ -121,30 +123,25 @@ void reduce_add(A* at, const A (&values)[N]) {
   ++machine().additions;
 }
 
-// Lets waiting threads go on where all their partners wait too. False: nobody can.
-inline bool release(Block& block) {
-  const auto all = [&](size_t first, size_t last, State state) {
-    return std::all_of(block.threads.begin() + static_cast<long>(first), block.threads.begin() + static_cast<long>(last),
-                       [state](const Thread& t) { return t.state == state || t.state == State::kDone; });
-  };
+// Lets the threads [first, last) go on if every one of them has come to wait for the others.
+inline bool release(Block& block, size_t first, size_t last, State state) {
+  const auto begin = block.threads.begin() + static_cast<long>(first);
+  const auto end = block.threads.begin() + static_cast<long>(last);
+  // A thread that has left the kernel is not missed by its block, but by its warp.
+  const bool all = std::all_of(begin, end, [state](const Thread& t) {
+    return t.state == state || (t.state == State::kDone && state == State::kWaitsForBlock);
+  });
   bool any = false;
-  const auto wake = [&](size_t first, size_t last, State state) {
-    for (size_t i = first; i < last; ++i) {
-      if (block.threads[i].state != state) continue;
-      block.threads[i].state = State::kReady;
-      any = true;
-    }
-  };
-  const size_t many = block.threads.size();
-  for (size_t warp = 0; warp < many; warp += 32) {
-    // An exchange needs all 32 lanes: one that has left does not count as there.
-    const bool whole = std::none_of(block.threads.begin() + static_cast<long>(warp),
-                                    block.threads.begin() + static_cast<long>(warp + 32),
-                                    [](const Thread& t) { return t.state == State::kDone; });
-    if (whole && all(warp, warp + 32, State::kWaitsForWarp)) wake(warp, warp + 32, State::kWaitsForWarp);
+  for (auto t = begin; all && t != end; ++t) {
+    if (t->state != state) continue;
+    t->state = State::kReady;
+    any = true;
   }
-  if (all(0, many, State::kWaitsForBlock)) wake(0, many, State::kWaitsForBlock);
   return any;
+}
+
+inline bool release_warp(Block& block, size_t warp) {
+  return release(block, 32 * warp, 32 * warp + 32, State::kWaitsForWarp);
 }
 
 template <typename Problem>
@@ -158,6 +155,12 @@ struct Call {
   }
 };
 
+inline void run_thread(Block& block, size_t index) {
+  if (block.threads[index].state != State::kReady) return;
+  block.current = static_cast<int>(index);
+  swapcontext(&block.scheduler, &block.threads[index].context);
+}
+
 template <typename Problem>
 bool run_block(Block& block, std::minstd_rand& random) {
   for (Thread& thread : block.threads) {
@@ -170,18 +173,28 @@ bool run_block(Block& block, std::minstd_rand& random) {
     thread.context.uc_link = nullptr;
     makecontext(&thread.context, Call<Problem>::enter, 0);
   }
-  std::vector<int> order(block.threads.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
-  do {
-    std::shuffle(order.begin(), order.end(), random);
-    for (int i : order) {
-      Thread& thread = block.threads[static_cast<size_t>(i)];
-      if (thread.state != State::kReady) continue;
-      block.current = i;
-      swapcontext(&block.scheduler, &thread.context);
+  std::vector<size_t> warps(block.warps.size()), lanes(32);
+  std::iota(warps.begin(), warps.end(), 0);
+  std::iota(lanes.begin(), lanes.end(), 0);
+  bool any = true;
+  while (any) {
+    any = false;
+    std::shuffle(warps.begin(), warps.end(), random);
+    for (size_t warp : warps) {
+      // Every other time as far as the warp gets without the block, so that warps drift apart.
+      const bool far = random() & 64u;
+      bool goes_on = true;
+      for (int step = 0; goes_on && (far || step == 0); ++step) {
+        std::shuffle(lanes.begin(), lanes.end(), random);
+        for (size_t lane : lanes) run_thread(block, 32 * warp + lane);
+        goes_on = release_warp(block, warp);
+        any = any || goes_on;
+      }
     }
-  } while (release(block));
-  return std::all_of(block.threads.begin(), block.threads.end(), [](const Thread& t) { return t.state == State::kDone; });
+    any = release(block, 0, block.threads.size(), State::kWaitsForBlock) || any;
+  }
+  return std::all_of(block.threads.begin(), block.threads.end(),
+                     [](const Thread& t) { return t.state == State::kDone; });
 }
 
 template <typename Problem>

@@ -31,7 +31,8 @@ float coordinate() {
 template <typename E>
 class Exact {
  public:
-  Exact(size_t count, bool is_aligned) : shift_(is_aligned ? 0 : sizeof(E)), bytes_(new char[count * sizeof(E) + shift_]()) {}
+  Exact(size_t count, bool is_aligned)
+      : shift_(is_aligned ? 0 : sizeof(E)), bytes_(new char[count * sizeof(E) + shift_]()) {}
   E* get() { return reinterpret_cast<E*>(bytes_.get() + shift_); }
 
  private:

@@ -11,7 +11,8 @@ int main() {
   // As words: `>>` does not read nan and inf.
   while (std::cin >> x >> y >> weight >> height >> width >> product[0] >> product[1] >> product[2] >> product[3]) {
     const double w = std::stod(weight);
-    const double products[4] = {std::stod(product[0]), std::stod(product[1]), std::stod(product[2]), std::stod(product[3])};
+    double products[4];
+    for (int c = 0; c < 4; ++c) products[c] = std::stod(product[c]);
     const double px = ddetr_ops::pixel_of_location(std::stod(x), width);
     const double py = ddetr_ops::pixel_of_location(std::stod(y), height);
     const auto cell = ddetr_ops::locate(px, py, height, width);
