@@ -1,0 +1,26 @@
+"""Detectors to be measured: with random weights, so that nothing has to be downloaded."""
+
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import init_default_scope
+
+from ddetr.registry import MODELS, SCOPE
+from ddetr.utils.config import check_config, explain_build_errors
+
+
+def build_detector(cfg: Config) -> BaseModel:
+    """A config's detector as its constructor leaves it: pretrained weights are not looked for.
+
+    Raises:
+        ConfigError: the first thing in the config that cannot be built.
+    """
+    check_config(cfg)
+    init_default_scope(SCOPE)
+    with explain_build_errors():
+        return MODELS.build(cfg.model)
+
+
+def num_classes_of(cfg: Config) -> int:
+    """Of the head that classifies objects: DETR's kin have one, Faster R-CNN has it in its second stage."""
+    head = cfg.model.get('bbox_head') or cfg.model.roi_head.bbox_head
+    return head.num_classes

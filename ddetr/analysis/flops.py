@@ -1,0 +1,223 @@
+"""Parameters and multiply-adds of a detector, without computing its layers.
+
+The convention is that of the DETR and Deformable DETR papers, who extended detectron2's counter: a FLOP is one
+multiply-add; convolutions and matrix products count, with attention's two products among them; biases, norms,
+activations, interpolation, NMS and losses do not. Deformable attention's sampling counts by the formula of
+`sampling_macs`. RoIAlign does not: its number of samples depends on the boxes, and with 2 x 2 a bin it would be
+0.2 G of Faster R-CNN's 180.
+"""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from mmcv.image.geometric import rescale_size
+from mmengine.config import Config
+from mmengine.model import BaseModel, ImgDataPreprocessor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from ddetr.datasets.coco_format import read_coco
+from ddetr.models.layers.attention import MultiScaleDeformableAttention
+from ddetr.structures import DetDataSample
+from ddetr.utils import ConfigError, InputError
+
+from .building import build_detector
+
+Size = tuple[int, int]
+"""(h, w) in pixels."""
+
+LARGE = 1 << 14  # numbers; tensors beyond this are not computed
+MACS_PER_SAMPLED_NUMBER = 5  # four neighbours, then the attention weight
+
+
+class Macs(NamedTuple):
+    """Multiply-adds of one image.
+
+    Attributes:
+        total: the sum of `by_part`.
+        by_part: of each of the detector's children, as far as they run in that child's forward; `sampling`, all
+            deformable attention's sampling; `other`, the rest (branches that the detector calls one by one).
+    """
+
+    total: float
+    by_part: dict[str, float]
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """The papers' number of parameters: a frozen stem and frozen batch norms are not among them."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def build_for_counting(cfg: Config) -> BaseModel:
+    """A config's detector with random weights, in eval mode.
+
+    The NMS of proposals is disarmed: with trained weights it leaves as many as `max_per_img` allows, with random
+    ones it would leave the second stage nothing to do.
+    """
+    cfg = copy.deepcopy(cfg)
+    if 'rpn' in (cfg.model.get('test_cfg') or {}):
+        drop_nothing = {'_delete_': True, 'type': 'nms', 'iou_threshold': 1.0}
+        cfg.merge_from_dict({'model': {'test_cfg': {'rpn': {'nms': drop_nothing, 'min_bbox_size': -1}}}})
+    return build_detector(cfg).eval()
+
+
+def sizes_when_tested(cfg: Config, ann_file: str, num_images: int) -> Counter[Size]:
+    """How often each size occurs among the first images of a COCO annotation file, as the test pipeline resizes them.
+
+    No image is read.
+
+    Raises:
+        InputError: the annotation file cannot be read, or lists no image.
+        ConfigError: the test pipeline has no `Resize` with a `scale`.
+    """
+    resize: dict = next((t for t in cfg.test_dataloader.dataset.pipeline if t['type'] == 'Resize'), {})
+    if 'scale' not in resize:
+        raise ConfigError('test_dataloader.dataset.pipeline has no Resize with a scale: give a size instead')
+    images = read_coco(ann_file, need_annotations=False)['images'][:num_images]
+    if not images:
+        raise InputError(f'annotation file {ann_file} lists no images')
+    scale = tuple(resize['scale'])
+    sizes: Counter[Size] = Counter()
+    for image in images:
+        size_wh = (image['width'], image['height'])
+        width, height = rescale_size(size_wh, scale) if resize.get('keep_ratio') else scale
+        sizes[height, width] += 1
+    return sizes
+
+
+def mean_macs(model: BaseModel, sizes: Mapping[Size, int]) -> Macs:
+    """The average of `count_macs` over images, given how many there are of each (h, w)."""
+    by_part: Counter[str] = Counter()
+    for size, times in sizes.items():
+        by_part.update({part: macs * times for part, macs in count_macs(model, size).by_part.items()})
+    images = sum(sizes.values())
+    parts = {part: macs / images for part, macs in by_part.items()}
+    return Macs(sum(parts.values()), parts)
+
+
+@torch.no_grad()
+def count_macs(model: BaseModel, size: Size) -> Macs:
+    """Multiply-adds of a detector's `forward(mode='tensor')` for one image of (h, w) pixels after resizing.
+
+    The image is padded to the data preprocessor's `pad_size_divisor`. The model must be in eval mode.
+    """
+    divisor = cast(ImgDataPreprocessor, model.data_preprocessor).pad_size_divisor
+    height, width = (-(-side // divisor) * divisor for side in size)
+    padded = (height, width)
+    sample = DetDataSample(metainfo={'img_shape': size, 'batch_input_shape': padded, 'pad_shape': padded})
+    image = torch.zeros(()).expand(1, 3, height, width)  # takes no memory
+    counter = MacCounter()
+    # MATH: attention as two matrix products, for which there is a formula
+    with _watch(model, counter), sdpa_kernel(SDPBackend.MATH), counter:
+        model(image, [sample], mode='tensor')
+    return Macs(sum(counter.by_part.values()), dict(counter.by_part))
+
+
+def sampling_macs(output_shape: Sequence[int], levels: int, points: int) -> int:
+    """Multiply-adds of `ms_deform_attn`, whose result is (B, Q, C): 5 B Q L P C.
+
+    Every query reads L * P points in each of its M heads of C / M channels; each number read is interpolated from
+    four neighbours and multiplied by its attention weight.
+    """
+    return MACS_PER_SAMPLED_NUMBER * math.prod(output_shape) * levels * points
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts the multiply-adds of what runs in it, and answers operations on large tensors without computing them.
+
+    The answer is one number expanded to the right shape, which takes no memory. Small tensors are computed, so that
+    code which depends on them (level shapes, indices) runs as ever. Views of such an answer are taken as they are,
+    and nothing is written to one.
+
+    Attributes:
+        part: to which the next operation's multiply-adds are added.
+        by_part: the multiply-adds so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = 'other'
+        self.by_part: Counter[str] = Counter()
+        self._answers: dict[tuple, Any] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = self._answer(func, args, kwargs)
+        if func.overloadpacket in flop_registry:  # PyTorch counts a multiply-add as two
+            self.by_part[self.part] += (
+                flop_registry[func.overloadpacket](*args, **kwargs, out_val=result) // 2
+            )
+        return result
+
+    def _answer(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        leaves = tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        large = any(t.is_floating_point() and t.numel() > LARGE for t in tensors)
+        if func.is_view or not large:
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:  # in place: relu_, masked_fill_, ...
+            return args[0]
+        if torch.Tag.pointwise in func.tags:  # one number tells the dtype, without the detour below
+            one = func(*tree_map_only(Tensor, _first_number, args), **kwargs)
+            return one.expand(torch.broadcast_shapes(*(t.shape for t in tensors)))
+        # a layer's operations come again in the next layer
+        key = (func, *kwargs, *((t.shape, t.dtype) if isinstance(t, Tensor) else t for t in leaves))
+        if key not in self._answers:
+            try:
+                on_meta = func(
+                    *tree_map_only(Tensor, _to_meta, args), **tree_map_only(Tensor, _to_meta, kwargs)
+                )
+            except NotImplementedError:  # the result's shape depends on values: boolean masks, nonzero, NMS
+                return func(*args, **kwargs)
+            self._answers[key] = on_meta
+        return tree_map_only(Tensor, _zeros_like, self._answers[key])
+
+
+def _first_number(tensor: Tensor) -> Tensor:
+    """(...) -> (1, ..., 1), for broadcasting and type promotion as with the whole."""
+    return tensor.as_strided((1,) * tensor.dim(), (1,) * tensor.dim())
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device='meta')
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    """Zeros that take no memory; small ones do, as they may be written to."""
+    shape = tensor.shape
+    stored = torch.Size() if tensor.numel() > LARGE else shape
+    return torch.zeros(stored, dtype=tensor.dtype).expand(shape)
+
+
+@contextmanager
+def _watch(model: nn.Module, counter: MacCounter) -> Iterator[None]:
+    """Tell `counter` which child of `model` runs, and add the sampling of every deformable attention that runs."""
+
+    def enter(name: str) -> Callable:
+        return lambda module, args: setattr(counter, 'part', name)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        counter.part = 'other'
+
+    def add_sampling(module: MultiScaleDeformableAttention, args: Any, output: Tensor) -> None:
+        counter.by_part['sampling'] += sampling_macs(output.shape, module.num_levels, module.num_points)
+
+    handles = []
+    for name, child in model.named_children():
+        handles += [child.register_forward_pre_hook(enter(name)), child.register_forward_hook(leave)]
+    for module in model.modules():
+        if isinstance(module, MultiScaleDeformableAttention):
+            handles.append(module.register_forward_hook(add_sampling))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,94 @@
+"""A short run of a config from training to pictures, which shows that it works and nothing about how well."""
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
+from ddetr.utils.config import load_config
+
+MEAN_OF = 5  # iterations; a single one's loss depends on its crops
+
+
+class SmokeRun(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        losses: the total loss of each iteration.
+        tested: images.
+        ap: COCO's box AP on them, 0..1.
+        pictures: how many were drawn.
+    """
+
+    losses: list[float]
+    tested: int
+    ap: float
+    pictures: int
+
+    @property
+    def first_loss(self) -> float:
+        return sum(self.losses[:MEAN_OF]) / MEAN_OF
+
+    @property
+    def last_loss(self) -> float:
+        return sum(self.losses[-MEAN_OF:]) / MEAN_OF
+
+
+def smoke_run(
+    config: str | Path, data_root: str, size_wh: tuple[int, int], iterations: int, images: int
+) -> SmokeRun:
+    """Train a config for a few iterations, test what comes out, draw the tested images.
+
+    The config stays as it is but for: the data (the first `images` of COCO's training and validation images, at
+    most `size_wh` pixels large), the number of iterations at a constant learning rate, two images a batch, and
+    the backbone. As no pretrained weights are loaded, its batch norms are trained: frozen ones of a network that
+    was never trained normalise nothing.
+    """
+    cfg = load_config(config)
+    data = {
+        'train_dataloader': _data(cfg.train_dataloader, data_root, size_wh, images),
+        'test_dataloader': _data(cfg.test_dataloader, data_root, size_wh, images),
+    }
+    model = {'init_cfg': None, 'norm_eval': False, 'frozen_stages': -1, 'norm_cfg.requires_grad': True}
+    options: dict[str, Any] = {
+        **{f'model.backbone.{key}': value for key, value in model.items()},
+        **{f'{top}.{key}': value for top, changes in data.items() for key, value in changes.items()},
+        'train_dataloader.batch_size': 2,
+        'train_cfg': {'_delete_': True, 'type': 'IterBasedTrainLoop', 'max_iters': iterations},
+        **dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator')),
+        'param_scheduler': [],
+        'default_hooks.checkpoint': {'type': 'CheckpointHook', 'interval': iterations, 'by_epoch': False},
+        'log_processor.by_epoch': False,
+    }
+    with tempfile.TemporaryDirectory() as work_dir:
+        # a copy: mmengine takes `_delete_` out of what it merges
+        runner = train_detector(config, TrainOptions(work_dir=work_dir, cfg_options=copy.deepcopy(options)))
+        losses = [float(loss) for loss in runner.message_hub.get_scalar('train/loss').data[0]]
+        show_dir = Path(work_dir, 'pictures')
+        metrics = evaluate_detector(
+            config,
+            Path(work_dir, f'iter_{iterations}.pth'),
+            EvalOptions(work_dir=work_dir, show_dir=str(show_dir), cfg_options=options),
+        )
+        pictures = sum(path.is_file() for path in show_dir.rglob('*'))
+    return SmokeRun(losses, images, metrics['coco/bbox_mAP'], pictures)
+
+
+def _data(loader: Config, data_root: str, size_wh: tuple[int, int], images: int) -> dict[str, Any]:
+    """A loader's changes: where from, how many, and a last resize of what its own pipeline made."""
+    *steps, pack = loader.dataset.pipeline
+    resize = {'type': 'Resize', 'scale': size_wh, 'keep_ratio': True}
+    if steps[-1]['type'] == 'LoadAnnotations':  # in testing they stay in the pixels of the original image
+        steps = [resize if step['type'] == 'Resize' else step for step in steps]
+    else:
+        steps = [*steps, resize]
+    return {
+        'dataset.data_root': data_root,
+        'dataset.indices': images,
+        'dataset.pipeline': [*steps, pack],
+        'num_workers': 0,
+        'persistent_workers': False,
+    }

@@ -1,0 +1,115 @@
+"""The measuring command lines, as somebody would call them, on small detectors."""
+
+import csv
+import io
+import runpy
+import sys
+
+import pytest
+
+from ddetr.analysis.flops import build_for_counting, count_macs, trainable_parameters
+from ddetr.utils.config import load_config
+from tests.conftest import ROOT
+
+TINY = ROOT / 'tests/configs/tiny_shapes.py'
+SINGLE_SCALE = ROOT / 'configs/deformable_detr/deformable-detr-single-scale_r50_16xb2-50e_coco.py'
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a tool in this process; what it printed."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / 'tools/analysis' / name), run_name='__main__')
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_model_table_puts_published_figures_beside_known_configs(call):
+    printed = call('model_table.py', TINY, SINGLE_SCALE, '--size', 800, 1067, '--format', 'csv')
+    tiny, single_scale = list(csv.reader(io.StringIO(printed)))[1:]
+    model = build_for_counting(load_config(TINY))
+    measured = f'{trainable_parameters(model) / 1e6:.2f}', f'{count_macs(model, (800, 1067)).total / 1e9:.1f}'
+    assert tiny == ['tiny_shapes', measured[0], '', measured[1], '', '']
+    assert single_scale[:3] == ['Deformable DETR (single scale)', '33.84', '34']
+    assert single_scale[4] == '78'
+    # the original's model counts 79.4 G at the mean of 0.889 million pixels, and sampling is 0.04 G of it
+    assert float(single_scale[3]) == pytest.approx(79.4 * (800 * 1067) / 0.889e6, rel=0.01)
+
+
+def test_model_table_averages_over_an_annotation_file_and_lists_parts(call, tmp_path):
+    images = [
+        {'id': i, 'file_name': f'{i}.jpg', 'width': w, 'height': 160} for i, w in enumerate((160, 240, 999))
+    ]
+    ann_file = tmp_path / 'ann.json'
+    ann_file.write_text(f'{{"images": {images}, "categories": []}}'.replace("'", '"'))
+    printed = call(
+        'model_table.py', TINY, '--ann-file', ann_file, '--num-images', 2, '--format', 'csv', '--parts'
+    )
+    lines = list(csv.reader(io.StringIO(printed)))
+    model = build_for_counting(load_config(TINY))
+    # the tiny config's test size: longer side at most 256, shorter at most 160
+    mean = (count_macs(model, (160, 160)).total + count_macs(model, (160, 240)).total) / 2
+    assert lines[1][3] == f'{mean / 1e9:.1f}'
+    parts = {line[1]: float(line[2]) for line in lines[4:]}
+    assert parts.keys() >= {'backbone', 'neck', 'encoder', 'decoder', 'sampling'}
+    assert sum(parts.values()) == pytest.approx(mean / 1e9, abs=0.005 * len(parts))
+
+
+def test_model_table_names_a_missing_annotation_file(call, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        call('model_table.py', TINY, '--ann-file', 'nowhere.json')
+    assert 'nowhere.json does not exist' in capsys.readouterr().err
+
+
+def test_count_flow_adds_up_what_it_lists(call):
+    printed = call('count_flow.py', TINY)
+    for package in ('ddetr', 'ddetr_ops'):
+        listed = [line for line in printed.splitlines() if line.startswith(f'{package}/')]
+        functions = sum(len(line.split(': ')[1].split(', ')) for line in listed)
+        assert f'{package}: {len(listed)} files, {functions} functions' in printed
+    assert 'ddetr/models/detectors/base_detector.py: BaseDetector.forward' in printed
+
+
+@pytest.mark.parametrize('options', [[], ['--amp']], ids=['float32', 'amp'])
+def test_benchmark_measures_detection_and_training(call, options):
+    printed = call(
+        'benchmark.py', TINY, '--size', 64, 96, '--warmup', 0, '--repeats', 2, '--device', 'cpu',
+        '--batch-sizes', 1, 4, '--format', 'csv', *options,
+    )  # fmt: skip
+    head, table = printed.split('\n\n')
+    assert ('mixed precision' in head) == bool(options)
+    assert 'random images of 64 x 96' in head
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert [(row['measured'], row['batch']) for row in rows] == [
+        ('detection', '1'), ('detection', '4'), ('training', '2')
+    ]  # fmt: skip
+    for row in rows:
+        assert float(row['images/s']) == pytest.approx(
+            1000 * int(row['batch']) / float(row['ms/step']), rel=0.01
+        )
+    assert float(rows[2]['hours/epoch']) == pytest.approx(
+        118_287 / float(rows[2]['images/s']) / 3600, rel=0.01
+    )
+
+
+def test_benchmark_reads_given_images(call, tiny_run):
+    images = tiny_run.data_root / 'val2017'
+    printed = call(
+        'benchmark.py', TINY, '--images', images, '--warmup', 0, '--repeats', 2, '--device', 'cpu', '--no-training'
+    )  # fmt: skip
+    assert f'images of {images}' in printed
+    assert 'training' not in printed
+
+
+def test_smoke_run_trains_tests_and_draws(call, tiny_run):
+    printed = call(
+        'smoke_configs.py', TINY, '--data-root', tiny_run.data_root, '--size', 96, 64, '--iterations', 20,
+        '--images', 3, '--format', 'csv',
+    )  # fmt: skip
+    (row,) = csv.DictReader(io.StringIO(printed[printed.index('config,first loss') :]))
+    assert row['config'] == 'tiny_shapes'
+    assert float(row['last loss']) < float(row['first loss'])
+    assert (row['images tested'], row['pictures']) == ('3', '3')

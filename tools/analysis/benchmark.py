@@ -1,0 +1,117 @@
+"""Speed and memory of a detector on this machine: `python tools/analysis/benchmark.py CONFIG`.
+
+Detection with 1 and 4 images at a time, the two columns of Deformable DETR's main table, and training with the
+config's batch size: images a second (from the median step), the quartiles' distance, peak memory, and the device
+hours that an epoch of COCO would take. Images are in memory already: reading them is not measured. Weights are
+random, which costs the same, but for NMS: with random weights it has other boxes to drop.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.runner import set_random_seed
+
+from ddetr.analysis.batches import labelled_batch, random_batch
+from ddetr.analysis.building import build_detector, num_classes_of
+from ddetr.analysis.speed import (
+    COCO_TRAIN_IMAGES,
+    Speed,
+    detection_step,
+    device_name,
+    measure,
+    training_step,
+)
+from ddetr.apis.inference import list_images, prepare_image
+from ddetr.utils.cli import run_cli
+from ddetr.utils.config import load_config
+from ddetr.utils.tables import FORMATS, render_table
+
+HEADER = ('measured', 'batch', 'images/s', 'ms/step', 'spread', 'peak MiB', 'hours/epoch')
+
+
+def main() -> None:
+    args = parse_args()
+    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    set_random_seed(0)
+    MMLogger.get_current_instance().setLevel('ERROR')  # building the optimizer reports on every parameter
+    cfg = load_config(args.config)
+    model = build_detector(cfg).to(device)
+    model.cfg = cfg
+    train_batch = args.train_batch_size or cfg.train_dataloader.batch_size
+    cases = [('detection', batch) for batch in args.batch_sizes]
+    cases += [('training', train_batch)] if train_batch > 0 and not args.no_training else []
+    if args.compile:
+        model.compile()
+    rows = []
+    for kind, images in cases:
+        batch = make_batch(model, images, args)
+        if kind == 'training':
+            step = training_step(model, batch, cfg, args.amp)
+        else:
+            step = detection_step(model, batch, args.amp)
+        speed = measure(step, images, device, args.warmup, args.repeats)
+        rows.append(line_of(kind, speed))
+    what = f'images of {args.images}' if args.images else f'random images of {args.size[0]} x {args.size[1]}'
+    precision = 'mixed precision' if args.amp else 'float32'
+    print(
+        f'{Path(args.config).stem} on {device_name(device)}, PyTorch {torch.__version__}, {precision}', end=''
+    )
+    print(f'{", compiled" if args.compile else ""}; {what}; {args.repeats} steps after {args.warmup}\n')
+    print(render_table(HEADER, rows, args.format))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--size', nargs=2, type=int, default=(800, 1066), metavar=('H', 'W'), help='of random images'
+    )
+    parser.add_argument(
+        '--images', help="an image or a folder, resized as the config's tests do, instead of --size"
+    )
+    parser.add_argument('--batch-sizes', nargs='*', type=int, default=[1, 4], help='of detection')
+    parser.add_argument('--train-batch-size', type=int, help="by default the config's, for one device")
+    parser.add_argument('--no-training', action='store_true', help='measure detection only')
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision: float16 on GPUs, bfloat16 on CPUs'
+    )
+    parser.add_argument('--compile', action='store_true', help='torch.compile the model')
+    parser.add_argument('--device', help='by default the GPU, if there is one')
+    parser.add_argument('--warmup', type=int, default=3, help='steps before the first that is measured')
+    parser.add_argument('--repeats', type=int, default=10, help='measured steps, at least 2')
+    parser.add_argument('--format', choices=FORMATS, default='text')
+    args = parser.parse_args()
+    if args.repeats < 2:
+        parser.error(f'--repeats {args.repeats}: quartiles need at least 2 steps')
+    return args
+
+
+def make_batch(model: torch.nn.Module, images: int, args: argparse.Namespace) -> dict[str, list]:
+    """Random or given images, with random boxes for training; files repeat where there are too few."""
+    num_classes = num_classes_of(model.cfg)
+    if not args.images:
+        return random_batch(images, tuple(args.size), num_classes)
+    files = list_images(args.images)
+    chosen = [files[i % len(files)] for i in range(images)]
+    return labelled_batch([prepare_image(model, file)['inputs'][0] for file in chosen], num_classes)
+
+
+def line_of(kind: str, speed: Speed) -> tuple[str, ...]:
+    """One row for `HEADER`."""
+    return (
+        kind,
+        str(speed.images),
+        f'{speed.images_per_s:.3g}',
+        f'{speed.median_s * 1e3:.4g}',
+        f'{speed.spread:.1%}',
+        f'{speed.peak_mib:.0f}',
+        f'{speed.hours_per_epoch(COCO_TRAIN_IMAGES):.3g}' if kind == 'training' else '',
+    )
+
+
+if __name__ == '__main__':
+    run_cli(main)
