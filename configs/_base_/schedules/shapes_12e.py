@@ -1,13 +1,13 @@
-# The quickstart's schedule, for every detector that learns the built-in data set from nothing: 8 epochs of AdamW
+# The quickstart's schedule, for every detector that learns the built-in data set from nothing: 12 epochs of AdamW
 # with a short warm-up and a cosine decay.
-max_epochs = 8
+max_epochs = 12
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-4, weight_decay=1e-4, fused=True),
     clip_grad=dict(max_norm=1.0, norm_type=2),
     paramwise_cfg=dict(custom_keys={'sampling_offsets': dict(lr_mult=0.3)}),
 )
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
