@@ -111,8 +111,18 @@ class BuildOps(build_ext):
         reason = str(error)
         if isinstance(error, subprocess.CalledProcessError):
             reason = f'{error.cmd[0]} failed with status {error.returncode}:\n{error.output}'
-        Path(target).unlink(missing_ok=True)  # of an earlier build: it would not match the sources
+        Path(target).unlink(missing_ok=True)
         self.warn(f'{ext.name} was not built, ddetr_ops falls back to plain PyTorch. {reason}')
+
+    def copy_extensions_to_source(self) -> None:
+        folder = Path(self.get_finalized_command('build_py').get_package_dir('ddetr_ops'))
+        for ext in self.extensions:
+            built = Path(self.build_lib, self.get_ext_filename(ext.name))
+            if ext.name.startswith('ddetr_ops.') and not built.exists():
+                (folder / built.name).unlink(
+                    missing_ok=True
+                )  # of an earlier build: it does not match the sources
+        super().copy_extensions_to_source()
 
     def _objects(self, compiler: list[str], sources: list[str], folder: str) -> list[str]:
         objects = [os.path.join(folder, os.path.basename(source) + '.o') for source in sources]

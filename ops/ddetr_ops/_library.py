@@ -17,7 +17,7 @@ def _load(stem: str) -> str | None:
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return f'{path} does not load: {error}'
+        return f'{path} does not load: {error.__cause__ or error}'
     return None
 
 
