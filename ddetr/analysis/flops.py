@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from ddetr.datasets.coco_format import read_coco
-from ddetr.models.layers.attention import MultiScaleDeformableAttention
+from ddetr.models.layers.transformer_blocks import MultiScaleDeformableAttention
 from ddetr.structures import DetDataSample
 from ddetr.utils import ConfigError, InputError
 

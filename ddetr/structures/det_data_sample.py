@@ -1,16 +1,6 @@
 """What the toolbox knows of one image, from the pipeline to the metric."""
 
-from mmengine.structures import BaseDataElement, InstanceData
-
-
-def _instances(name: str) -> property:
-    """A field of `DetDataSample` that holds an `InstanceData`, kept as `_name` as mmengine's elements do."""
-    key = f'_{name}'
-    return property(
-        lambda self: getattr(self, key),
-        lambda self, value: self.set_field(value, key, dtype=InstanceData),
-        lambda self: delattr(self, key),
-    )
+from mmengine.structures import BaseDataElement
 
 
 class DetDataSample(BaseDataElement):
@@ -18,6 +8,8 @@ class DetDataSample(BaseDataElement):
 
     Boxes are plain tensors, (N, 4) float32, x1 y1 x2 y2 in pixels: of the resized image for `gt_instances`,
     `ignored_instances` and `proposals`, of the original image for `pred_instances`.
+
+    The fields are `InstanceData`; a sample has those that its stage of the way has set.
 
     Attributes:
         gt_instances: `bboxes` (N, 4), `labels` (N,) int64.
@@ -28,12 +20,4 @@ class DetDataSample(BaseDataElement):
     Metainfo: `img_id`, `img_path`, `ori_shape` (h, w), `img_shape` (h, w) after the pipeline, `pad_shape`,
     `batch_input_shape` (h, w) of the padded batch, `scale_factor` (w, h) = resized / original, `flip`,
     `flip_direction`.
-
-    Raises:
-        AssertionError: when one of the four is set to anything but an `InstanceData`.
     """
-
-    gt_instances = _instances('gt_instances')
-    ignored_instances = _instances('ignored_instances')
-    proposals = _instances('proposals')
-    pred_instances = _instances('pred_instances')

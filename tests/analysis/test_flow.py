@@ -49,7 +49,6 @@ def test_traces_the_functions_of_one_package(tmp_path, monkeypatch):
     assert named == {'__init__.py': ['run', '<lambda>'], 'parts/inner.py': ['double', '__init__', '__call__']}
 
 
-@pytest.mark.xfail(strict=True, reason='17 files and, with two stages, 45 functions so far')
 @pytest.mark.parametrize('two_stage', [False, True])
 def test_a_training_step_stays_short_to_read(two_stage):
     """MMDetection's step runs through 29 files and 64 functions, the original code's through 10 and 41."""

@@ -12,8 +12,7 @@ from ddetr.models.layers import (
     SinePositionalEncoding,
 )
 from ddetr.models.layers.deformable_transformer import token_centres
-from ddetr.models.layers.padding import pad_mask_of, pad_mask_on
-from ddetr.models.layers.positional_encoding import encode_boxes
+from ddetr.models.layers.positional_encoding import encode_boxes, pad_mask_of, pad_mask_on
 from ddetr.registry import MODELS
 from ddetr.structures import DetDataSample, FlatFeatures, QueryInit, SetPredictions
 

@@ -7,7 +7,7 @@ DETR-DC5+, in the number of queries and the classification loss.
 from torch import Tensor, nn
 
 from ddetr.models.layers import DetrTransformerDecoder, DetrTransformerEncoder, SinePositionalEncoding
-from ddetr.models.layers.padding import pad_mask_of, pad_mask_on
+from ddetr.models.layers.positional_encoding import pad_mask_of, pad_mask_on
 from ddetr.registry import MODELS
 from ddetr.structures import DetDataSample, FlatMap, SetPredictions
 

@@ -1,11 +1,10 @@
-from .attention import MultiheadAttention, MultiScaleDeformableAttention
 from .deformable_transformer import (
     DeformableDetrTransformerDecoder,
     DeformableDetrTransformerEncoder,
 )
 from .detr_transformer import DetrTransformerDecoder, DetrTransformerEncoder
-from .ffn import FFN, build_box_mlp
 from .positional_encoding import SinePositionalEncoding
+from .transformer_blocks import FFN, MultiheadAttention, MultiScaleDeformableAttention, build_box_mlp
 
 __all__ = [
     'FFN',

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from ddetr.structures import DecoderStates, FlatFeatures, QueryInit
 
-from .attention import MultiheadAttention, MultiScaleDeformableAttention
-from .ffn import FFN
+from .transformer_blocks import FFN, MultiheadAttention, MultiScaleDeformableAttention
 
 BoxPredictor = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, hidden (B, Q, C), reference (B, Q, 2 or 4)) -> boxes (B, Q, 4), cx cy w h in 0..1."""

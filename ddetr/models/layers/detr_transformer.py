@@ -5,9 +5,8 @@ from torch import Tensor, nn
 
 from ddetr.structures import FlatMap
 
-from .attention import MultiheadAttention
 from .deformable_transformer import check_layer_norm, init_transformer_weights
-from .ffn import FFN
+from .transformer_blocks import FFN, MultiheadAttention
 
 
 class DetrTransformerEncoderLayer(nn.Module):

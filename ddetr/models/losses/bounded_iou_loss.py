@@ -9,7 +9,7 @@ from torchvision.ops import box_convert
 
 from ddetr.registry import MODELS
 
-from .box_losses import _BoxLoss
+from .losses import _BoxLoss
 
 
 @MODELS.register_module()

@@ -1,7 +1,12 @@
 from .anchor_generator import AnchorGenerator
 from .bbox_coder import DeltaXYWHBBoxCoder
-from .hungarian_assigner import HungarianAssigner
-from .match_costs import BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost
+from .hungarian_assigner import (
+    BBoxL1Cost,
+    ClassificationCost,
+    FocalLossCost,
+    HungarianAssigner,
+    IoUCost,
+)
 from .max_iou_assigner import MaxIoUAssigner
 from .samplers import OHEMSampler, PseudoSampler, RandomSampler
 

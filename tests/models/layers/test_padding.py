@@ -2,7 +2,7 @@
 
 import torch
 
-from ddetr.models.layers.padding import pad_mask_of, pad_mask_on
+from ddetr.models.layers.positional_encoding import pad_mask_of, pad_mask_on
 from ddetr.structures import DetDataSample
 
 

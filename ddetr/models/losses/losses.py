@@ -1,0 +1,249 @@
+"""Losses with MMDetection's keys, computed by torch and torchvision, and the averaging that they share."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    sigmoid_focal_loss,
+)
+
+from ddetr.registry import MODELS
+
+REDUCTIONS = ('none', 'mean', 'sum')
+
+
+def check_reduction(reduction: str) -> str:
+    """`reduction` itself; ValueError unless it is one of `none`, `mean`, `sum`."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'reduction={reduction!r} is none of {REDUCTIONS}')
+    return reduction
+
+
+def weighted_reduce(
+    loss: Tensor, weight: Tensor | None, reduction: str, avg_factor: Tensor | float | None
+) -> Tensor:
+    """Weight `loss` elementwise, then reduce it.
+
+    Args:
+        loss: any shape.
+        weight: of the same shape, or without the trailing dimensions of `loss`; None for ones.
+        reduction: `none`, `mean` or `sum`.
+        avg_factor: what `mean` divides by instead of the number of elements, such as the number of objects.
+
+    Raises:
+        ValueError: `avg_factor` together with `reduction='sum'`, where it has no meaning.
+    """
+    if weight is not None:
+        loss = loss * weight.reshape(weight.shape + (1,) * (loss.dim() - weight.dim()))
+    if reduction == 'none':
+        return loss
+    if avg_factor is None:
+        return loss.mean() if reduction == 'mean' else loss.sum()
+    if reduction == 'sum':
+        raise ValueError('avg_factor is only used with reduction="mean", not with "sum"')
+    return loss.sum() / avg_factor
+
+
+@MODELS.register_module()
+class FocalLoss(nn.Module):
+    """Sigmoid focal loss over integer labels; the label K (number of classes) means background.
+
+    Raises:
+        ValueError: `use_sigmoid=False`, which the paper does not define.
+    """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        gamma: float = 2.0,
+        alpha: float = 0.25,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not use_sigmoid:
+            raise ValueError('FocalLoss is defined on sigmoids: set use_sigmoid=True')
+        self.use_sigmoid = True
+        self.gamma, self.alpha, self.loss_weight = gamma, alpha, loss_weight
+        self.reduction = check_reduction(reduction)
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """`logits` (N, K), `labels` (N,) int64 in 0..K, `weight` (N,) -> a scalar, or (N, K) unreduced."""
+        num_classes = logits.shape[1]
+        one_hot = F.one_hot(labels, num_classes + 1)[:, :num_classes].to(logits.dtype)  # (N, K)
+        loss = sigmoid_focal_loss(logits, one_hot, self.alpha, self.gamma)  # (N, K)
+        return self.loss_weight * weighted_reduce(loss, weight, self.reduction, avg_factor)
+
+
+@MODELS.register_module()
+class CrossEntropyLoss(nn.Module):
+    """Cross entropy over integer labels.
+
+    Args:
+        use_sigmoid: binary cross entropy over one-hot labels, the label K (number of logits) being background;
+            otherwise softmax, where every label is a class of its own.
+        class_weight: one factor per class, softmax only. The DETR heads build it from `bg_cls_weight`.
+        bg_cls_weight: factor of the last class, DETR's "no object"; the head reads it.
+        reduction, loss_weight: as everywhere.
+    """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = False,
+        class_weight: list[float] | float | None = None,
+        bg_cls_weight: float | None = None,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.use_sigmoid = use_sigmoid
+        self.class_weight = class_weight
+        self.bg_cls_weight = bg_cls_weight
+        self.loss_weight = loss_weight
+        self.reduction = check_reduction(reduction)
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """`logits` (N, K) or, binary with one logit, (N, 1) or (N,); `labels` (N,) int64; `weight` (N,)."""
+        if self.use_sigmoid:
+            loss = self._binary(logits.reshape(len(labels), -1), labels)  # (N, K)
+        else:
+            loss = F.cross_entropy(logits, labels, self._class_weights(logits), reduction='none')  # (N,)
+        return self.loss_weight * weighted_reduce(loss, weight, self.reduction, avg_factor)
+
+    @staticmethod
+    def _binary(logits: Tensor, labels: Tensor) -> Tensor:
+        num_classes = logits.shape[1]
+        one_hot = F.one_hot(labels, num_classes + 1)[:, :num_classes].to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, one_hot, reduction='none')
+
+    def _class_weights(self, logits: Tensor) -> Tensor | None:
+        """(K,) factors: `class_weight` for every class, `bg_cls_weight` for the last one."""
+        if self.class_weight is None and self.bg_cls_weight is None:
+            return None
+        weights = logits.new_ones(logits.shape[1])
+        if self.class_weight is not None:
+            weights = weights * torch.as_tensor(self.class_weight, dtype=logits.dtype, device=logits.device)
+        if self.bg_cls_weight is not None:
+            weights[-1] = self.bg_cls_weight
+        return weights
+
+
+class _BoxLoss(nn.Module):
+    """A loss over pairs of boxes, given as the function that compares them."""
+
+    def __init__(
+        self, compare: Callable[[Tensor, Tensor], Tensor], reduction: str, loss_weight: float
+    ) -> None:
+        super().__init__()
+        self.compare = compare
+        self.reduction = check_reduction(reduction)
+        self.loss_weight = loss_weight
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """`pred` and `target` (N, 4), `weight` (N, 4) or (N,) -> a scalar, unless `reduction='none'`."""
+        loss = self.compare(pred, target)  # (N, 4), or (N,) in the IoU family
+        if weight is not None and weight.dim() > loss.dim():
+            weight = weight.mean(-1)  # the IoU family has one value a box
+        return self.loss_weight * weighted_reduce(loss, weight, self.reduction, avg_factor)
+
+
+@MODELS.register_module()
+class L1Loss(_BoxLoss):
+    """Absolute difference of coordinates or deltas."""
+
+    def __init__(self, reduction: str = 'mean', loss_weight: float = 1.0) -> None:
+        super().__init__(partial(F.l1_loss, reduction='none'), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class SmoothL1Loss(_BoxLoss):
+    """Squared below `beta`, absolute above it (Girshick, "Fast R-CNN", section 2.3)."""
+
+    def __init__(self, beta: float = 1.0, reduction: str = 'mean', loss_weight: float = 1.0) -> None:
+        super().__init__(partial(F.smooth_l1_loss, beta=beta, reduction='none'), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class GIoULoss(_BoxLoss):
+    """1 - generalised IoU of x1 y1 x2 y2 boxes (Rezatofighi et al., 2019)."""
+
+    def __init__(self, eps: float = 1e-7, reduction: str = 'mean', loss_weight: float = 1.0) -> None:
+        super().__init__(partial(generalized_box_iou_loss, eps=eps), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class DIoULoss(_BoxLoss):
+    """1 - distance IoU of x1 y1 x2 y2 boxes (Zheng et al., 2020)."""
+
+    def __init__(self, eps: float = 1e-7, reduction: str = 'mean', loss_weight: float = 1.0) -> None:
+        super().__init__(partial(distance_box_iou_loss, eps=eps), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class CIoULoss(_BoxLoss):
+    """1 - complete IoU of x1 y1 x2 y2 boxes (Zheng et al., 2020)."""
+
+    def __init__(self, eps: float = 1e-7, reduction: str = 'mean', loss_weight: float = 1.0) -> None:
+        super().__init__(partial(complete_box_iou_loss, eps=eps), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class IoULoss(_BoxLoss):
+    """-log IoU (Yu et al., "UnitBox"), or 1 - IoU or 1 - IoU^2, of x1 y1 x2 y2 boxes.
+
+    Raises:
+        ValueError: a `mode` that is none of `log`, `linear`, `square`.
+    """
+
+    MODES = {
+        'log': lambda iou: -iou.log(),
+        'linear': lambda iou: 1 - iou,
+        'square': lambda iou: 1 - iou**2,
+    }
+
+    def __init__(
+        self,
+        linear: bool = False,
+        mode: str = 'log',
+        eps: float = 1e-6,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
+        if mode not in self.MODES:
+            raise ValueError(f'mode={mode!r} is none of {tuple(self.MODES)}')
+        shape = self.MODES['linear' if linear else mode]
+        super().__init__(
+            lambda pred, target: shape(_paired_iou(pred, target, eps).clamp(min=eps)), reduction, loss_weight
+        )
+
+
+def _paired_iou(boxes_a: Tensor, boxes_b: Tensor, eps: float) -> Tensor:
+    """IoU of the i-th box of one list with the i-th of the other: (N, 4), (N, 4) -> (N,)."""
+    sides = torch.min(boxes_a[:, 2:], boxes_b[:, 2:]) - torch.max(boxes_a[:, :2], boxes_b[:, :2])
+    overlap = sides.clamp(min=0).prod(-1)
+    union = sum((b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes_a, boxes_b)) - overlap
+    return overlap / union.clamp(min=eps)
