@@ -18,6 +18,7 @@ from mmengine.optim import AmpOptimWrapper as GpuAmpOptimWrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import get_external_models
 
 from ddetr.registry import OPTIM_WRAPPERS, SCOPE
 from ddetr.utils.errors import CheckpointError, ConfigError
@@ -55,9 +56,18 @@ def load_from_torchvision(filename: str, map_location: Any = None) -> dict[str, 
     return load_from_http(weights.url)
 
 
+@CheckpointLoader.register_scheme(prefixes=('open-mmlab://', 'openmmlab://'), force=True)
+def load_from_openmmlab(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """`open-mmlab://detectron2/resnet50_caffe`, as MMDetection's configs name backbones: mmengine knows the URL."""
+    name = filename.split('://')[1]
+    url = get_external_models().get(name)
+    if url is None:
+        raise CheckpointError(f'{filename}: OpenMMLab has no weights for {name!r}.')
+    return load_from_http(url)
+
+
 @CheckpointLoader.register_scheme(
-    prefixes=('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://', 'open-mmlab://', 'openmmlab://', 'mmcls://'),
-    force=True,
+    prefixes=('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://', 'mmcls://'), force=True
 )
 def refuse_remote(filename: str, map_location: Any = None) -> NoReturn:
     """The stores of other projects, which mmengine reads without our checks."""

@@ -69,12 +69,23 @@ def test_without_network_the_error_says_which_file_goes_where(cache):
     assert str(cache / 'resnet18-f37072fd.pth') in str(error.value)
 
 
+def test_the_backbones_that_mmdetections_configs_name_come_from_the_cache(cache):
+    with pytest.raises(
+        CheckpointError, match=r'/resnet50_msra-5891d200\.pth could not be fetched .* put it at'
+    ):
+        CheckpointLoader.load_checkpoint('open-mmlab://detectron2/resnet50_caffe')
+    torch.save({'fc.bias': torch.arange(3.0)}, cache / 'resnet50_msra-5891d200.pth')
+    found = CheckpointLoader.load_checkpoint('open-mmlab://detectron2/resnet50_caffe')
+    assert torch.equal(found['fc.bias'], torch.arange(3.0))
+
+
 @pytest.mark.parametrize(
     ('address', 'says'),
     [
         ('torchvision://resnet51', "no ImageNet weights for 'resnet51'"),
         ('s3://bucket/a.pth', 'download the file'),
-        ('open-mmlab://resnet50', 'download the file'),
+        ('open-mmlab://resnet5', "no weights for 'resnet5'"),
+        ('mmcls://resnet50', 'download the file'),
     ],
 )
 def test_addresses_that_lead_nowhere(address, says):
