@@ -1,3 +1,3 @@
-from .resnet import ResNet
+from .resnet import ResNet, ResNeXt
 
-__all__ = ['ResNet']
+__all__ = ['ResNeXt', 'ResNet']

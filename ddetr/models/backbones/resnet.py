@@ -1,4 +1,4 @@
-"""ResNet (He et al., 2015) made of torchvision's blocks, with MMDetection's config keys."""
+"""ResNet (He et al., 2015) and ResNeXt (Xie et al., 2017) made of torchvision's blocks, with MMDetection's keys."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +36,8 @@ class ResNet(BaseModule):
         norm_cfg: `dict(type='BN', requires_grad=...)`; with False no batch norm has trainable parameters.
         norm_eval: keep batch norms in eval mode while training, so that their statistics stay.
         zero_init_residual: start each block as the identity.
+        groups: of a bottleneck's 3x3 convolution; see `ResNeXt`.
+        base_width: channels in each of these groups in the first stage, where `base_channels` is 64.
         init_cfg: such as `dict(type='Pretrained', checkpoint='torchvision://resnet50')`.
 
     Raises:
@@ -56,6 +58,8 @@ class ResNet(BaseModule):
         norm_cfg: dict | None = None,
         norm_eval: bool = True,
         zero_init_residual: bool = False,
+        groups: int = 1,
+        base_width: int = 64,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -70,14 +74,15 @@ class ResNet(BaseModule):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         block, counts = STAGE_BLOCKS[depth]
-        channels, dilation = base_channels, 1
+        channels, dilation, grouped = base_channels, 1, {'groups': groups, 'base_width': base_width}
         self.stages: list[str] = []
         for i in range(num_stages):
             width = base_channels * 2**i
-            stage = _stage(block, channels, width, counts[i], strides[i], (dilation, dilations[i]))
+            sizes = channels, width, width * block.expansion
+            stage = _stage(block, sizes, counts[i], strides[i], (dilation, dilations[i]), grouped)
             if style == 'caffe':
                 _move_stride_to_first_conv(stage)
-            channels, dilation = width * block.expansion, dilations[i]
+            channels, dilation = sizes[-1], dilations[i]
             self.stages.append(f'layer{i + 1}')
             self.add_module(self.stages[-1], stage)
         _init_weights(self, zero_init_residual)
@@ -132,23 +137,38 @@ class ResNet(BaseModule):
         return tuple(feats)
 
 
+@MODELS.register_module()
+class ResNeXt(ResNet):
+    """ResNet whose bottlenecks' 3x3 convolutions are wider and work in groups; names and weights as torchvision's.
+
+    Args:
+        depth: 50, 101 or 152.
+        groups: 32 in the ResNeXt-101 32x4d.
+        base_width: 4 in the ResNeXt-101 32x4d.
+        options: `ResNet`'s other ones.
+    """
+
+    def __init__(self, depth: int, groups: int = 1, base_width: int = 4, **options) -> None:
+        super().__init__(depth, groups=groups, base_width=base_width, **options)
+
+
 def _stage(
     block: type[BasicBlock] | type[Bottleneck],
-    in_channels: int,
-    width: int,
+    channels: tuple[int, int, int],
     count: int,
     stride: int,
     dilations: tuple[int, int],
+    grouped: dict[str, int],
 ) -> nn.Sequential:
-    """`count` blocks; the first has `stride` and the first of `dilations`, the others the second."""
-    out_channels = width * block.expansion
+    """`count` blocks of (in, inner, out) channels; the first has `stride` and the first of `dilations`."""
+    in_channels, width, out_channels = channels
     shortcut = None
     if stride != 1 or in_channels != out_channels:
         shortcut = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
         )
-    blocks = [block(in_channels, width, stride, shortcut)]
-    blocks += [block(out_channels, width) for _ in range(count - 1)]
+    blocks = [block(in_channels, width, stride, shortcut, **grouped)]
+    blocks += [block(out_channels, width, **grouped) for _ in range(count - 1)]
     for i, b in enumerate(blocks):
         _dilate(b, dilations[min(i, 1)])
     return nn.Sequential(*blocks)

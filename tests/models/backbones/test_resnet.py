@@ -5,13 +5,21 @@ import torch
 import torchvision
 from torch import nn
 
-from ddetr.models.backbones import ResNet
+from ddetr.models.backbones import ResNet, ResNeXt
 
 
-@pytest.mark.parametrize('depth', [18, 50])
-def test_same_weights_same_features_as_torchvision(depth):
-    theirs = getattr(torchvision.models, f'resnet{depth}')(weights=None).eval()
-    ours = ResNet(depth).eval()
+@pytest.mark.parametrize(
+    ('name', 'build'),
+    [
+        ('resnet18', lambda: ResNet(18)),
+        ('resnet50', lambda: ResNet(50)),
+        ('resnext50_32x4d', lambda: ResNeXt(50, groups=32, base_width=4)),
+        ('resnext101_64x4d', lambda: ResNeXt(101, groups=64, base_width=4)),
+    ],
+)
+def test_same_weights_same_features_as_torchvision(name, build):
+    theirs = getattr(torchvision.models, name)(weights=None).eval()
+    ours = build().eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert not missing
     assert unexpected == ['fc.weight', 'fc.bias']
