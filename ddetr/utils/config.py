@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,10 @@ class Place(NamedTuple):
     path: str
     value: Mapping[str, Any]
 
+    @property
+    def top(self) -> str:
+        return self.path.split('.', maxsplit=1)[0]
+
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config file of ours or of MMDetection and apply `--cfg-options` to it.
@@ -101,17 +106,23 @@ def check_config(cfg: Config) -> None:
         near = difflib.get_close_matches(key, READ_KEYS, n=1, cutoff=0.87)
         if key not in READ_KEYS and near and isinstance(value, (dict, list)):
             raise ConfigError(f'config key {key!r} is read by nothing; did you mean {near[0]!r}?')
-        if key in REGISTRIES:
-            for place in _walk(key, value):
-                _check_place(place, REGISTRIES[key])
+    places = [place for key, value in cfg.items() if key in REGISTRIES for place in _walk(key, value)]
+    for (
+        place
+    ) in places:  # all of them before the first key: a part that is not there explains more than its keys
+        _part_at(place)
+    for place in places:
+        _check_place(place)
 
 
 @contextmanager
 def explain_build_errors() -> Iterator[None]:
-    """Turn what a constructor says of a key that it does not take, or a type that is unknown, into one sentence."""
+    """Turn what a constructor says of a key that it does not take or lacks, or an unknown type, into one sentence."""
     try:
         yield
     except TypeError as error:
+        if missing := re.search(r'(\w+)\.__init__\(\) missing .*?argument.*?: (.*)', _first_line(error)):
+            raise ConfigError(f'{missing[1]} needs {missing[2]}: add it in the config.') from error
         if 'unexpected keyword argument' not in str(error):
             raise
         raise ConfigError(f'{_first_line(error)}: correct or remove this key in the config.') from error
@@ -122,23 +133,28 @@ def explain_build_errors() -> Iterator[None]:
         raise ConfigError(f'{sentence}: correct this type in the config.') from error
 
 
-def _check_place(place: Place, registries: tuple[Registry, ...]) -> None:
-    top = place.path.split('.', maxsplit=1)[0]
+def _part_at(place: Place) -> Any:
+    """The class or function that a place's type names; None without a type."""
+    kind = place.value.get('type')
+    if not isinstance(kind, str):
+        return kind
+    registries = REGISTRIES[place.top]
+    found = next((part for registry in registries if (part := registry.get(kind)) is not None), None)
+    if found is None:
+        raise ConfigError(
+            f'{place.path}.type={kind!r}: no such part is registered'
+            f'{_did_you_mean(kind, (name for r in registries for name in _names(r)))}'
+        )
+    return found
+
+
+def _check_place(place: Place) -> None:
     if place.path.endswith('_dataloader'):
         _check_keys(place, torch.utils.data.DataLoader, LOADER_KEYS | {'dataset'})
-    if 'type' not in place.value:
-        return
-    kind = place.value['type']
-    if isinstance(kind, str):
-        kind = next((found for registry in registries if (found := registry.get(kind)) is not None), None)
-        if kind is None:
-            raise ConfigError(
-                f'{place.path}.type={place.value["type"]!r}: no such part is registered'
-                f'{_did_you_mean(place.value["type"], (name for r in registries for name in _names(r)))}'
-            )
+    part = _part_at(place)
     # norm_cfg, act_cfg, init_cfg, ...: the builders of mmcv and mmengine take keys of their own out of these
-    if not place.path.endswith('_cfg') or top == place.path:
-        _check_keys(place, kind, BUILDER_KEYS.get(top, set()))
+    if part is not None and (not place.path.endswith('_cfg') or place.top == place.path):
+        _check_keys(place, part, BUILDER_KEYS.get(place.top, set()))
 
 
 def _check_keys(place: Place, kind: Any, extra: Iterable[str]) -> None:

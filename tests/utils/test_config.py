@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from ddetr.registry import MODELS
 from ddetr.utils import ConfigError
 from ddetr.utils.config import check_config, explain_build_errors, load_config
 
@@ -90,6 +91,13 @@ def test_a_misspelt_top_level_key(tmp_path):
         check_config(load_config(path))
 
 
+def test_a_part_that_is_not_here_is_named_before_keys_of_others():
+    cfg = load_config(TINY)
+    cfg.merge_from_dict({'model.backbone.depht': 18, 'model.bbox_head.type': 'FCOSHead'})
+    with pytest.raises(ConfigError, match=r"model\.bbox_head\.type='FCOSHead': no such part is registered"):
+        check_config(cfg)
+
+
 @pytest.mark.parametrize('name', ['deformable_detr', 'quickstart'])
 def test_our_configs_pass(repo_root, name):
     for path in sorted((repo_root / 'configs' / name).glob('*.py')):
@@ -122,5 +130,8 @@ def test_build_errors_become_one_sentence():
         explain_build_errors(),
     ):
         encoder(num_layerz=3)
+    needs = "ChannelMapper needs 'in_channels' and 'out_channels': add"
+    with pytest.raises(ConfigError, match=needs), explain_build_errors():
+        MODELS.build({'type': 'ChannelMapper'})
     with pytest.raises(TypeError, match='unsupported operand'), explain_build_errors():
         encoder(None + 1)  # an error of the code stays what it is
