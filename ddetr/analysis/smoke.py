@@ -42,26 +42,13 @@ def smoke_run(
 ) -> SmokeRun:
     """Train a config for a few iterations, test what comes out, draw the tested images.
 
-    The config stays as it is but for: the data (the first `images` of COCO's training and validation images, at
-    most `size_wh` pixels large), the number of iterations at a constant learning rate, two images a batch, and
-    the backbone. As no pretrained weights are loaded, its batch norms are trained: frozen ones of a network that
-    was never trained normalise nothing.
+    The config stays as it is but for what `reduced` changes, and a constant learning rate.
     """
-    cfg = load_config(config)
-    data = {
-        'train_dataloader': _data(cfg.train_dataloader, data_root, size_wh, images),
-        'test_dataloader': _data(cfg.test_dataloader, data_root, size_wh, images),
-    }
-    model = {'init_cfg': None, 'norm_eval': False, 'frozen_stages': -1, 'norm_cfg.requires_grad': True}
-    options: dict[str, Any] = {
-        **{f'model.backbone.{key}': value for key, value in model.items()},
-        **{f'{top}.{key}': value for top, changes in data.items() for key, value in changes.items()},
-        'train_dataloader.batch_size': 2,
+    options = {
+        **reduced(load_config(config), data_root, size_wh, images),
         'train_cfg': {'_delete_': True, 'type': 'IterBasedTrainLoop', 'max_iters': iterations},
-        **dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator')),
         'param_scheduler': [],
         'default_hooks.checkpoint': {'type': 'CheckpointHook', 'interval': iterations, 'by_epoch': False},
-        'log_processor.by_epoch': False,
     }
     with tempfile.TemporaryDirectory() as work_dir:
         # a copy: mmengine takes `_delete_` out of what it merges
@@ -77,18 +64,42 @@ def smoke_run(
     return SmokeRun(losses, images, metrics['coco/bbox_mAP'], pictures)
 
 
+def reduced(cfg: Config, data_root: str, size_wh: tuple[int, int], images: int) -> dict[str, Any]:
+    """Options that let a config run in a minute: less data, smaller images, no pretrained weights.
+
+    Its data become the first `images` of COCO's training and validation images, at most `size_wh` pixels large, two
+    in a batch. As no pretrained weights are loaded, the backbone's batch norms are trained: frozen ones of a
+    network that was never trained normalise nothing.
+    """
+    data = {
+        'train_dataloader': _data(cfg.train_dataloader, data_root, size_wh, images),
+        'test_dataloader': _data(cfg.test_dataloader, data_root, size_wh, images),
+    }
+    model = {'init_cfg': None, 'norm_eval': False, 'frozen_stages': -1, 'norm_cfg.requires_grad': True}
+    return {
+        **{f'model.backbone.{key}': value for key, value in model.items()},
+        **{f'{top}.{key}': value for top, changes in data.items() for key, value in changes.items()},
+        'train_dataloader.batch_size': 2,
+        **dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator')),
+        'log_processor.by_epoch': False,
+    }
+
+
 def _data(loader: Config, data_root: str, size_wh: tuple[int, int], images: int) -> dict[str, Any]:
     """A loader's changes: where from, how many, and a last resize of what its own pipeline made."""
-    *steps, pack = loader.dataset.pipeline
+    dataset, path = loader.dataset, 'dataset'
+    while 'pipeline' not in dataset:  # RepeatDataset and its like
+        dataset, path = dataset.dataset, f'{path}.dataset'
+    *steps, pack = dataset.pipeline
     resize = {'type': 'Resize', 'scale': size_wh, 'keep_ratio': True}
     if steps[-1]['type'] == 'LoadAnnotations':  # in testing they stay in the pixels of the original image
         steps = [resize if step['type'] == 'Resize' else step for step in steps]
     else:
         steps = [*steps, resize]
     return {
-        'dataset.data_root': data_root,
-        'dataset.indices': images,
-        'dataset.pipeline': [*steps, pack],
+        f'{path}.data_root': data_root,
+        f'{path}.indices': images,
+        f'{path}.pipeline': [*steps, pack],
         'num_workers': 0,
         'persistent_workers': False,
     }

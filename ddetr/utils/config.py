@@ -81,7 +81,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         raise ConfigError(f'config {path} does not exist: give the path of a config file.')
     try:
         cfg = Config.fromfile(path)
-    except (ConfigParsingError, SyntaxError, OSError, ImportError, NameError, KeyError) as error:
+    except (ConfigParsingError, SyntaxError, OSError, ImportError, NameError, KeyError, TypeError) as error:
         raise ConfigError(f'config {path} cannot be read: {_first_line(error)}') from error
     _check_options(cfg, options or {})
     changes: dict[str, Any] = dict(options or {})

@@ -113,3 +113,62 @@ def test_smoke_run_trains_tests_and_draws(call, tiny_run):
     assert row['config'] == 'tiny_shapes'
     assert float(row['last loss']) < float(row['first loss'])
     assert (row['images tested'], row['pictures']) == ('3', '3')
+
+
+FOREIGN = """
+_base_ = {base!r}
+default_scope = 'mmdet'
+load_from = 'https://example.org/detector.pth'
+pretrained = dict(_delete_=True, type='Pretrained', checkpoint='torchvision://resnet18')
+model = dict(backbone=dict(init_cfg=pretrained))
+once = {{{{_base_.train_dataloader.dataset}}}}
+train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=3, dataset=once))
+"""
+FOREIGN_CONFIGS = {
+    'deformable_detr/whole.py': '',
+    'detr/another_backbone.py': "model['backbone'].update(type='CSPDarknet')",
+    'faster_rcnn/fpn_key.py': 'model.update(neck=dict(start_level=1))',
+    'faster_rcnn/out_of_scope.py': '',
+}
+
+
+@pytest.fixture
+def config_root(tmp_path):
+    """Configs as MMDetection has them, in its folders."""
+    for name, change in FOREIGN_CONFIGS.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(FOREIGN.format(base=str(TINY)) + change)
+    return tmp_path
+
+
+def test_mmdet_configs_says_how_far_each_comes(call, tiny_run, config_root):
+    out = config_root / 'table.csv'
+    printed = call(
+        'mmdet_configs.py', config_root, '--data-root', tiny_run.data_root, '--size', 96, 64, '--format', 'csv',
+        '--out', out,
+    )  # fmt: skip
+    table = out.read_text()
+    assert printed == table + '\n1 of 3 configs were built, trained a step and tested on 4 images.\n'
+    assert list(csv.reader(io.StringIO(table)))[1:] == [
+        ['deformable_detr/whole', 'yes', 'yes', 'yes', ''],
+        [
+            'detr/another_backbone',
+            'no',
+            'no',
+            'no',
+            "model.backbone.type='CSPDarknet': no such part is registered.",
+        ],
+        ['faster_rcnn/fpn_key', 'no', 'no', 'no', 'model.neck.start_level: ChannelMapper takes no such key.'],
+    ]
+
+
+def test_mmdet_configs_shows_faults_that_explain_nothing(call, capsys, tiny_run, config_root):
+    path = config_root / 'detr/another_backbone.py'
+    path.write_text(path.read_text().replace("type='CSPDarknet'", 'depth=19'))
+    with pytest.raises(SystemExit, match='failed without an explanation'):
+        call('mmdet_configs.py', config_root, '--data-root', tiny_run.data_root, '--only', 'detr/*.py')
+    assert '| unexplained ValueError: ' in capsys.readouterr().out
+    with pytest.raises(SystemExit, match='2'):
+        call('mmdet_configs.py', config_root / 'nowhere')
+    assert 'nowhere has none of deformable_detr/*.py' in capsys.readouterr().err

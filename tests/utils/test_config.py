@@ -110,6 +110,7 @@ def test_our_configs_pass(repo_root, name):
         (None, 'does not exist'),
         ('model = dict(', 'cannot be read'),
         ("_base_ = './nothing.py'", 'nothing.py'),
+        (f'_base_ = {str(TINY)!r}\nmodel = dict(neck=dict(in_channels=dict(a=1)))', 'cannot inherit'),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, text, says):
