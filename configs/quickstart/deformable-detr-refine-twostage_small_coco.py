@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/deformable-detr_tiny.py',
     '../_base_/datasets/coco_detection_detr.py',
-    '../_base_/schedules/shapes_12e.py',
+    '../_base_/schedules/shapes_7e.py',
     '../_base_/default_runtime.py',
 ]
 model = dict(num_queries=100, bbox_head=dict(num_classes=80))

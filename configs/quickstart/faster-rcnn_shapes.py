@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/faster-rcnn_tiny.py',
     '../_base_/datasets/shapes_detection.py',
-    '../_base_/schedules/shapes_12e.py',
+    '../_base_/schedules/shapes_7e.py',
     '../_base_/default_runtime.py',
 ]
 train_dataloader = dict(batch_size=4)

@@ -29,7 +29,8 @@ SUPERSAMPLING = 4  # shapes are drawn on a grid this much finer than the pixels
 FIXED_BITS = 4  # of a coordinate's fraction, in OpenCV's drawing functions
 MIN_VISIBLE = 0.6
 SHADOW_REACH = 8  # pixels
-SMALLEST, LARGEST = 0.12, 0.9  # a shape's diameter as a fraction of the image's longer side
+SMALLEST, LARGEST = 0.14, 0.9  # a shape's diameter as a fraction of the image's longer side
+LARGEST_TILT = 30  # degrees either way
 EMPTY_SHARE = 0.02  # of the images have no shape
 
 Generator = np.random.Generator
@@ -171,7 +172,7 @@ def _random_shape(rng: Generator, background: np.ndarray) -> Shape:
     # sizes evenly on a logarithmic scale: as many small ones as large ones
     radius = 0.5 * max(height, width) * math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST)))
     stretch = math.exp(rng.uniform(-0.2, 0.2))
-    angle = rng.uniform(0, 2 * math.pi)
+    angle = math.radians(rng.uniform(-LARGEST_TILT, LARGEST_TILT))
     margin = np.minimum(0.6 * radius, [0.4 * width, 0.4 * height])  # few are cut by the border
     center = rng.uniform(margin, [width, height] - margin)
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])

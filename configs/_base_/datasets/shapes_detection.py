@@ -16,7 +16,10 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
-    dataset=dict(data_root=data_root, filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline)
+    # in the training's own process: its images cost less than the processor time that workers would take from it
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(data_root=data_root, filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline),
 )
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader

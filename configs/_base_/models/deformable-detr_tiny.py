@@ -11,19 +11,19 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_size_divisor=1,
+        pad_size_divisor=16,  # few different sizes: the CPU's convolutions are prepared anew for each
     ),
     backbone=dict(
         type='ResNet',
         depth=18,
-        num_stages=4,
-        out_indices=(1, 2, 3),
+        num_stages=3,
+        out_indices=(1, 2),
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
     ),
     neck=dict(
         type='ChannelMapper',
-        in_channels=[128, 256, 512],
+        in_channels=[128, 256],
         kernel_size=1,
         out_channels=256,
         act_cfg=None,

@@ -1,6 +1,6 @@
-# The quickstart's schedule, for every detector that learns the built-in data set from nothing: 12 epochs of AdamW
+# The quickstart's schedule, for every detector that learns the built-in data set from nothing: 7 epochs of AdamW
 # with a short warm-up and a cosine decay.
-max_epochs = 12
+max_epochs = 7
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-4, weight_decay=1e-4, fused=True),
