@@ -4,7 +4,7 @@ import math
 import warnings
 
 import torch
-from ddetr_ops import ms_deform_attn
+from ddetr_ops import ms_deform_attn_fused
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
@@ -139,24 +139,11 @@ class MultiScaleDeformableAttention(nn.Module):
         projected = projected.view(batch, value.shape[1], heads, -1)  # (B, S, M, D)
         positioned = query + query_pos
         offsets = self.sampling_offsets(positioned).view(batch, num_queries, heads, levels, points, 2)
-        weights = self.attention_weights(positioned).view(batch, num_queries, heads, levels * points)
-        weights = weights.softmax(-1).view(batch, num_queries, heads, levels, points)
-        locations = sampling_locations(reference_norm, offsets, spatial_shapes)
-        out = ms_deform_attn(projected, spatial_shapes, level_start_index, locations, weights)  # (B, Q, C)
+        logits = self.attention_weights(positioned).view(batch, num_queries, heads, levels * points)
+        out = ms_deform_attn_fused(  # softmax, locations and sampling in one pass
+            projected, spatial_shapes, level_start_index, reference_norm, offsets, logits
+        )  # (B, Q, C)
         return query + self.dropout(self.output_proj(out))
-
-
-def sampling_locations(reference_norm: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
-    """Where the points lie, relative to the padded maps: (B, Q, M, L, P, 2), x before y.
-
-    Around a point, offsets (B, Q, M, L, P, 2) count pixels of their level; around a box, half its sides divided
-    by the number of points (Deformable DETR, appendix A.4).
-    """
-    centre = reference_norm[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
-    if reference_norm.shape[-1] == 2:
-        sizes_wh = spatial_shapes.flip(-1)[:, None, :]  # (L, 1, 2)
-        return centre + offsets / sizes_wh
-    return centre + offsets / offsets.shape[-2] * reference_norm[:, :, None, :, None, 2:] * 0.5
 
 
 class FFN(nn.Module):
