@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+import torch.distributed
+
 from .errors import InputError
 
 
@@ -13,11 +15,19 @@ def run_cli(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        leave_process_group()
     except InputError as error:
         # a DataLoader's worker sends its error as the text of a traceback, which ends in `InputError: message`
         sentence = str(error).strip().split('\n')[-1].removeprefix(f'{_qualified(error)}: ')
         print(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
+
+
+def leave_process_group() -> None:
+    """Part from the other processes together: one that exits while gloo's threads still run may be aborted."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _qualified(error: InputError) -> str:
