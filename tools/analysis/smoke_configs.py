@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument('--data-root', default='data/coco', help="data in COCO's layout")
     parser.add_argument(
-        '--size', nargs=2, type=int, default=(320, 192), metavar=('W', 'H'), help='images are made to fit'
+        '--size', nargs=2, type=int, default=(192, 128), metavar=('W', 'H'), help='images are made to fit'
     )
     parser.add_argument('--iterations', type=int, default=20)
     parser.add_argument('--images', type=int, default=4, help='to train on, and to test')
