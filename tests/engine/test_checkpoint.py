@@ -1,17 +1,13 @@
 import argparse
 import pickle
 
-import mmengine.runner
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 
-from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, init_detector, train_detector
 from ddetr.engine import read_checkpoint
-from ddetr.models.backbones import ResNet
 from ddetr.utils import CheckpointError
 from tests.engine import malicious
 
@@ -76,42 +72,3 @@ def test_the_malicious_files_work(tmp_path):
     marker = tmp_path / 'plain'
     pickle.loads(malicious.make('os.system in a plain pickle', tmp_path, marker)[0].read_bytes())
     assert marker.exists()
-
-
-def _entry_points(config, work_dir):
-    def train(path, **options):
-        train_detector(config, TrainOptions(work_dir=str(work_dir), **options))
-
-    return {
-        'test': lambda path: evaluate_detector(config, path, EvalOptions(work_dir=str(work_dir))),
-        'resume': lambda path: train(path, resume=str(path)),
-        'load_from': lambda path: train(path, cfg_options={'load_from': str(path)}),
-        'init_detector': lambda path: init_detector(config, path),
-        'pretrained backbone': lambda path: ResNet(
-            18, base_channels=8, init_cfg={'type': 'Pretrained', 'checkpoint': str(path)}
-        ).init_weights(),
-        "mmengine's loader": lambda path: CheckpointLoader.load_checkpoint(str(path)),
-        "mmengine's load_checkpoint": lambda path: mmengine.runner.load_checkpoint(
-            torch.nn.Linear(1, 1), str(path)
-        ),
-    }
-
-
-@pytest.mark.parametrize('entry', _entry_points(None, None))
-@pytest.mark.parametrize('name', ['os.system', 'getattr'])
-def test_no_entry_point_runs_code(tiny_run, tmp_path, entry, name):
-    path, expected = malicious.make(name, tmp_path, tmp_path / 'marker')
-    with pytest.raises(CheckpointError, match=expected):
-        _entry_points(tiny_run.config, tmp_path / 'work')[entry](path)
-    assert not (tmp_path / 'marker').exists()
-
-
-def test_resume_does_not_run_the_config_in_a_checkpoint(tiny_run, tmp_path):
-    content = torch.load(tiny_run.checkpoint, weights_only=False)
-    content['meta']['config'] = f'open({str(tmp_path / "marker")!r}, "w").close()'
-    torch.save(content, tmp_path / 'evil.pth')
-    runner = train_detector(
-        tiny_run.config, TrainOptions(work_dir=str(tmp_path / 'work'), resume=str(tmp_path / 'evil.pth'))
-    )
-    assert runner.iter == 8
-    assert not (tmp_path / 'marker').exists()
