@@ -154,9 +154,8 @@ def _own_names(state: State, origin: Origin, name: str) -> Converted:
             f'{name}: its {len(state)} names, such as {next(iter(state), "none")!r}, are of no known format '
             f'(ddetr, MMDetection 3.x, {known}).'
         )
-    project, title = 'ddetr', f"ddetr's or MMDetection's {layout.family}"
-    if layout.family == DEFORMABLE_DETR and not layout.neck_bias:
-        project, title = 'mmdet', f"MMDetection's {layout.family}"
+    project = 'mmdet' if layout.family == DEFORMABLE_DETR and not layout.neck_bias else 'ddetr'
+    title = f"ddetr's or MMDetection's {layout.family}"
     return Converted(state, layout, project, title, style=origin.style, aside=origin.aside)
 
 

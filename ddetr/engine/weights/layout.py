@@ -18,6 +18,7 @@ _RESNET_DEPTHS: dict[tuple[int, ...], int] = {
     (3, 4, 23, 3): 101,
     (3, 8, 36, 3): 152,
 }
+_QUICKSTART_LAYERS = (2, 3)  # of encoder and decoder; the paper's have 6 of each
 _CLASS_BIASES = ('bbox_head.cls_branches.0.bias', 'bbox_head.fc_cls.bias', 'roi_head.bbox_head.fc_cls.bias')
 
 
@@ -89,6 +90,9 @@ def fitting_configs(layout: Layout) -> tuple[str, ...]:
         return ('configs/detr/detr_r50_8xb2-150e_coco.py', 'configs/detr/detr-dc5_r50_64xb1-500e_coco.py')
     if layout.family == FASTER_RCNN:
         return ('configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',)
+    mixed = layout.as_two_stage and layout.num_queries
+    if mixed and (layout.encoder_layers, layout.decoder_layers) == _QUICKSTART_LAYERS:
+        return ('configs/quickstart/deformable-detr-refine-twostage_shapes.py',)
     variant = (layout.levels > 1, layout.with_box_refine, layout.as_two_stage)
     names = {
         (True, False, False): ('',),
@@ -118,8 +122,12 @@ def _family(names: Mapping[str, Tensor]) -> str:
 
 
 def _resnet_depth(names: Mapping[str, Tensor]) -> int:
+    """By its blocks; the last stages may be left out. 0 if they are of no ResNet."""
     blocks = tuple(count(names, f'backbone.layer{stage}.') for stage in (1, 2, 3, 4))
-    depth = _RESNET_DEPTHS.get(blocks, 0)
+    built = tuple(number for number in blocks if number)
+    depth = next(
+        (depth for known, depth in _RESNET_DEPTHS.items() if built and known[: len(built)] == built), 0
+    )
     if depth == 50 and 'backbone.layer1.0.conv3.weight' not in names:
         return 34  # as many blocks, of two convolutions each
     return depth
