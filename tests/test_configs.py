@@ -33,7 +33,9 @@ def data_root(tmp_path_factory):
         {'id': i, 'image_id': i, 'category_id': 1, 'bbox': [20, 30, 100, 60], 'area': 6000, 'iscrowd': 0}
         for i in range(2)
     ]
-    coco = {'images': images, 'annotations': boxes, 'categories': [{'id': 1, 'name': 'person'}]}
+    names = ('person', 'star', 'ring', 'cross')  # those that configs ask for by name, too
+    categories = [{'id': i, 'name': name} for i, name in enumerate(names, 1)]
+    coco = {'images': images, 'annotations': boxes, 'categories': categories}
     for split in ('train2017', 'val2017'):
         (root / split).mkdir()
         (root / f'annotations/instances_{split}.json').write_text(json.dumps(coco))
