@@ -205,6 +205,23 @@ def test_mixed_query_selection_stays_ours(build, tmp_path):
         assert not (tmp_path / out).exists()
 
 
+def test_a_backbone_among_unknown_names_says_both(build, tmp_path):
+    """As MMDetection 2.x wrote its DETRs: the backbone has today's names, the transformer lies in the head."""
+    model = build()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith('backbone.')}
+    torch.save(
+        {'state_dict': {**state, 'bbox_head.transformer.level_embeds': torch.zeros(4, 32)}},
+        tmp_path / 'a.pth',
+    )
+    assert read_weights(tmp_path / 'a.pth').weights.unexpected == ('bbox_head.transformer.level_embeds',)
+    says = r'holds a ResNet-18 backbone and 1 tensors of no known format, such as bbox_head.transformer.level_embeds'
+    with pytest.raises(CheckpointError, match=says):
+        load_weights(model, tmp_path / 'a.pth')
+    torch.save({'state_dict': state}, tmp_path / 'b.pth')
+    with pytest.raises(CheckpointError, match=r'holds a ResNet-18 backbone only, .* to take the backbone'):
+        load_weights(model, tmp_path / 'b.pth')
+
+
 def test_torchvisions_faster_rcnn_rows(repo_root):
     """Background moves from the first row to the last, categories are picked by id, for boxes too."""
     theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)

@@ -130,8 +130,8 @@ def test_identify_tells_format_variant_and_config(tool, checkpoint, tmp_path):
     assert lines['classes'].strip() == 'cat, dog, owl'
     assert lines['trained'].strip() == 'epoch 7, iter 700'
     out = tool('identify', tmp_path / 'o.pth')
-    assert 'format:   the original Deformable DETR\n' in out
-    assert 'config:   configs/deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py\n' in out
+    assert 'format:    the original Deformable DETR\n' in out
+    assert 'config:    configs/deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py\n' in out
 
 
 def test_identify_knows_the_quickstarts_detector(tool, repo_root, tmp_path):
@@ -154,6 +154,7 @@ def test_published_file_holds_the_weights_and_nothing_else(tool, config, checkpo
     after = load_file(path)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in after)
+    assert path.stat().st_mode == checkpoint.stat().st_mode  # others may read it
     with safe_open(path, 'pt') as file:
         assert file.metadata()['epoch'] == '7'
     report = load_weights(MODELS.build(Config.fromfile(config).model), path)

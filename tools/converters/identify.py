@@ -30,7 +30,7 @@ def main() -> None:
         facts['config'] = f"model.backbone.init_cfg=dict(type='Pretrained', checkpoint='{args.file}')"
     for name, fact in facts.items():
         if fact is not None:
-            print(f'{name + ":":10}{fact}')
+            print(f'{name + ":":11}{fact}')
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from ...utils.errors import CheckpointError
 from .classes import EMPTY, is_class_row, proposal_branch, put_class_rows, take_class_rows
 from .formats import FORMATS, format_of, layout_from_theirs, recognise
 from .huggingface import AS_PUBLISHED, Style, drop_shared_branches, share_branches, style_of
-from .layout import DEFORMABLE_DETR, Layout, describe
+from .layout import DEFORMABLE_DETR, RESNET, Layout, describe
 from .rules import State, to_ours, to_theirs
 
 PROJECTS = ('ddetr', 'original', 'mmdet', 'hf')
@@ -156,7 +156,9 @@ def _own_names(state: State, origin: Origin, name: str) -> Converted:
         )
     project = 'mmdet' if layout.family == DEFORMABLE_DETR and not layout.neck_bias else 'ddetr'
     title = f"ddetr's or MMDetection's {layout.family}"
-    return Converted(state, layout, project, title, style=origin.style, aside=origin.aside)
+    strange = tuple(key for key in state if layout.family == RESNET and not key.startswith('backbone.'))
+    ours = {key: tensor for key, tensor in state.items() if key not in strange}
+    return Converted(ours, layout, project, title, strange, style=origin.style, aside=origin.aside)
 
 
 def _for_mmdet(weights: Converted) -> Converted:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ...datasets.coco import COCO_CLASSES
@@ -126,7 +126,8 @@ def save_weights(out: Path, state: State, meta: Mapping[str, str], key: str = 's
     """Write tensors and texts about them, atomically; in a `.safetensors` file repeated tensors are stored apart."""
     if out.suffix == '.safetensors':
         apart = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-        write: Callable[[Path], None] = lambda path: save_file(apart, path, dict(meta))  # noqa: E731
+        # not save_file: nobody but its owner may read what that writes
+        write: Callable[[Path], object] = lambda path: path.write_bytes(save(apart, dict(meta)))  # noqa: E731
     else:
         write = lambda path: torch.save({key: state, 'meta': dict(meta)}, path)  # noqa: E731
     write_atomically(out, write)

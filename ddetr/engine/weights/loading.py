@@ -136,8 +136,10 @@ def _refuse_other_model(file: WeightsFile, built: Layout, ignore_classes: bool) 
     if not built.family:
         return  # somebody's own model: its names decide
     if held.family == RESNET:
+        strange = file.weights.unexpected
+        rest = f'and {len(strange)} tensors of no known format, such as {strange[0]}' if strange else 'only'
         raise CheckpointError(
-            f'{file.path} holds {held} only, but the config builds {built}: name it in the backbone, '
+            f'{file.path} holds {held} {rest}, but the config builds {built}: to take the backbone, name it there, '
             f"model.backbone.init_cfg=dict(type='Pretrained', checkpoint='{file.path}')."
         )
     if _comparable(held, ignore_classes) == _comparable(built, ignore_classes):
