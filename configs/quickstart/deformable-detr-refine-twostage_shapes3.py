@@ -13,5 +13,8 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', T_max=max_iters, eta_min_ratio=0.01, by_epoch=False, begin=0, end=max_iters),
 ]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters))
+default_hooks = dict(
+    checkpoint=dict(by_epoch=False, interval=max_iters),
+    logger=dict(log_metric_by_epoch=False),  # AP by iteration, for the curves
+)
 log_processor = dict(by_epoch=False)
