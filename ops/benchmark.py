@@ -198,6 +198,7 @@ def time_huggingface(repeats: int, size: tuple[int, int]) -> None:
         use_pretrained_backbone=False,
         backbone=None,
         backbone_config=resnet,
+        num_labels=91,
         dropout=0.0,
     )
     torch.manual_seed(0)

@@ -24,7 +24,10 @@ def run_cli(main: Callable[[], None]) -> None:
 
 
 def leave_process_group() -> None:
-    """Part from the other processes together: one that exits while gloo's threads still run may be aborted."""
+    """Part from the other processes together.
+
+    One that exits while gloo's threads still run may be aborted (pytorch/pytorch issue 190489).
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
