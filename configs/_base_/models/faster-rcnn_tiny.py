@@ -1,7 +1,9 @@
 # A small Faster R-CNN for the built-in data set, with the backbone of deformable-detr_tiny.py.
 _base_ = 'faster-rcnn_r50_fpn.py'
 model = dict(
-    backbone=dict(depth=18, num_stages=3, out_indices=(0, 1, 2), frozen_stages=-1, norm_eval=False, init_cfg=None),
+    backbone=dict(
+        depth=18, num_stages=3, out_indices=(0, 1, 2), frozen_stages=-1, norm_eval=False, init_cfg=None
+    ),
     neck=dict(in_channels=[64, 128, 256], out_channels=128, num_outs=4),
     rpn_head=dict(
         in_channels=128,
