@@ -32,11 +32,21 @@ def overfit_changes(cfg: Config, num_images: int, max_iters: int) -> dict[str, A
     train_set = {**images, 'pipeline': [resize[0], annotate, *resize[1:], {'type': 'PackDetInputs'}]}
     test_set = {**images, 'pipeline': test_pipeline}
     loaders = {
-        'train_dataloader': {**cfg.train_dataloader, 'dataset': train_set},
+        # without end: a loader that starts anew after every few images spends its time on that
+        'train_dataloader': {
+            **cfg.train_dataloader,
+            'dataset': train_set,
+            'sampler': {'type': 'InfiniteSampler', 'shuffle': True},
+        },
         **{f'{split}_dataloader': {**cfg.test_dataloader, 'dataset': test_set} for split in ('val', 'test')},
     }
+    # a training set does not name its file to the metric, as it may leave out images
+    ann_file = str(Path(images.get('data_root') or '', images['ann_file']))
+    evaluator = {**cfg.test_evaluator, 'ann_file': ann_file}
     last_fifth = max_iters * 4 // 5
     return loaders | {
+        'val_evaluator': evaluator,
+        'test_evaluator': evaluator,
         'train_cfg': {'type': 'IterBasedTrainLoop', 'max_iters': max_iters, 'val_interval': max_iters},
         'param_scheduler': [
             {
