@@ -17,7 +17,8 @@ OBJECTS = {(20, 16, 68, 56): 0, (72, 40, 120, 88): 2}  # x1 y1 x2 y2: class
 
 def tiny_config(root, config: str = 'configs/quickstart/faster-rcnn_shapes.py') -> ConfigDict:
     cfg = Config.fromfile(root / config).model
-    cfg.backbone.update(depth=18, base_channels=8, frozen_stages=-1, norm_eval=False, init_cfg=None)
+    cfg.backbone.update(depth=18, base_channels=8, num_stages=4, out_indices=(0, 1, 2, 3))
+    cfg.backbone.update(frozen_stages=-1, norm_eval=False, init_cfg=None)
     cfg.neck.update(in_channels=[8, 16, 32, 64], out_channels=32)
     cfg.rpn_head.update(in_channels=32, feat_channels=32)
     cfg.roi_head.bbox_roi_extractor.out_channels = 32
