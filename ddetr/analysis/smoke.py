@@ -42,17 +42,24 @@ def smoke_run(
 ) -> SmokeRun:
     """Train a config for a few iterations, test what comes out, draw the tested images.
 
-    The config stays as it is but for what `reduced` changes, and a constant learning rate.
+    The config stays as it is but for what `reduced` changes, and a constant learning rate, scaled by the batch size
+    for SGD.
     """
+    cfg = load_config(config)
+    # the linear rule is SGD's, and at the rate of its large batches two images diverge
+    scales_lr = cfg.optim_wrapper.optimizer.type == 'SGD'
     options = {
-        **reduced(load_config(config), data_root, size_wh, images),
+        **reduced(cfg, data_root, size_wh, images),
         'train_cfg': {'_delete_': True, 'type': 'IterBasedTrainLoop', 'max_iters': iterations},
         'param_scheduler': [],
         'default_hooks.checkpoint': {'type': 'CheckpointHook', 'interval': iterations, 'by_epoch': False},
     }
     with tempfile.TemporaryDirectory() as work_dir:
         # a copy: mmengine takes `_delete_` out of what it merges
-        runner = train_detector(config, TrainOptions(work_dir=work_dir, cfg_options=copy.deepcopy(options)))
+        train_options = TrainOptions(
+            work_dir=work_dir, cfg_options=copy.deepcopy(options), auto_scale_lr=scales_lr
+        )
+        runner = train_detector(config, train_options)
         losses = [float(loss) for loss in runner.message_hub.get_scalar('train/loss').data[0]]
         show_dir = Path(work_dir, 'pictures')
         metrics = evaluate_detector(
