@@ -208,7 +208,7 @@ def _watch(model: nn.Module, counter: MacCounter) -> Iterator[None]:
         counter.part = 'other'
 
     def add_sampling(module: MultiScaleDeformableAttention, args: Any, output: Tensor) -> None:
-        counter.by_part['sampling'] += sampling_macs(output.shape, module.num_levels, module.num_points)
+        counter.by_part['sampling'] += sampling_macs(output.shape, module.levels, module.points)
 
     handles = []
     for name, child in model.named_children():

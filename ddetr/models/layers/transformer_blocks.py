@@ -1,10 +1,8 @@
 """What transformer layers are built of: attention, multi-scale deformable attention, feed-forward networks."""
 
-import math
 import warnings
 
-import torch
-from ddetr_ops import ms_deform_attn_fused
+from ddetr_ops.attention import DeformableAttention
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
@@ -52,7 +50,7 @@ class MultiheadAttention(nn.Module):
 
 
 @MODELS.register_module()
-class MultiScaleDeformableAttention(nn.Module):
+class MultiScaleDeformableAttention(DeformableAttention):
     """Attention to a few sampled points around a reference (Deformable DETR, section 4.1, equation 3).
 
     Args:
@@ -77,7 +75,6 @@ class MultiScaleDeformableAttention(nn.Module):
         dropout: float = 0.1,
         batch_first: bool = True,
     ) -> None:
-        super().__init__()
         del im2col_step, batch_first
         if embed_dims % num_heads:
             raise ValueError(f'embed_dims={embed_dims} is not divisible by num_heads={num_heads}')
@@ -86,29 +83,8 @@ class MultiScaleDeformableAttention(nn.Module):
                 f'{embed_dims // num_heads} channels a head is no power of two: the op runs its slower kernels',
                 stacklevel=2,
             )
-        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        self.sampling_offsets = nn.Linear(embed_dims, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(embed_dims, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(embed_dims, embed_dims)
-        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        super().__init__(embed_dims, num_levels, num_heads, num_points, value_channels=embed_dims)
         self.dropout = nn.Dropout(dropout)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Each head starts by looking in its own direction, point after point farther out (appendix A.4)."""
-        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
-        directions = torch.stack([angles.cos(), angles.sin()], -1)  # (M, 2)
-        directions = directions / directions.abs().amax(-1, keepdim=True)  # onto the unit square
-        distance = torch.arange(1, self.num_points + 1)  # (P,), in pixels of each level
-        offsets = directions[:, None, None] * distance[None, None, :, None]  # (M, 1, P, 2)
-        nn.init.zeros_(self.sampling_offsets.weight)
-        self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
-        nn.init.zeros_(self.attention_weights.weight)
-        nn.init.zeros_(self.attention_weights.bias)
-        for proj in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(proj.weight)
-            nn.init.zeros_(proj.bias)
 
     def forward(
         self,
@@ -133,17 +109,10 @@ class MultiScaleDeformableAttention(nn.Module):
         Returns:
             (B, Q, C), with the residual connection to `query`.
         """
-        batch, num_queries, _ = query.shape
-        heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        projected = self.value_proj(value).masked_fill(value_pad_mask[..., None], 0.0)
-        projected = projected.view(batch, value.shape[1], heads, -1)  # (B, S, M, D)
-        positioned = query + query_pos
-        offsets = self.sampling_offsets(positioned).view(batch, num_queries, heads, levels, points, 2)
-        logits = self.attention_weights(positioned).view(batch, num_queries, heads, levels * points)
-        out = ms_deform_attn_fused(  # softmax, locations and sampling in one pass
-            projected, spatial_shapes, level_start_index, reference_norm, offsets, logits
+        attended = self.attend(
+            query + query_pos, value, reference_norm, spatial_shapes, level_start_index, value_pad_mask
         )  # (B, Q, C)
-        return query + self.dropout(self.output_proj(out))
+        return query + self.dropout(attended)
 
 
 class FFN(nn.Module):

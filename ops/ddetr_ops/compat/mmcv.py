@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..attention import DeformableAttention
 from ..functional import ms_deform_attn
-from ._attention import DeformableAttention
 from .original import MSDeformAttnFunction as MultiScaleDeformableAttnFunction
 
 __all__ = [

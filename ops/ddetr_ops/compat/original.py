@@ -10,8 +10,8 @@ import sys
 import torch
 from torch import Tensor
 
+from ..attention import DeformableAttention
 from ..functional import ms_deform_attn
-from ._attention import DeformableAttention
 
 __all__ = [
     'MSDeformAttn',

@@ -1,11 +1,11 @@
-"""The attention module that the drop-ins share."""
+"""The attention layer around the op: what ddetr's own layer and the drop-ins are made of."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from ..functional import ms_deform_attn_fused
+from .functional import ms_deform_attn_fused
 
 
 class DeformableAttention(nn.Module):
