@@ -2,15 +2,13 @@
 
 The convention is that of the DETR and Deformable DETR papers, who extended detectron2's counter: a FLOP is one
 multiply-add; convolutions and matrix products count, with attention's two products among them; biases, norms,
-activations, interpolation, NMS and losses do not. Deformable attention's sampling counts by the formula of
-`sampling_macs`. RoIAlign does not: its number of samples depends on the boxes, and with 2 x 2 a bin it would be
-0.2 G of Faster R-CNN's 180.
+activations, interpolation, NMS and losses do not. Deformable attention's sampling counts as the layer itself says
+(`uncounted_macs`). RoIAlign does not: its number of samples depends on the boxes, and with 2 x 2 a bin it would be
+0.2 G of 180.
 """
 
-import copy
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -25,8 +23,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from ddetr.datasets.coco_format import read_coco
-from ddetr.models.layers.transformer_blocks import MultiScaleDeformableAttention
-from ddetr.structures import DetDataSample
 from ddetr.utils import ConfigError, InputError
 
 from .building import build_detector
@@ -35,7 +31,6 @@ Size = tuple[int, int]
 """(h, w) in pixels."""
 
 LARGE = 1 << 14  # numbers; tensors beyond this are not computed
-MACS_PER_SAMPLED_NUMBER = 5  # four neighbours, then the attention weight
 
 
 class Macs(NamedTuple):
@@ -43,8 +38,8 @@ class Macs(NamedTuple):
 
     Attributes:
         total: the sum of `by_part`.
-        by_part: of each of the detector's children, as far as they run in that child's forward; `sampling`, all
-            deformable attention's sampling; `other`, the rest (branches that the detector calls one by one).
+        by_part: of each of the detector's parts, as far as they run in that part's forward; `sampling`, what layers
+            count themselves; `other`, the rest (branches that the detector calls one by one).
     """
 
     total: float
@@ -57,16 +52,11 @@ def trainable_parameters(model: nn.Module) -> int:
 
 
 def build_for_counting(cfg: Config) -> BaseModel:
-    """A config's detector with random weights, in eval mode.
-
-    The NMS of proposals is disarmed: with trained weights it leaves as many as `max_per_img` allows, with random
-    ones it would leave the second stage nothing to do.
-    """
-    cfg = copy.deepcopy(cfg)
-    if 'rpn' in (cfg.model.get('test_cfg') or {}):
-        drop_nothing = {'_delete_': True, 'type': 'nms', 'iou_threshold': 1.0}
-        cfg.merge_from_dict({'model': {'test_cfg': {'rpn': {'nms': drop_nothing, 'min_bbox_size': -1}}}})
-    return build_detector(cfg).eval()
+    """A config's detector with random weights, in eval mode, that does as much work as with trained ones."""
+    model: Any = build_detector(cfg).eval()
+    if hasattr(model, 'prepare_for_counting'):
+        model.prepare_for_counting()
+    return model
 
 
 def sizes_when_tested(cfg: Config, ann_file: str, num_images: int) -> Counter[Size]:
@@ -111,23 +101,14 @@ def count_macs(model: BaseModel, size: Size) -> Macs:
     """
     divisor = cast(ImgDataPreprocessor, model.data_preprocessor).pad_size_divisor
     height, width = (-(-side // divisor) * divisor for side in size)
-    padded = (height, width)
-    sample = DetDataSample(metainfo={'img_shape': size, 'batch_input_shape': padded, 'pad_shape': padded})
     image = torch.zeros(()).expand(1, 3, height, width)  # takes no memory
+    pad_mask = torch.ones(1, height, width, dtype=torch.bool)
+    pad_mask[:, : size[0], : size[1]] = False
     counter = MacCounter()
     # MATH: attention as two matrix products, for which there is a formula
     with _watch(model, counter), sdpa_kernel(SDPBackend.MATH), counter:
-        model(image, [sample], mode='tensor')
+        model(image, mode='tensor', pad_mask=pad_mask)
     return Macs(sum(counter.by_part.values()), dict(counter.by_part))
-
-
-def sampling_macs(output_shape: Sequence[int], levels: int, points: int) -> int:
-    """Multiply-adds of `ms_deform_attn`, whose result is (B, Q, C): 5 B Q L P C.
-
-    Every query reads L * P points in each of its M heads of C / M channels; each number read is interpolated from
-    four neighbours and multiplied by its attention weight.
-    """
-    return MACS_PER_SAMPLED_NUMBER * math.prod(output_shape) * levels * points
 
 
 class MacCounter(TorchDispatchMode):
@@ -199,7 +180,7 @@ def _zeros_like(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _watch(model: nn.Module, counter: MacCounter) -> Iterator[None]:
-    """Tell `counter` which child of `model` runs, and add the sampling of every deformable attention that runs."""
+    """Tell `counter` which child of `model` runs, and add what layers count themselves."""
 
     def enter(name: str) -> Callable:
         return lambda module, args: setattr(counter, 'part', name)
@@ -207,14 +188,16 @@ def _watch(model: nn.Module, counter: MacCounter) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         counter.part = 'other'
 
-    def add_sampling(module: MultiScaleDeformableAttention, args: Any, output: Tensor) -> None:
-        counter.by_part['sampling'] += sampling_macs(output.shape, module.levels, module.points)
+    def add_sampling(module: Any, args: Any, output: Tensor) -> None:
+        counter.by_part['sampling'] += module.uncounted_macs(output)
 
     handles = []
-    for name, child in model.named_children():
+    count: Any = getattr(model, 'counted_parts', None)
+    parts = dict(model.named_children()) if count is None else count()
+    for name, child in parts.items():
         handles += [child.register_forward_pre_hook(enter(name)), child.register_forward_hook(leave)]
     for module in model.modules():
-        if isinstance(module, MultiScaleDeformableAttention):
+        if hasattr(module, 'uncounted_macs'):
             handles.append(module.register_forward_hook(add_sampling))
     try:
         yield

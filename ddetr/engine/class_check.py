@@ -22,7 +22,7 @@ def check_classes(model: nn.Module, datasets: dict[str, Any]) -> None:
     named = {key: names for key, names in classes.items() if names}
     for name, head in model.named_modules():
         number = getattr(head, 'num_classes', None)
-        if not isinstance(number, int) or name.endswith('rpn_head'):
+        if not name or not isinstance(number, int) or name.endswith('rpn_head'):
             continue
         for key, names in named.items():
             if len(names) != number:

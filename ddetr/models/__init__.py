@@ -1,4 +1,4 @@
-from . import backbones, detectors, heads, layers, losses, necks, task_modules
+from . import backbones, detectors, heads, layers, losses, necks, set_prediction, task_modules
 from .data_preprocessor import DetDataPreprocessor
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     'layers',
     'losses',
     'necks',
+    'set_prediction',
     'task_modules',
 ]

@@ -79,16 +79,24 @@ class DetDataPreprocessor(ImgDataPreprocessor):
         self.batch_augments = nn.ModuleList(MODELS.build(cfg) for cfg in batch_augments or [])
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """`dict(inputs=list of (3, H_i, W_i) uint8, data_samples=list)` -> the same with inputs (B, 3, H, W)
-        float.
+        """Make the padded batch.
 
-        `data_samples` may be absent; it is `None` in the result then.
+        Args:
+            data: `inputs`, a list of (3, H_i, W_i) uint8 images, and optionally `data_samples`, one per image.
+            training: Whether `batch_augments` run.
+
+        Returns:
+            `inputs` (B, 3, H, W) float; `pad_mask` (B, H, W) bool, True = padding; `data_samples`, or None.
         """
         image_sizes = [tuple(image.shape[-2:]) for image in data['inputs']]
         batch = super().forward(data, training)
         if training:
             for augment in self.batch_augments:
                 batch['inputs'] = augment(batch['inputs'])  # (B, 3, H, W)
+        mask = torch.ones_like(batch['inputs'][:, 0], dtype=torch.bool)  # (B, H, W)
+        for row, (height, width) in zip(mask, image_sizes, strict=True):
+            row[:height, :width] = False
+        batch['pad_mask'] = mask
         if batch['data_samples'] is not None:
             self._note_shapes(batch['inputs'], batch['data_samples'], image_sizes)
         return batch

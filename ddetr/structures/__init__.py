@@ -1,29 +1,40 @@
-from .det_data_sample import DetDataSample
+from .det_data_sample import DetDataSample, Samples
+from .image_batch import ImageBatch
+from .region_prediction import AnchorPredictions, Proposals, RoIPredictions, RoITargets, Sampled
 from .set_prediction import (
+    NO_OBJECT,
+    DecoderInput,
     DecoderStates,
     EncoderProposals,
     FlatFeatures,
     FlatMap,
+    Matched,
     Matching,
-    QueryInit,
+    QueryGroup,
     SetPredictions,
     SetTargets,
+    separate_groups,
 )
-from .two_stage import AnchorPredictions, Proposals, RoIPredictions, RoITargets, Sampled
 
 __all__ = [
+    'NO_OBJECT',
     'AnchorPredictions',
+    'DecoderInput',
     'DecoderStates',
     'DetDataSample',
     'EncoderProposals',
     'FlatFeatures',
     'FlatMap',
+    'ImageBatch',
+    'Matched',
     'Matching',
     'Proposals',
-    'QueryInit',
+    'QueryGroup',
     'RoIPredictions',
     'RoITargets',
     'Sampled',
+    'Samples',
     'SetPredictions',
     'SetTargets',
+    'separate_groups',
 ]

@@ -1,6 +1,7 @@
 """What the toolbox knows of one image, from the pipeline to the metric."""
 
 from mmengine.structures import BaseDataElement
+from torch import Tensor
 
 
 class DetDataSample(BaseDataElement):
@@ -21,3 +22,12 @@ class DetDataSample(BaseDataElement):
     `batch_input_shape` (h, w) of the padded batch, `scale_factor` (w, h) = resized / original, `flip`,
     `flip_direction`.
     """
+
+    def to_original(self, boxes_xyxy_px: Tensor) -> Tensor:
+        """Boxes (N, 4) from pixels of the network's input image to pixels of the original image."""
+        if 'scale_factor' not in self:
+            return boxes_xyxy_px
+        return boxes_xyxy_px / boxes_xyxy_px.new_tensor(self.scale_factor).repeat(2)
+
+
+Samples = list[DetDataSample]

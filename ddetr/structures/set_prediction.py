@@ -1,12 +1,19 @@
-"""The typed records that flow between the parts of the DETR family.
+"""Records that flow between the parts of a set predictor.
 
 Shapes: B batch, S tokens of all levels together, L feature levels, Q queries, C channels, K classes, N decoder
 layers, G ground-truth boxes of one image, P matched pairs.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torchvision.ops import box_area
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+NO_OBJECT = -1  # the label of a query without an object
 
 
 class FlatFeatures(NamedTuple):
@@ -28,35 +35,61 @@ class FlatMap(NamedTuple):
     pad_mask: Tensor  # (B, S) bool, True = padding
 
 
+class Matching(NamedTuple):
+    """Pairs of a query and the ground-truth box it has to predict, in one image."""
+
+    query_index: Tensor  # (P,) int64, within the queries' group
+    target_index: Tensor  # (P,) int64
+
+
+class QueryGroup(NamedTuple):
+    """Decoder queries that are trained as one set, apart from the others."""
+
+    queries: slice  # of all the decoder's queries
+    name: str = ''  # prefix of its losses; the group that detects has none
+    matches: tuple[Matching, ...] | None = (
+        None  # B fixed matchings; None: the assigner matches every layer anew
+    )
+    repeats: int = 1  # the assigner gives each object to so many queries
+    loss_weight: float = 1.0
+
+
 class EncoderProposals(NamedTuple):
-    """What the two-stage variant predicts at every token of the encoder's memory."""
+    """Boxes predicted by the encoder, as far as they are trained."""
 
-    cls_logits: Tensor  # (B, S, K); only class 0, "an object", is trained
-    boxes_cxcywh_norm: Tensor  # (B, S, 4)
+    cls_logits: Tensor  # (B, S or Q, K)
+    boxes_cxcywh_norm: Tensor  # (B, S or Q, 4)
+    by_class: bool  # trained with the objects' classes; False: class 0 stands for any object
 
 
-class QueryInit(NamedTuple):
-    """What the decoder starts from."""
+class DecoderInput(NamedTuple):
+    """Initial decoder queries and reference points."""
 
-    query: Tensor  # (B, Q, C)
-    query_pos: Tensor  # (B, Q, C)
+    content: Tensor  # (B, Q, C)
+    position: Tensor | None  # (B, Q, C); None: each decoder layer derives it from its reference
     reference_norm: Tensor  # (B, Q, 2) points or (B, Q, 4) boxes, relative to the unpadded image
-    proposals: EncoderProposals | None
+    groups: tuple[QueryGroup, ...]  # the first one detects
+    proposals: EncoderProposals | None = None
+    self_attn_mask: Tensor | None = (
+        None  # (Q, Q) bool, True = the row's query does not attend to the column's
+    )
 
 
 class DecoderStates(NamedTuple):
-    """What every decoder layer puts out."""
+    """Output of all decoder layers."""
 
     hidden: Tensor  # (N, B, Q, C)
     boxes_cxcywh_norm: Tensor  # (N, B, Q, 4)
 
 
 class SetPredictions(NamedTuple):
-    """The predicted sets of all decoder layers, the last one being the result."""
+    """The predicted sets of all decoder layers. Detections come from the last layer."""
 
     cls_logits: Tensor  # (N, B, Q, K), with softmax heads K + 1, the last being "no object"
     boxes_cxcywh_norm: Tensor  # (N, B, Q, 4), relative to the unpadded image
+    groups: tuple[QueryGroup, ...] = (QueryGroup(slice(None)),)
     proposals: EncoderProposals | None = None
+    extras: Mapping[str, Tensor] = NOTHING  # (N, B, Q, ...) each: inputs of further loss terms, such as masks
 
 
 class SetTargets(NamedTuple):
@@ -66,8 +99,34 @@ class SetTargets(NamedTuple):
     boxes_cxcywh_norm: Tensor  # (G, 4), relative to the unpadded image
 
 
-class Matching(NamedTuple):
-    """Pairs of a query and the ground-truth box it has to predict, in one image."""
+class Matched(NamedTuple):
+    """One group of queries in one decoder layer, with its pairs of query and object: the input of a loss term."""
 
+    cls_logits: Tensor  # (B, Q, K)
+    labels: Tensor  # (B, Q) int64, `NO_OBJECT` for queries without an object
+    image_index: Tensor  # (P,) int64
     query_index: Tensor  # (P,) int64
-    target_index: Tensor  # (P,) int64
+    pred_boxes_cxcywh_norm: Tensor  # (P, 4)
+    true_boxes_cxcywh_norm: Tensor  # (P, 4)
+    pred_boxes_xyxy_px: Tensor  # (P, 4), the same in pixels of the unpadded image
+    true_boxes_xyxy_px: Tensor  # (P, 4)
+    num_pairs: Tensor  # (), P averaged over all processes
+    num_queries: Tensor  # (), B * Q averaged over all processes
+    extras: Mapping[str, Tensor]  # (B, Q, ...) each
+
+    def iou(self) -> Tensor:
+        """IoU (P,) of each pair's boxes, without a gradient."""
+        pred, true = self.pred_boxes_xyxy_px.detach(), self.true_boxes_xyxy_px
+        overlap = (
+            (torch.min(pred[:, 2:], true[:, 2:]) - torch.max(pred[:, :2], true[:, :2])).clamp(min=0).prod(-1)
+        )
+        union = box_area(pred) + box_area(true) - overlap
+        return overlap / union.clamp(min=1e-6)
+
+
+def separate_groups(groups: tuple[QueryGroup, ...], device: torch.device) -> Tensor:
+    """A self-attention mask (Q, Q) that hides every group from all others; True = hidden."""
+    group = torch.cat(
+        [torch.full((g.queries.stop - g.queries.start,), i, device=device) for i, g in enumerate(groups)]
+    )
+    return group[:, None] != group

@@ -1,6 +1,7 @@
 """The attention layer around the op: what ddetr's own layer and the drop-ins are made of."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,17 +10,30 @@ from .functional import ms_deform_attn_fused
 
 
 class DeformableAttention(nn.Module):
-    """Projections, offsets and logits around the op, with the parameter names that all projects use."""
+    """Projections, offsets and logits around the op, with the parameter names that all projects use.
 
-    def __init__(self, channels: int, levels: int, heads: int, points: int, value_channels: int) -> None:
+    Args:
+        channels: Channels of the query.
+        levels: Feature levels.
+        heads: Attention heads.
+        points: Points that a head samples in every level, or a list with each level's number.
+        value_channels: Channels of the values; `heads` must divide both.
+    """
+
+    def __init__(
+        self, channels: int, levels: int, heads: int, points: int | Sequence[int], value_channels: int
+    ) -> None:
         super().__init__()
+        self.points_of_level = [points] * levels if isinstance(points, int) else list(points)
+        if len(self.points_of_level) != levels or min(self.points_of_level) < 1:
+            raise ValueError(f'points={points} does not give each of {levels} levels at least one point')
         if channels % heads or value_channels % heads:
             raise ValueError(
                 f'{channels} channels (value: {value_channels}) do not divide into {heads} heads'
             )
-        self.levels, self.heads, self.points = levels, heads, points
-        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(channels, heads * levels * points)
+        self.levels, self.heads, self.points = levels, heads, max(self.points_of_level)
+        self.sampling_offsets = nn.Linear(channels, heads * sum(self.points_of_level) * 2)
+        self.attention_weights = nn.Linear(channels, heads * sum(self.points_of_level))
         self.value_proj = nn.Linear(channels, value_channels)
         self.output_proj = nn.Linear(value_channels, channels)
         self.reset_parameters()
@@ -30,10 +44,9 @@ class DeformableAttention(nn.Module):
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # (M, 2)
         directions = directions / directions.abs().amax(-1, keepdim=True)
-        distances = torch.arange(1, self.points + 1, dtype=torch.float32)
-        offsets = directions[:, None, None] * distances[:, None]  # (M, 1, P, 2)
+        distances = torch.cat([torch.arange(1, points + 1.0) for points in self.points_of_level])
         nn.init.zeros_(self.sampling_offsets.weight)
-        self.sampling_offsets.bias.copy_(offsets.expand(-1, self.levels, -1, -1).flatten())
+        self.sampling_offsets.bias.copy_((directions[:, None] * distances[:, None]).flatten())
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
@@ -59,12 +72,32 @@ class DeformableAttention(nn.Module):
         value = self.value_proj(tokens)  # (B, S, C)
         if pad_mask is not None:
             value = value.masked_fill(pad_mask[..., None], 0.0)
+        offsets = self.sampling_offsets(query).view(batch, queries, self.heads, -1, 2)
+        logits = self.attention_weights(query).view(batch, queries, self.heads, -1)
+        if sum(self.points_of_level) != self.levels * self.points:
+            offsets, logits = self._fill_up(offsets, logits, reference_points.shape[-1] == 4)
         sampled = ms_deform_attn_fused(
             value.unflatten(-1, (self.heads, -1)),
             spatial_shapes,
             level_start_index,
             reference_points,
-            self.sampling_offsets(query).view(batch, queries, self.heads, self.levels, self.points, 2),
-            self.attention_weights(query).view(batch, queries, self.heads, -1),
+            offsets.unflatten(3, (self.levels, self.points)),
+            logits,
         )
         return self.output_proj(sampled)
+
+    def _fill_up(self, offsets: Tensor, logits: Tensor, boxes: bool) -> tuple[Tensor, Tensor]:
+        """Give every level as many points as the largest has; those added have no weight.
+
+        For boxes the op divides offsets by its number of points, which is larger here than the level's own.
+        """
+        filled_offsets, filled_logits = [], []
+        levels = zip(
+            offsets.split(self.points_of_level, 3), logits.split(self.points_of_level, 3), strict=True
+        )
+        for offset, logit in levels:
+            added = self.points - logit.shape[-1]
+            scale = self.points / logit.shape[-1] if boxes else 1.0
+            filled_offsets.append(nn.functional.pad(offset * scale, (0, 0, 0, added)))
+            filled_logits.append(nn.functional.pad(logit, (0, added), value=-math.inf))
+        return torch.cat(filled_offsets, 3), torch.cat(filled_logits, 3)

@@ -16,13 +16,13 @@ from ddetr.analysis.flops import (
     build_for_counting,
     count_macs,
     mean_macs,
-    sampling_macs,
     sizes_when_tested,
     trainable_parameters,
 )
 from ddetr.analysis.paper_table import PUBLISHED
 from ddetr.datasets.coco_format import read_coco
 from ddetr.models.backbones import ResNet
+from ddetr.models.layers import MultiScaleDeformableAttention
 from ddetr.utils import ConfigError, InputError
 from ddetr.utils.config import load_config
 from tests.conftest import ROOT
@@ -66,7 +66,7 @@ def test_counts_torchvisions_resnet50():
             self.backbone = ResNet(50)
             self.data_preprocessor = Config({'pad_size_divisor': 1})
 
-        def forward(self, images, samples, mode):
+        def forward(self, images, mode, pad_mask):
             return self.backbone(images)
 
     macs = count_macs(OnlyBackbone().eval(), (224, 224))
@@ -84,7 +84,7 @@ def test_counts_what_pytorch_counts_while_really_computing(config):
     model = _model(ROOT / 'configs' / config)
     batch = model.data_preprocessor(random_batch(1, (97, 130), 6))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(batch['inputs'], batch['data_samples'], mode='tensor')
+        model(**batch, mode='tensor')
     # the real forward may have fewer proposals to look at than `max_per_img`
     measured = count_macs(model, (97, 130)).by_part
     expected = {
@@ -99,7 +99,7 @@ def test_counts_deformable_attention_with_its_sampling():
     height, width = 96, 128
     batch = model.data_preprocessor(random_batch(1, (height, width), 6))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(batch['inputs'], batch['data_samples'], mode='tensor')
+        model(**batch, mode='tensor')
     tokens = 12 * 16 + 6 * 8 + 3 * 4 + 2 * 2
     channels, levels, points, queries = 32, 4, 4, 12
     numbers_read = (tokens + 2 * queries) * channels * levels * points  # one encoder, two decoder layers
@@ -108,8 +108,10 @@ def test_counts_deformable_attention_with_its_sampling():
     assert macs.total == counter.get_total_flops() / 2 + 5 * numbers_read
 
 
-def test_sampling_of_the_papers_decoder_layer():
-    assert sampling_macs((2, 300, 256), levels=4, points=4) == 12_288_000
+@pytest.mark.parametrize(('points', 'samples'), [(4, 16), ([3, 6, 3, 1], 13)])
+def test_sampling_of_the_papers_decoder_layer(points, samples):
+    layer = MultiScaleDeformableAttention(256, num_points=points)
+    assert layer.uncounted_macs(torch.zeros(2, 300, 256)) == 5 * 2 * 300 * 256 * samples
 
 
 def test_counting_leaves_no_trace_in_the_model():

@@ -128,7 +128,9 @@ def test_proposals_and_detections_are_torchvisions(pair, sizes):
         data = for_us(ours, images, targets)
         feats = ours.neck(ours.backbone(data['inputs']))
         anchors = ours.rpn_head(feats, data['inputs'].shape[-2:])
-        proposals = ours.rpn_head.propose(anchors, data['data_samples'], ours.test_proposal_cfg)
+        proposals = ours.rpn_head.propose(
+            anchors, [s.img_shape for s in data['data_samples']], ours.test_proposal_cfg
+        )
         results = ours(**data, mode='predict')
     hook.remove()
     for mine, theirs in zip(proposals, kept['proposals'], strict=True):

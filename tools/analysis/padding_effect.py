@@ -36,7 +36,6 @@ def compare(model: Any, image: str, factor: float, score_thr: float) -> Differen
     canvas = (round(height * factor), round(width * factor))
     padded = pixels.new_zeros(1, 3, *canvas)
     padded[..., :height, :width] = pixels
-    samples[0].set_metainfo({'batch_input_shape': canvas})
     feats_padded = model.extract_feat(padded)
     found_padded = model(padded, samples, mode='predict')[0].pred_instances
     kept = [p[..., : f.shape[-2], : f.shape[-1]] for p, f in zip(feats_padded, feats, strict=True)]

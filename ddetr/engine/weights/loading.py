@@ -126,7 +126,7 @@ def reinitialise_classes(model: nn.Module, names: list[str]) -> None:
         if name.startswith('roi_head.'):  # Faster R-CNN, section 3.3: small Gaussians
             nn.init.normal_(layer.weight, std=0.01 if name.endswith('fc_cls') else 0.001)
             nn.init.zeros_(layer.bias)
-        elif head.losses.loss_cls.use_sigmoid:
+        elif all(getattr(term, 'use_sigmoid', True) for term in head.criterion.terms):
             nn.init.constant_(layer.bias, bias_init_with_prob(_FOCAL_PRIOR))
 
 

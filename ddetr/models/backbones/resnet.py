@@ -76,6 +76,7 @@ class ResNet(BaseModule):
         block, counts = STAGE_BLOCKS[depth]
         channels, dilation, grouped = base_channels, 1, {'groups': groups, 'base_width': base_width}
         self.stages: list[str] = []
+        stage_channels = []
         for i in range(num_stages):
             width = base_channels * 2**i
             sizes = channels, width, width * block.expansion
@@ -83,8 +84,10 @@ class ResNet(BaseModule):
             if style == 'caffe':
                 _move_stride_to_first_conv(stage)
             channels, dilation = sizes[-1], dilations[i]
+            stage_channels.append(channels)
             self.stages.append(f'layer{i + 1}')
             self.add_module(self.stages[-1], stage)
+        self.out_channels = [stage_channels[i] for i in self.out_indices]
         _init_weights(self, zero_init_residual)
         self._freeze()
 

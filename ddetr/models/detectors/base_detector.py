@@ -1,55 +1,108 @@
-"""What every detector is to mmengine's Runner."""
+"""Base class that connects detectors to mmengine's Runner and to the tools."""
 
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from mmengine.model import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddetr.structures import DetDataSample
-
-Samples = list[DetDataSample]
+from ddetr.registry import MODELS
+from ddetr.structures import ImageBatch, Samples
+from ddetr.utils.errors import ConfigError
 
 
 class BaseDetector(BaseModel, ABC):
     """A model that turns a padded batch of images into losses or detections.
 
-    The only thing it does is to send mmengine's three modes to three methods; a subclass writes its whole flow
-    in them.
+    It sends mmengine's three modes to three methods; a subclass writes its whole flow in them. What the tools ask of a
+    detector is below them, with answers for a detector that classifies in a `bbox_head`.
     """
 
-    def forward(self, inputs: Tensor, data_samples: Samples | None = None, mode: str = 'tensor') -> Any:
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: Samples | None = None,
+        mode: str = 'tensor',
+        pad_mask: Tensor | None = None,
+    ) -> Any:
         """Run one batch.
 
         Args:
-            inputs: (B, 3, H, W) normalised and padded by the data preprocessor.
-            data_samples: one a image; `loss` reads their ground truth, all modes their `img_shape`.
+            inputs: (B, 3, H, W), normalised and padded by the data preprocessor.
+            data_samples: One per image: ground truth for `loss`, sizes for `predict`.
             mode: `loss` -> dict of scalar losses, `predict` -> the samples with `pred_instances`,
-                `tensor` -> the raw predictions.
+                `tensor` -> the raw predictions, which need no samples.
+            pad_mask: (B, H, W) bool, True = padding, as the data preprocessor gives it. Without it the samples'
+                `img_shape` says where padding begins; without samples there is none.
 
         Raises:
-            ValueError: any other mode, or no samples.
+            ValueError: Another mode, or no samples for `loss` or `predict`.
         """
-        if mode not in ('loss', 'predict', 'tensor'):
+        if pad_mask is None:
+            pad_mask = _pad_mask(inputs, data_samples)
+        batch = ImageBatch(inputs, pad_mask)
+        if mode == 'tensor':
+            return self.tensor(batch)
+        if mode not in ('loss', 'predict'):
             raise ValueError(f'mode={mode!r} is none of "loss", "predict", "tensor"')
         if data_samples is None:
-            raise ValueError(
-                "data_samples is None: detectors need each image's img_shape to know where its padding begins"
-            )
-        if mode == 'loss':
-            return self.loss(inputs, data_samples)
-        if mode == 'predict':
-            return self.predict(inputs, data_samples)
-        return self.tensor(inputs, data_samples)
+            raise ValueError(f'mode={mode!r} needs data_samples; for tensors alone call with mode="tensor"')
+        return self.loss(batch, data_samples) if mode == 'loss' else self.predict(batch, data_samples)
 
     @abstractmethod
-    def loss(self, images: Tensor, samples: Samples) -> dict[str, Tensor]:
-        """(B, 3, H, W) and ground truth -> named scalar losses; those with `loss` in the name are summed."""
+    def loss(self, batch: ImageBatch, samples: Samples) -> dict[str, Tensor]:
+        """A batch and its ground truth -> named scalar losses; those with `loss` in their name are summed."""
 
     @abstractmethod
-    def predict(self, images: Tensor, samples: Samples) -> Samples:
-        """(B, 3, H, W) -> the samples, each with `pred_instances` in pixels of its original image."""
+    def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
+        """A batch -> the samples, each with `pred_instances` in pixels of its original image."""
 
     @abstractmethod
-    def tensor(self, images: Tensor, samples: Samples) -> Any:
-        """(B, 3, H, W) -> the raw predictions before any loss or selection."""
+    def tensor(self, batch: ImageBatch) -> Any:
+        """A batch -> the raw predictions before any loss or selection."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that are detected, without background."""
+        return self.bbox_head.num_classes
+
+    def reset_classes(self, num_classes: int) -> list[str]:
+        """New classification layers for `num_classes` classes; the names of their tensors in the state dict."""
+        return [f'bbox_head.{name}' for name in self.bbox_head.reset_classes(num_classes)]
+
+    def counted_parts(self) -> dict[str, nn.Module]:
+        """The parts that the tools list FLOPs for, by name."""
+        return dict(self.named_children())
+
+    def prepare_for_counting(self) -> None:
+        """Make the work with random weights as large as with trained ones; called before FLOPs are counted."""
+
+
+def build_backbone_and_neck(backbone: dict, neck: dict) -> tuple[nn.Module, nn.Module]:
+    """Build both; a neck without `in_channels` gets the backbone's `out_channels`.
+
+    Raises:
+        ConfigError: The neck's `in_channels` are not the backbone's, or neither of the two gives them.
+    """
+    body = MODELS.build(backbone)
+    given: Any = getattr(body, 'out_channels', None)
+    asked: Any = neck.get('in_channels')
+    if asked is None and given is None:
+        raise ConfigError(
+            f'neck.in_channels is missing, and {type(body).__name__} has no out_channels to take.'
+        )
+    if asked is not None and given is not None and list(asked) != list(given):
+        raise ConfigError(
+            f'neck.in_channels={list(asked)}, but {type(body).__name__} gives {list(given)} channels: correct the '
+            'neck, or leave in_channels out.'
+        )
+    return body, MODELS.build({**neck, 'in_channels': list(asked or given)})
+
+
+def _pad_mask(images: Tensor, samples: Samples | None) -> Tensor:
+    mask = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool, device=images.device)
+    for row, sample in zip(mask, samples or (), strict=bool(samples)):
+        row[sample.img_shape[0] :] = True
+        row[:, sample.img_shape[1] :] = True
+    return mask

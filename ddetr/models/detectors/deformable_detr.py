@@ -1,6 +1,7 @@
 """Deformable DETR (Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection").
 
-The five systems of the paper differ in three keys: `num_feature_levels`, `with_box_refine`, `as_two_stage`.
+The five systems of the paper differ in three keys: `num_feature_levels`, `with_box_refine`, `as_two_stage`. Later
+recipes are keys too: `mixed_query_selection`, `look_forward_twice`, `class_aware_proposals`, `num_one2many_queries`.
 """
 
 import torch
@@ -11,14 +12,22 @@ from ddetr.models.layers import (
     DeformableDetrTransformerEncoder,
     SinePositionalEncoding,
 )
-from ddetr.models.layers.deformable_transformer import token_centres
-from ddetr.models.layers.positional_encoding import encode_boxes, pad_mask_of, pad_mask_on
+from ddetr.models.layers.deformable_transformer import flatten_levels, token_anchors
+from ddetr.models.layers.positional_encoding import encode_boxes
 from ddetr.registry import MODELS
-from ddetr.structures import DetDataSample, FlatFeatures, QueryInit, SetPredictions
+from ddetr.structures import (
+    DecoderInput,
+    EncoderProposals,
+    FlatFeatures,
+    ImageBatch,
+    QueryGroup,
+    Samples,
+    SetPredictions,
+    separate_groups,
+)
+from ddetr.utils.errors import ConfigError
 
-from .base_detector import BaseDetector
-
-Samples = list[DetDataSample]
+from .base_detector import BaseDetector, build_backbone_and_neck
 
 
 @MODELS.register_module()
@@ -26,22 +35,29 @@ class DeformableDETR(BaseDetector):
     """The multi-scale deformable transformer on a convolutional backbone.
 
     Args:
-        backbone, neck, bbox_head: configs of registered components; the neck gives the feature levels.
-        encoder, decoder, positional_encoding: keywords of `DeformableDetrTransformerEncoder`,
+        backbone, neck, bbox_head: Configs of registered components; the neck gives the feature levels.
+        encoder, decoder, positional_encoding: Keywords of `DeformableDetrTransformerEncoder`,
             `DeformableDetrTransformerDecoder`, `SinePositionalEncoding`.
         num_queries: Q.
         num_feature_levels: L.
-        with_box_refine: each decoder layer refines the boxes of the one before (section 4.2).
-        as_two_stage: the queries are the encoder's best proposals instead of learned ones (section 4.2).
-        mixed_query_selection: in two stages, add a learned embedding to the content of the best, the second best, ...
-            proposal. Proposals of the same object are nearly the same query otherwise, and it takes long training to
-            tell the best from its duplicates (after DINO, Zhang et al., 2022, section 3.4). Not in the paper.
+        with_box_refine: Each decoder layer refines the boxes of the one before (section 4.2).
+        as_two_stage: The queries are the encoder's best proposals instead of learned ones (section 4.2).
+        mixed_query_selection: In two stages, only the queries' positions come from the proposals; the content of the
+            best, the second best, ... is a learned embedding (DINO, Zhang et al., 2022, section 3.4).
+        look_forward_twice: A layer also learns from the next layer's boxes (DINO, section 3.5).
+        class_aware_proposals: In two stages, choose the proposals by their best class and train the chosen ones with
+            the classes of their objects, as DINO does. By default class 0 stands for any object.
+        num_one2many_queries: Queries beside the others in training, which are given each object `one2many_repeats`
+            times (H-DETR, Jia et al., 2023, section 4.1).
+        one2many_repeats: K of the H-DETR paper.
+        one2many_weight: Factor of their losses, lambda of the H-DETR paper.
         train_cfg: `dict(assigner=...)`.
         test_cfg: `dict(max_per_img=...)`.
-        data_preprocessor: config of `DetDataPreprocessor`.
+        data_preprocessor: Config of `DetDataPreprocessor`.
 
     Raises:
-        ValueError: a neck that does not give `num_feature_levels` levels, or more queries than tokens.
+        ConfigError: A key that needs two stages without them, or look-forward-twice without refinement.
+        ValueError: A neck that does not give `num_feature_levels` levels, or more queries than tokens.
     """
 
     def __init__(
@@ -57,22 +73,40 @@ class DeformableDETR(BaseDetector):
         with_box_refine: bool = False,
         as_two_stage: bool = False,
         mixed_query_selection: bool = False,
+        look_forward_twice: bool = False,
+        class_aware_proposals: bool = False,
+        num_one2many_queries: int = 0,
+        one2many_repeats: int = 6,
+        one2many_weight: float = 1.0,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
+        if not as_two_stage and (mixed_query_selection or class_aware_proposals):
+            key = 'mixed_query_selection' if mixed_query_selection else 'class_aware_proposals'
+            raise ConfigError(f'model.{key}=True is about proposals: set as_two_stage=True.')
+        if look_forward_twice and not with_box_refine:
+            raise ConfigError('model.look_forward_twice=True needs refined boxes: set with_box_refine=True.')
         self.num_queries = num_queries
-        self.num_feature_levels = num_feature_levels
         self.with_box_refine = with_box_refine
         self.as_two_stage = as_two_stage
         self.mixed_query_selection = mixed_query_selection
-        self.backbone = MODELS.build(backbone)
-        self.neck = MODELS.build(neck)
+        self.class_aware_proposals = class_aware_proposals
+        self.groups: tuple[QueryGroup, ...] = (QueryGroup(slice(0, num_queries)),)
+        if num_one2many_queries:
+            extra = slice(num_queries, num_queries + num_one2many_queries)
+            self.groups += (QueryGroup(extra, 'o2m_', None, one2many_repeats, one2many_weight),)
+        self.backbone, self.neck = build_backbone_and_neck(backbone, neck)
         self.positional_encoding = SinePositionalEncoding(**positional_encoding)
-        self.encoder = DeformableDetrTransformerEncoder(**_with_levels(encoder, num_feature_levels))
-        self.decoder = DeformableDetrTransformerDecoder(**_with_levels(decoder, num_feature_levels))
+        self.encoder = DeformableDetrTransformerEncoder(**encoder, num_levels=num_feature_levels)
+        self.decoder = DeformableDetrTransformerDecoder(
+            **decoder,
+            num_levels=num_feature_levels,
+            refine=with_box_refine,
+            look_forward_twice=look_forward_twice,
+        )
         self.bbox_head = MODELS.build(
             {
                 **bbox_head,
@@ -88,8 +122,8 @@ class DeformableDETR(BaseDetector):
         self._build_query_parts()
 
     def _build_query_parts(self) -> None:
-        """What the queries come from: learned embeddings, or projections of the encoder's proposals."""
-        channels = self.embed_dims
+        """Learned embeddings, or projections of the encoder's proposals."""
+        channels, num_queries = self.embed_dims, self.groups[-1].queries.stop
         if self.as_two_stage:
             self.memory_trans_fc = nn.Linear(channels, channels)
             self.memory_trans_norm = nn.LayerNorm(channels)
@@ -97,9 +131,9 @@ class DeformableDETR(BaseDetector):
             self.pos_trans_norm = nn.LayerNorm(2 * channels)
             projections = [self.memory_trans_fc, self.pos_trans_fc]
             if self.mixed_query_selection:
-                self.query_embedding = nn.Embedding(self.num_queries, channels)
+                self.query_embedding = nn.Embedding(num_queries, channels)
         else:
-            self.query_embedding = nn.Embedding(self.num_queries, 2 * channels)
+            self.query_embedding = nn.Embedding(num_queries, 2 * channels)
             self.reference_points_fc = nn.Linear(channels, 2)
             projections = [self.reference_points_fc]
         for projection in projections:
@@ -107,116 +141,68 @@ class DeformableDETR(BaseDetector):
         if not self.as_two_stage:
             nn.init.zeros_(self.reference_points_fc.bias)
 
-    def loss(self, images: Tensor, samples: Samples) -> dict[str, Tensor]:
-        """See `BaseDetector`; the keys are those of `DeformableDETRHead.loss`."""
-        return self.bbox_head.loss(self.tensor(images, samples), samples)
+    def loss(self, batch: ImageBatch, samples: Samples) -> dict[str, Tensor]:
+        """See `BaseDetector`; the keys are those of `SetCriterion`."""
+        return self.bbox_head.loss(self.predict_sets(batch, self.groups), samples)
 
-    def predict(self, images: Tensor, samples: Samples) -> Samples:
+    def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
-        return self.bbox_head.predict(self.tensor(images, samples), samples)
+        return self.bbox_head.predict(self.tensor(batch), samples)
 
-    def tensor(self, images: Tensor, samples: Samples) -> SetPredictions:
-        """The detector's whole way from images (B, 3, H, W) to the predicted sets of all decoder layers."""
-        feats = self.extract_feat(images)  # L x (B, C, H_l, W_l)
-        flat = self.flatten(feats, samples)
+    def tensor(self, batch: ImageBatch) -> SetPredictions:
+        """See `BaseDetector`."""
+        return self.predict_sets(batch, self.groups[:1])
+
+    def predict_sets(self, batch: ImageBatch, groups: tuple[QueryGroup, ...]) -> SetPredictions:
+        """The whole forward pass, from images to the predicted sets of all decoder layers."""
+        feats = self.extract_feat(batch.images)  # L x (B, C, H_l, W_l)
+        flat = flatten_levels(feats, batch.pad_mask, self.positional_encoding, self.level_embed)
         memory = self.encoder(flat)  # (B, S, C)
-        init = self.init_queries(memory, flat)
-        states = self.decoder(init, memory, flat, self.bbox_head.predict_boxes, self.with_box_refine)
-        return self.bbox_head(states, init.proposals)
+        init = self.init_queries(memory, flat, groups)
+        states = self.decoder(init, memory, flat, self.bbox_head.predict_boxes)
+        return self.bbox_head(states, init)
 
     def extract_feat(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> L x (B, C, H_l, W_l)."""
         return self.neck(self.backbone(images))
 
-    def flatten(self, feats: tuple[Tensor, ...], samples: Samples) -> FlatFeatures:
-        """Lay the levels out as tokens, with their positions, level embeddings and padding."""
-        if len(feats) != self.num_feature_levels:
-            raise ValueError(
-                f'the neck gives {len(feats)} levels, but num_feature_levels={self.num_feature_levels}'
-            )
-        image_mask = pad_mask_of(samples, feats[0].device)  # (B, H, W)
-        tokens, positions, masks, ratios = [], [], [], []
-        for level, feat in enumerate(feats):
-            mask = pad_mask_on(feat, image_mask)  # (B, H_l, W_l)
-            pos = self.positional_encoding(mask).to(feat.dtype)  # (B, C, H_l, W_l)
-            tokens.append(feat.flatten(2).transpose(1, 2))
-            positions.append(pos.flatten(2).transpose(1, 2) + self.level_embed[level])
-            masks.append(mask.flatten(1))
-            ratios.append(valid_ratio(mask))
-        shapes = torch.tensor([feat.shape[-2:] for feat in feats], device=feats[0].device)  # (L, 2)
-        starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])  # (L,)
-        return FlatFeatures(
-            torch.cat(tokens, 1),
-            torch.cat(positions, 1),
-            torch.cat(masks, 1),
-            shapes,
-            starts,
-            torch.stack(ratios, 1),
-        )
-
-    def init_queries(self, memory: Tensor, flat: FlatFeatures) -> QueryInit:
+    def init_queries(
+        self, memory: Tensor, flat: FlatFeatures, groups: tuple[QueryGroup, ...]
+    ) -> DecoderInput:
         """Learned queries with learned reference points, or the encoder's best proposals."""
+        num_queries = groups[-1].queries.stop
+        mask = separate_groups(groups, memory.device) if len(groups) > 1 else None
         if self.as_two_stage:
-            return self._queries_from_proposals(memory, flat)
-        batch = memory.shape[0]
-        query_pos, query = self.query_embedding.weight.expand(batch, -1, -1).chunk(2, -1)  # (B, Q, C) each
-        reference = self.reference_points_fc(query_pos).float().sigmoid()  # (B, Q, 2)
-        return QueryInit(query, query_pos, reference, None)
-
-    def _queries_from_proposals(self, memory: Tensor, flat: FlatFeatures) -> QueryInit:
-        """Section 4.2, "Two-Stage Deformable DETR", and appendix A.4."""
-        if self.num_queries > memory.shape[1]:
-            raise ValueError(
-                f'num_queries={self.num_queries} exceeds the {memory.shape[1]} tokens of these images: lower '
-                'num_queries or use larger images'
+            return self._queries_from_proposals(memory, flat, num_queries)._replace(
+                groups=groups, self_attn_mask=mask
             )
-        anchors, unusable = self._anchors(flat)  # (B, S, 4) logits, (B, S)
+        embedding = self.query_embedding.weight[:num_queries].expand(memory.shape[0], -1, -1)
+        position, content = embedding.chunk(2, -1)  # (B, Q, C) each
+        reference = self.reference_points_fc(position).float().sigmoid()  # (B, Q, 2)
+        return DecoderInput(content, position, reference, groups, None, mask)
+
+    def _queries_from_proposals(self, memory: Tensor, flat: FlatFeatures, num_queries: int) -> DecoderInput:
+        """Section 4.2, "Two-Stage Deformable DETR", and appendix A.4."""
+        if num_queries > memory.shape[1]:
+            raise ValueError(
+                f'num_queries={num_queries} exceeds the {memory.shape[1]} tokens of these images: lower '
+                'num_queries (or num_one2many_queries) or use larger images'
+            )
+        anchors, unusable = token_anchors(flat)  # (B, S, 4) logits, (B, S)
         kept = memory.masked_fill(unusable[..., None], 0.0)
-        proposals = self.bbox_head.predict_proposals(
+        logits, boxes = self.bbox_head.predict_proposals(
             self.memory_trans_norm(self.memory_trans_fc(kept)), anchors
-        )
-        top = proposals.cls_logits[..., 0].topk(self.num_queries, dim=1).indices  # (B, Q)
-        reference = proposals.boxes_cxcywh_norm.gather(1, top[..., None].expand(-1, -1, 4)).detach()
+        )  # (B, S, K), (B, S, 4)
+        ranks = logits.amax(-1) if self.class_aware_proposals else logits[..., 0]  # (B, S)
+        top = ranks.topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
+        reference = boxes.gather(1, top.expand(-1, -1, 4)).detach()
+        proposals = EncoderProposals(logits, boxes, by_class=False)
+        if self.class_aware_proposals:
+            chosen = top[:, : self.num_queries]
+            parts = [t.gather(1, chosen.expand(-1, -1, t.shape[-1])) for t in (logits, boxes)]
+            proposals = EncoderProposals(parts[0], parts[1], by_class=True)
         encoded = encode_boxes(reference, self.embed_dims // 2).to(memory.dtype)  # (B, Q, 2C)
-        query_pos, query = self.pos_trans_norm(self.pos_trans_fc(encoded)).chunk(2, -1)  # (B, Q, C) each
+        position, content = self.pos_trans_norm(self.pos_trans_fc(encoded)).chunk(2, -1)  # (B, Q, C) each
         if self.mixed_query_selection:
-            query = query + self.query_embedding.weight
-        return QueryInit(query, query_pos, reference, proposals)
-
-    @staticmethod
-    def _anchors(flat: FlatFeatures) -> tuple[Tensor, Tensor]:
-        """A box around each token, of 0.05 * 2^level of the image, in logit space: (B, S, 4) and where unusable.
-
-        Tokens under padding or within 1% of the image's border get an infinite logit and are unusable.
-        """
-        centres = token_centres(flat)  # (B, S, 2)
-        tokens_of_level = flat.spatial_shapes.prod(1)
-        level = torch.arange(len(tokens_of_level), device=centres.device).repeat_interleave(tokens_of_level)
-        sides = (0.05 * 2.0**level)[None, :, None].expand_as(centres)
-        anchors = torch.cat([centres, sides], -1)
-        inside = ((anchors > 0.01) & (anchors < 0.99)).all(-1)  # (B, S)
-        unusable = flat.pad_mask | ~inside
-        logits = (anchors / (1 - anchors)).log()
-        return logits.masked_fill(unusable[..., None], torch.inf), unusable
-
-
-def valid_ratio(pad_mask: Tensor) -> Tensor:
-    """(B, H, W) -> (B, 2), the unpadded part of the width and of the height."""
-    height, width = pad_mask.shape[1:]
-    valid = (~pad_mask).float()
-    return torch.stack([valid[:, 0, :].sum(1) / width, valid[:, :, 0].sum(1) / height], -1)
-
-
-def _with_levels(transformer: dict, num_levels: int) -> dict:
-    """`transformer`'s keywords, with `num_levels` for the deformable attentions that do not say theirs.
-
-    Raises:
-        ValueError: a `num_levels` that differs from the detector's.
-    """
-    layer = dict(transformer['layer_cfg'])
-    deformable = 'cross_attn_cfg' if 'cross_attn_cfg' in layer else 'self_attn_cfg'
-    said = layer[deformable].get('num_levels', num_levels)
-    if said != num_levels:
-        raise ValueError(f'{deformable}.num_levels={said}, but num_feature_levels={num_levels}')
-    layer[deformable] = {**layer[deformable], 'num_levels': num_levels}
-    return {**transformer, 'layer_cfg': layer}
+            content = self.query_embedding.weight[:num_queries].expand_as(content)
+        return DecoderInput(content, position, reference, (), proposals)

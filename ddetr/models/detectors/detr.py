@@ -7,13 +7,11 @@ DETR-DC5+, in the number of queries and the classification loss.
 from torch import Tensor, nn
 
 from ddetr.models.layers import DetrTransformerDecoder, DetrTransformerEncoder, SinePositionalEncoding
-from ddetr.models.layers.positional_encoding import pad_mask_of, pad_mask_on
+from ddetr.models.layers.positional_encoding import pad_mask_on
 from ddetr.registry import MODELS
-from ddetr.structures import DetDataSample, FlatMap, SetPredictions
+from ddetr.structures import FlatMap, ImageBatch, Samples, SetPredictions
 
-from .base_detector import BaseDetector
-
-Samples = list[DetDataSample]
+from .base_detector import BaseDetector, build_backbone_and_neck
 
 
 @MODELS.register_module()
@@ -48,39 +46,42 @@ class DETR(BaseDetector):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
-        self.backbone = MODELS.build(backbone)
-        self.neck = MODELS.build(neck)
+        self.backbone, self.neck = build_backbone_and_neck(backbone, neck)
         self.positional_encoding = SinePositionalEncoding(**positional_encoding)
         self.encoder = DetrTransformerEncoder(**encoder)
         self.decoder = DetrTransformerDecoder(**decoder)
         self.bbox_head = MODELS.build({**bbox_head, 'train_cfg': train_cfg, 'test_cfg': test_cfg})
         self.query_embedding = nn.Embedding(num_queries, 2 * self.positional_encoding.num_feats)
 
-    def loss(self, images: Tensor, samples: Samples) -> dict[str, Tensor]:
-        """See `BaseDetector`; the keys are those of `DETRHead.loss`."""
-        return self.bbox_head.loss(self.tensor(images, samples), samples)
+    def loss(self, batch: ImageBatch, samples: Samples) -> dict[str, Tensor]:
+        """See `BaseDetector`; the keys are those of `SetCriterion`."""
+        return self.bbox_head.loss(self.tensor(batch), samples)
 
-    def predict(self, images: Tensor, samples: Samples) -> Samples:
+    def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
-        return self.bbox_head.predict(self.tensor(images, samples), samples)
+        return self.bbox_head.predict(self.tensor(batch), samples)
 
-    def tensor(self, images: Tensor, samples: Samples) -> SetPredictions:
-        """The detector's whole way from images (B, 3, H, W) to the predicted sets of all decoder layers."""
-        feats = self.neck(self.backbone(images))  # 1 x (B, C, H_5, W_5)
-        flat = self.flatten(feats, samples)
+    def tensor(self, batch: ImageBatch) -> SetPredictions:
+        """The whole forward pass, from images to the predicted sets of all decoder layers."""
+        feats = self.extract_feat(batch.images)  # 1 x (B, C, H_5, W_5)
+        flat = self.flatten(feats, batch.pad_mask)
         memory = self.encoder(flat)  # (B, S, C)
-        query_pos = self.query_embedding.weight.expand(len(images), -1, -1)  # (B, Q, C)
+        query_pos = self.query_embedding.weight.expand(len(memory), -1, -1)  # (B, Q, C)
         hidden = self.decoder(query_pos, memory, flat)  # (N, B, Q, C)
         return self.bbox_head(hidden)
 
-    def flatten(self, feats: tuple[Tensor, ...], samples: Samples) -> FlatMap:
+    def extract_feat(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> 1 x (B, C, H_5, W_5)."""
+        return self.neck(self.backbone(images))
+
+    def flatten(self, feats: tuple[Tensor, ...], pad_mask: Tensor) -> FlatMap:
         """Lay the feature map out as tokens, with their positions and padding."""
         if len(feats) != 1:
             raise ValueError(
                 f'DETR attends to one feature map, but the neck gives {len(feats)}: set num_outs=1'
             )
         (feat,) = feats  # (B, C, H_5, W_5)
-        mask = pad_mask_on(feat, pad_mask_of(samples, feat.device))  # (B, H_5, W_5)
+        mask = pad_mask_on(feat, pad_mask)  # (B, H_5, W_5)
         pos = self.positional_encoding(mask).to(feat.dtype)  # (B, C, H_5, W_5)
         tokens, positions = (t.flatten(2).transpose(1, 2) for t in (feat, pos))  # (B, S, C) each
         return FlatMap(tokens, positions, mask.flatten(1))

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from ddetr.registry import MODELS
-from ddetr.structures import AnchorPredictions, RoIPredictions
+from ddetr.structures import AnchorPredictions, ImageBatch, RoIPredictions, Samples
 
-from .base_detector import BaseDetector, Samples
+from .base_detector import BaseDetector, build_backbone_and_neck
 
 
 @MODELS.register_module()
@@ -33,8 +33,7 @@ class FasterRCNN(BaseDetector):
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
         train_cfg = train_cfg or {}
-        self.backbone = MODELS.build(backbone)
-        self.neck = MODELS.build(neck)
+        self.backbone, self.neck = build_backbone_and_neck(backbone, neck)
         self.rpn_head = MODELS.build({**rpn_head, 'train_cfg': train_cfg.get('rpn')})
         self.roi_head = MODELS.build(
             {**roi_head, 'train_cfg': train_cfg.get('rcnn'), 'test_cfg': test_cfg['rcnn']}
@@ -42,30 +41,43 @@ class FasterRCNN(BaseDetector):
         self.test_proposal_cfg = test_cfg['rpn']
         self.train_proposal_cfg = train_cfg.get('rpn_proposal', self.test_proposal_cfg)
 
-    def loss(self, images: Tensor, samples: Samples) -> dict[str, Tensor]:
+    @property
+    def num_classes(self) -> int:
+        """See `BaseDetector`; the second stage classifies."""
+        return self.roi_head.bbox_head.num_classes
+
+    def reset_classes(self, num_classes: int) -> list[str]:
+        """See `BaseDetector`."""
+        return [f'roi_head.{name}' for name in self.roi_head.reset_classes(num_classes)]
+
+    def prepare_for_counting(self) -> None:
+        """Keep all proposals: random ones overlap so much that NMS would leave the second stage nothing to do."""
+        keep_all = {'type': 'nms', 'iou_threshold': 1.0}
+        self.test_proposal_cfg = {**self.test_proposal_cfg, 'nms': keep_all, 'min_bbox_size': -1}
+
+    def loss(self, batch: ImageBatch, samples: Samples) -> dict[str, Tensor]:
         """See `BaseDetector`: `loss_rpn_cls`, `loss_rpn_bbox`, `loss_cls`, `loss_bbox`, and `acc` in percent."""
         if not self.rpn_head.train_cfg:
             raise ValueError('this FasterRCNN was built without train_cfg, so it can only predict')
-        feats = self.neck(self.backbone(images))  # L x (B, C, H_l, W_l)
-        anchors = self.rpn_head(feats, images.shape[-2:])
+        feats = self.neck(self.backbone(batch.images))  # L x (B, C, H_l, W_l)
+        anchors = self.rpn_head(feats, batch.images.shape[-2:])
         rpn_losses = self.rpn_head.loss(anchors, samples)
-        proposals = self.rpn_head.propose(anchors, samples, self.train_proposal_cfg)
+        proposals = self.rpn_head.propose(anchors, batch.sizes_hw, self.train_proposal_cfg)
         return {**rpn_losses, **self.roi_head.loss(feats, proposals, samples)}
 
-    def predict(self, images: Tensor, samples: Samples) -> Samples:
+    def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
-        feats = self.neck(self.backbone(images))
-        anchors = self.rpn_head(feats, images.shape[-2:])
-        proposals = self.rpn_head.propose(anchors, samples, self.test_proposal_cfg)
+        feats = self.neck(self.backbone(batch.images))
+        anchors = self.rpn_head(feats, batch.images.shape[-2:])
+        proposals = self.rpn_head.propose(anchors, batch.sizes_hw, self.test_proposal_cfg)
         for sample, found in zip(samples, self.roi_head.predict(feats, proposals, samples), strict=True):
-            if 'scale_factor' in sample:  # (w, h) = resized / original
-                found.bboxes = found.bboxes / found.bboxes.new_tensor(sample.scale_factor).repeat(2)
+            found.bboxes = sample.to_original(found.bboxes)
             sample.pred_instances = found
         return samples
 
-    def tensor(self, images: Tensor, samples: Samples) -> tuple[AnchorPredictions, RoIPredictions]:
+    def tensor(self, batch: ImageBatch) -> tuple[AnchorPredictions, RoIPredictions]:
         """See `BaseDetector`: both stages' predictions, the second's for the proposals of the first."""
-        feats = self.neck(self.backbone(images))
-        anchors = self.rpn_head(feats, images.shape[-2:])
-        proposals = self.rpn_head.propose(anchors, samples, self.test_proposal_cfg)
+        feats = self.neck(self.backbone(batch.images))
+        anchors = self.rpn_head(feats, batch.images.shape[-2:])
+        proposals = self.rpn_head.propose(anchors, batch.sizes_hw, self.test_proposal_cfg)
         return anchors, self.roi_head(feats, [p.boxes_xyxy_px for p in proposals])

@@ -1,8 +1,7 @@
-from .bbox_head import Shared2FCBBoxHead
 from .deformable_detr_head import DeformableDETRHead
 from .detr_head import DETRHead
-from .roi_extractor import SingleRoIExtractor
 from .rpn_head import RPNHead
+from .shared_2fc_bbox_head import Shared2FCBBoxHead
 from .standard_roi_head import StandardRoIHead
 
 __all__ = [
@@ -10,6 +9,5 @@ __all__ = [
     'DeformableDETRHead',
     'RPNHead',
     'Shared2FCBBoxHead',
-    'SingleRoIExtractor',
     'StandardRoIHead',
 ]

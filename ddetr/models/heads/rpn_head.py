@@ -149,17 +149,17 @@ class RPNHead(BaseModule):
 
     @torch.no_grad()
     def propose(
-        self, preds: AnchorPredictions, samples: list[DetDataSample], cfg: dict[str, Any]
+        self, preds: AnchorPredictions, sizes_hw: Sequence[tuple[int, int]], cfg: dict[str, Any]
     ) -> list[Proposals]:
         """Choose each image's best regions.
 
         Args:
             preds: for a batch.
-            samples: for their `img_shape`, to which regions are clipped.
+            sizes_hw: (h, w) of each image without its padding, to which regions are clipped.
             cfg: `nms_pre` (candidates of each level; all if not positive), `nms` within each level, `max_per_img`
                 (no limit if not positive), `min_bbox_size` (both sides have to be longer; no limit if negative).
         """
-        return [self._propose_one(preds, i, sample.img_shape[:2], cfg) for i, sample in enumerate(samples)]
+        return [self._propose_one(preds, i, size, cfg) for i, size in enumerate(sizes_hw)]
 
     def _propose_one(
         self, preds: AnchorPredictions, image: int, image_size: tuple[int, int], cfg: dict[str, Any]
@@ -173,11 +173,8 @@ class RPNHead(BaseModule):
             scores.append(logits.sigmoid())
             levels.append(torch.full_like(best, level))
         box, score, level_of = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
-        min_size = cfg.get('min_bbox_size', -1)
-        if min_size >= 0:
-            large = ((box[:, 2:] - box[:, :2]) > min_size).all(dim=1)
-            box, score, level_of = box[large], score[large], level_of[large]
-        keep, score = grouped_nms(box, score, level_of, cfg['nms'], cfg.get('max_per_img', -1))
+        limits = cfg.get('max_per_img', -1), cfg.get('min_bbox_size', -1)
+        keep, score = grouped_nms(box, score, level_of, cfg['nms'], *limits)
         return Proposals(box[keep], score)
 
 

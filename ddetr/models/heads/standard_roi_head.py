@@ -38,6 +38,10 @@ class StandardRoIHead(BaseModule):
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg['sampler'])
 
+    def reset_classes(self, num_classes: int) -> list[str]:
+        """See `Shared2FCBBoxHead.reset_classes`."""
+        return [f'bbox_head.{name}' for name in self.bbox_head.reset_classes(num_classes)]
+
     def forward(self, feats: Sequence[Tensor], boxes: Sequence[Tensor]) -> RoIPredictions:
         """L x (B, C, H_l, W_l) and B x (n_i, 4) -> predictions for all R regions, image after image."""
         return self.bbox_head(self.bbox_roi_extractor(feats, boxes))

@@ -4,6 +4,7 @@ from .deformable_transformer import (
 )
 from .detr_transformer import DetrTransformerDecoder, DetrTransformerEncoder
 from .positional_encoding import SinePositionalEncoding
+from .roi_extractor import SingleRoIExtractor
 from .transformer_blocks import FFN, MultiheadAttention, MultiScaleDeformableAttention, build_box_mlp
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     'MultiScaleDeformableAttention',
     'MultiheadAttention',
     'SinePositionalEncoding',
+    'SingleRoIExtractor',
     'build_box_mlp',
 ]

@@ -1,13 +1,20 @@
-"""Encoder and decoder of Deformable DETR (sections 4.1 and 4.2, appendix A.4)."""
+"""Encoder and decoder of Deformable DETR (sections 4.1 and 4.2, appendix A.4), and the tokens they work on."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ddetr.structures import DecoderStates, FlatFeatures, QueryInit
+from ddetr.structures import DecoderInput, DecoderStates, FlatFeatures
 
-from .transformer_blocks import FFN, MultiheadAttention, MultiScaleDeformableAttention
+from .positional_encoding import SinePositionalEncoding, encode_boxes, pad_mask_on
+from .transformer_blocks import (
+    FFN,
+    MultiheadAttention,
+    MultiScaleDeformableAttention,
+    check_layer_norm,
+    init_transformer_weights,
+)
 
 BoxPredictor = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, hidden (B, Q, C), reference (B, Q, 2 or 4)) -> boxes (B, Q, 4), cx cy w h in 0..1."""
@@ -41,12 +48,14 @@ class DeformableDetrTransformerEncoder(nn.Module):
     """A stack of encoder layers.
 
     Args:
-        num_layers: how many.
-        layer_cfg: keywords of `DeformableDetrTransformerEncoderLayer`.
+        num_layers: Number of layers.
+        layer_cfg: Keywords of `DeformableDetrTransformerEncoderLayer`.
+        num_levels: Feature levels; given by the detector.
     """
 
-    def __init__(self, num_layers: int, layer_cfg: dict) -> None:
+    def __init__(self, num_layers: int, layer_cfg: dict, num_levels: int) -> None:
         super().__init__()
+        layer_cfg = _with_levels(layer_cfg, 'self_attn_cfg', num_levels)
         self.layers = nn.ModuleList(
             DeformableDetrTransformerEncoderLayer(**layer_cfg) for _ in range(num_layers)
         )
@@ -76,12 +85,26 @@ class DeformableDetrTransformerDecoderLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(ffn_cfg.get('embed_dims', 256)) for _ in range(3))
 
     def forward(
-        self, query: Tensor, query_pos: Tensor, reference_norm: Tensor, memory: Tensor, flat: FlatFeatures
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        reference_norm: Tensor,
+        memory: Tensor,
+        flat: FlatFeatures,
+        attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """`query`, `query_pos` (B, Q, C), `reference_norm` (B, Q, L, 2 or 4), `memory` (B, S, C) -> (B, Q, C)."""
-        query = self.norms[0](self.self_attn(query, query, query, query_pos, query_pos))
+        """Update the queries.
+
+        Args:
+            query, query_pos: (B, Q, C).
+            reference_norm: (B, Q, L, 2 or 4), relative to the padded maps.
+            memory: (B, S, C).
+            flat: Shapes and padding of the memory.
+            attn_mask: (Q, Q) of the self-attention; True = not attended to.
+        """
+        query = self.self_attn(query, query, query, query_pos, query_pos, attn_mask=attn_mask)
         query = self.cross_attn(
-            query,
+            self.norms[0](query),
             query_pos,
             memory,
             reference_norm,
@@ -96,51 +119,132 @@ class DeformableDetrTransformerDecoder(nn.Module):
     """A stack of decoder layers whose references may be refined from layer to layer.
 
     Args:
-        num_layers: how many.
-        layer_cfg: keywords of `DeformableDetrTransformerDecoderLayer`.
-        return_intermediate: accepted for MMDetection's configs; all layers' states are always returned.
-        post_norm_cfg: a norm after the last layer, which this decoder does not have: None.
+        num_layers: Number of layers.
+        layer_cfg: Keywords of `DeformableDetrTransformerDecoderLayer`.
+        num_levels: Feature levels; given by the detector.
+        return_intermediate: Accepted for MMDetection's configs; all layers' states are always returned.
+        post_norm_cfg: `dict(type='LN')` for a norm between each layer's queries and the head. None for no norm.
+        refine: Each layer's boxes become the next layer's references (section 4.2); given by the detector.
+        look_forward_twice: A layer's boxes add to references that the layer before may still learn from (DINO,
+            Zhang et al., 2022, section 3.5).
+        position_from_reference: Derive the queries' position from their reference, anew in each layer, instead
+            of taking it from `DecoderInput.position` (DAB-DETR, Liu et al., 2022, section 4.2).
+
+    Raises:
+        ValueError: A `post_norm_cfg` that is not a layer norm, look-forward-twice without refinement, or another
+            `num_levels` in `layer_cfg`.
     """
 
     def __init__(
         self,
         num_layers: int,
         layer_cfg: dict,
+        num_levels: int,
         return_intermediate: bool = True,
         post_norm_cfg: dict | None = None,
+        refine: bool = False,
+        look_forward_twice: bool = False,
+        position_from_reference: bool = False,
     ) -> None:
         super().__init__()
         del return_intermediate
-        if post_norm_cfg is not None:
-            raise ValueError(f"Deformable DETR's decoder has no final norm: post_norm_cfg={post_norm_cfg}")
+        check_layer_norm(post_norm_cfg)
+        if look_forward_twice and not refine:
+            raise ValueError('look_forward_twice=True needs box refinement: set with_box_refine=True')
+        self.refine, self.look_forward_twice = refine, look_forward_twice
+        layer_cfg = _with_levels(layer_cfg, 'cross_attn_cfg', num_levels)
+        channels = layer_cfg['ffn_cfg'].get('embed_dims', 256)
         self.layers = nn.ModuleList(
             DeformableDetrTransformerDecoderLayer(**layer_cfg) for _ in range(num_layers)
         )
+        self.norm = None if post_norm_cfg is None else nn.LayerNorm(channels)
+        self.ref_point_head = PositionMLP(channels) if position_from_reference else None
         init_transformer_weights(self)
 
     def forward(
-        self, init: QueryInit, memory: Tensor, flat: FlatFeatures, predict_boxes: BoxPredictor, refine: bool
+        self, init: DecoderInput, memory: Tensor, flat: FlatFeatures, predict_boxes: BoxPredictor
     ) -> DecoderStates:
         """Decode all queries.
 
         Args:
-            init: queries and their references.
+            init: Queries and their references.
             memory: (B, S, C).
-            flat: shapes, padding and valid ratios of the memory's levels.
-            predict_boxes: the head's box branch.
-            refine: whether each layer's boxes become the next layer's references (section 4.2).
+            flat: Shapes, padding and valid ratios of the memory's levels.
+            predict_boxes: The head's box branches.
         """
-        query, reference = init.query, init.reference_norm
+        query, reference = init.content, init.reference_norm
+        start = (
+            reference  # what a layer's boxes are offsets from: the reference, attached to its layer or not
+        )
         hidden, boxes = [], []
         for i, layer in enumerate(self.layers):
             ratios = flat.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)  # (B, L, 2 or 4)
             on_padded_maps = reference[:, :, None] * ratios[:, None]  # (B, Q, L, 2 or 4)
-            query = layer(query, init.query_pos, on_padded_maps, memory, flat)
-            hidden.append(query)
-            boxes.append(predict_boxes(i, query, reference))
-            if refine:
-                reference = boxes[-1].detach()  # a layer is not trained through the next one's references
+            position = init.position
+            if self.ref_point_head is not None:
+                position = self.ref_point_head(on_padded_maps[:, :, 0])  # (B, Q, C)
+            query = layer(query, position, on_padded_maps, memory, flat, init.self_attn_mask)
+            hidden.append(query if self.norm is None else self.norm(query))
+            boxes.append(predict_boxes(i, hidden[-1], start))
+            if self.refine:
+                refined = boxes[-1]
+                if self.norm is not None or self.look_forward_twice:  # from the state without its norm
+                    refined = predict_boxes(i, query, reference)
+                reference = refined.detach()  # a layer is not trained through where later layers look
+                start = refined if self.look_forward_twice else reference
         return DecoderStates(torch.stack(hidden), torch.stack(boxes))
+
+
+class PositionMLP(nn.Module):
+    """Positions (B, Q, C) of queries from their reference boxes (B, Q, 4) (DAB-DETR, section 4.2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.num_feats = channels // 2
+        self.layers = nn.ModuleList([nn.Linear(2 * channels, channels), nn.Linear(channels, channels)])
+
+    def forward(self, boxes_cxcywh_norm: Tensor) -> Tensor:
+        """Encode y before x, as the encoder's positions are, and pass them through two layers."""
+        encoded = encode_boxes(boxes_cxcywh_norm[..., [1, 0, 2, 3]], self.num_feats)  # (B, Q, 2C)
+        return self.layers[1](self.layers[0](encoded).relu())
+
+
+def flatten_levels(
+    feats: tuple[Tensor, ...], pad_mask: Tensor, encoding: SinePositionalEncoding, level_embed: Tensor
+) -> FlatFeatures:
+    """Lay feature levels out as tokens, with their positions, level embeddings and padding.
+
+    Args:
+        feats: L x (B, C, H_l, W_l).
+        pad_mask: (B, H, W) of the images, True = padding.
+        encoding: Of positions on a level.
+        level_embed: (L, C).
+
+    Raises:
+        ValueError: Another number of levels than `level_embed` has.
+    """
+    if len(feats) != len(level_embed):
+        raise ValueError(f'the neck gives {len(feats)} levels, but num_feature_levels={len(level_embed)}')
+    tokens, positions, masks, ratios = [], [], [], []
+    for feat, embed in zip(feats, level_embed, strict=True):
+        mask = pad_mask_on(feat, pad_mask)  # (B, H_l, W_l)
+        pos = encoding(mask).to(feat.dtype)  # (B, C, H_l, W_l)
+        tokens.append(feat.flatten(2).transpose(1, 2))
+        positions.append(pos.flatten(2).transpose(1, 2) + embed)
+        masks.append(mask.flatten(1))
+        height, width = mask.shape[1:]
+        valid = (~mask).float()
+        ratios.append(torch.stack([valid[:, 0, :].sum(1) / width, valid[:, :, 0].sum(1) / height], -1))
+    shapes = torch.tensor([feat.shape[-2:] for feat in feats], device=feats[0].device)  # (L, 2)
+    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])  # (L,)
+    return FlatFeatures(
+        torch.cat(tokens, 1),
+        torch.cat(positions, 1),
+        torch.cat(masks, 1),
+        shapes,
+        starts,
+        torch.stack(ratios, 1),
+    )
 
 
 def token_centres(flat: FlatFeatures) -> Tensor:
@@ -154,17 +258,29 @@ def token_centres(flat: FlatFeatures) -> Tensor:
     return torch.cat(centres, 1)
 
 
-def check_layer_norm(norm_cfg: dict | None) -> None:
-    """ValueError unless `norm_cfg` is None or names the layer norm that these transformers have."""
-    if norm_cfg is not None and norm_cfg.get('type') != 'LN':
-        raise ValueError(f"the transformer's norms are layer norms: norm_cfg={norm_cfg}")
+def token_anchors(flat: FlatFeatures) -> tuple[Tensor, Tensor]:
+    """A box around each token, of 0.05 * 2^level of the image, in logit space: (B, S, 4) and where unusable (B, S).
+
+    Tokens under padding or within 1% of the image's border get an infinite logit and are unusable (section 4.2 and
+    the paper's code).
+    """
+    centres = token_centres(flat)  # (B, S, 2)
+    tokens_of_level = flat.spatial_shapes.prod(1)
+    level = torch.arange(len(tokens_of_level), device=centres.device).repeat_interleave(tokens_of_level)
+    sides = (0.05 * 2.0**level)[None, :, None].expand_as(centres)
+    anchors = torch.cat([centres, sides], -1)
+    inside = ((anchors > 0.01) & (anchors < 0.99)).all(-1)  # (B, S)
+    unusable = flat.pad_mask | ~inside
+    return (anchors / (1 - anchors)).log().masked_fill(unusable[..., None], torch.inf), unusable
 
 
-def init_transformer_weights(module: nn.Module) -> None:
-    """Xavier for all matrices (DETR, appendix A.4), then deformable attention's own start."""
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
-    for child in module.modules():
-        if isinstance(child, MultiScaleDeformableAttention):
-            child.reset_parameters()
+def _with_levels(layer_cfg: dict, attention: str, num_levels: int) -> dict:
+    """A layer's keywords, with `num_levels` for its deformable attention.
+
+    Raises:
+        ValueError: The config names another number of levels than the detector.
+    """
+    said = layer_cfg[attention].get('num_levels', num_levels)
+    if said != num_levels:
+        raise ValueError(f'{attention}.num_levels={said}, but num_feature_levels={num_levels}')
+    return {**layer_cfg, attention: {**layer_cfg[attention], 'num_levels': num_levels}}

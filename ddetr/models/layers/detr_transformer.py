@@ -5,8 +5,7 @@ from torch import Tensor, nn
 
 from ddetr.structures import FlatMap
 
-from .deformable_transformer import check_layer_norm, init_transformer_weights
-from .transformer_blocks import FFN, MultiheadAttention
+from .transformer_blocks import FFN, MultiheadAttention, check_layer_norm, init_transformer_weights
 
 
 class DetrTransformerEncoderLayer(nn.Module):

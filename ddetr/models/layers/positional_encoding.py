@@ -1,23 +1,10 @@
 """Padding of feature maps, and sine encodings of positions on them and of boxes."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ddetr.registry import MODELS
-from ddetr.structures import DetDataSample
-
-
-def pad_mask_of(samples: Sequence[DetDataSample], device: torch.device) -> Tensor:
-    """(B, H, W) bool of the padded batch, True = padding."""
-    height, width = samples[0].batch_input_shape
-    mask = torch.ones(len(samples), height, width, dtype=torch.bool, device=device)
-    for row, sample in zip(mask, samples, strict=True):
-        row[: sample.img_shape[0], : sample.img_shape[1]] = False
-    return mask
 
 
 def pad_mask_on(feat: Tensor, image_mask: Tensor) -> Tensor:
@@ -25,13 +12,12 @@ def pad_mask_on(feat: Tensor, image_mask: Tensor) -> Tensor:
     return F.interpolate(image_mask[None].float(), size=feat.shape[-2:])[0].bool()
 
 
-@MODELS.register_module()
 class SinePositionalEncoding(nn.Module):
     """2-D sine encoding of the unpadded positions of a feature map (DETR, appendix A.4).
 
     Args:
         num_feats: channels for each of y and x; the result has twice as many.
-        temperature: base of the wave lengths.
+        temperature: base of the wavelengths.
         normalize: divide positions by the unpadded size and multiply them by `scale`.
         scale: range of normalised positions, in radians.
         eps: keeps the division finite.
@@ -63,7 +49,7 @@ class SinePositionalEncoding(nn.Module):
 
 
 def encode_boxes(boxes_cxcywh_norm: Tensor, num_feats: int, temperature: int = 10000) -> Tensor:
-    """Sine encoding of boxes (B, Q, 4) -> (B, Q, 4 * num_feats).
+    """Sine encoding of boxes (B, Q, 4) -> (B, Q, 4 * num_feats), in the order of their coordinates.
 
     The two-stage variant makes its queries of it (Deformable DETR, appendix A.4).
     """

@@ -1,12 +1,13 @@
-"""What transformer layers are built of: attention, multi-scale deformable attention, feed-forward networks."""
+"""Parts of transformer layers: attention, multi-scale deformable attention, feed-forward networks."""
 
 import warnings
+from collections.abc import Sequence
 
 from ddetr_ops.attention import DeformableAttention
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
-from ddetr.registry import MODELS
+MACS_PER_SAMPLED_NUMBER = 5  # four neighbours, then the attention weight
 
 
 class MultiheadAttention(nn.Module):
@@ -41,15 +42,23 @@ class MultiheadAttention(nn.Module):
         query_pos: Tensor,
         key_pos: Tensor,
         key_pad_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Queries (B, Q, C) look at keys and values (B, S, C); `key_pad_mask` (B, S), True = not looked at."""
+        """Queries (B, Q, C) attend to keys and values (B, S, C).
+
+        `key_pad_mask` (B, S) and `attn_mask` (Q, S) are bool, True = not attended to.
+        """
         out = self.attn(
-            query + query_pos, key + key_pos, value, key_padding_mask=key_pad_mask, need_weights=False
+            query + query_pos,
+            key + key_pos,
+            value,
+            key_padding_mask=key_pad_mask,
+            attn_mask=attn_mask,
+            need_weights=False,
         )[0]
         return query + self.proj_drop(out)
 
 
-@MODELS.register_module()
 class MultiScaleDeformableAttention(DeformableAttention):
     """Attention to a few sampled points around a reference (Deformable DETR, section 4.1, equation 3).
 
@@ -57,7 +66,7 @@ class MultiScaleDeformableAttention(DeformableAttention):
         embed_dims: channels C of query and value.
         num_heads: attention heads M; must divide `embed_dims`.
         num_levels: feature levels L.
-        num_points: points P that a head samples in a level.
+        num_points: points P that a head samples in a level; a list gives each level its own number.
         dropout: on the result.
         im2col_step, batch_first: accepted for MMDetection's configs, without effect.
 
@@ -70,7 +79,7 @@ class MultiScaleDeformableAttention(DeformableAttention):
         embed_dims: int = 256,
         num_heads: int = 8,
         num_levels: int = 4,
-        num_points: int = 4,
+        num_points: int | Sequence[int] = 4,
         im2col_step: int = 64,
         dropout: float = 0.1,
         batch_first: bool = True,
@@ -113,6 +122,13 @@ class MultiScaleDeformableAttention(DeformableAttention):
             query + query_pos, value, reference_norm, spatial_shapes, level_start_index, value_pad_mask
         )  # (B, Q, C)
         return query + self.dropout(attended)
+
+    def uncounted_macs(self, output: Tensor) -> int:
+        """Multiply-adds of the op for an output (B, Q, C): 5 B Q C for each point that a head samples.
+
+        Each number read is interpolated from four neighbours and multiplied by its attention weight.
+        """
+        return MACS_PER_SAMPLED_NUMBER * output.numel() * sum(self.points_of_level)
 
 
 class FFN(nn.Module):
@@ -166,3 +182,19 @@ def build_box_mlp(embed_dims: int, num_hidden: int) -> nn.Sequential:
     for _ in range(num_hidden):
         layers += [nn.Linear(embed_dims, embed_dims), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(embed_dims, 4))
+
+
+def check_layer_norm(norm_cfg: dict | None) -> None:
+    """Raise ValueError unless `norm_cfg` is None or a layer norm."""
+    if norm_cfg is not None and norm_cfg.get('type') != 'LN':
+        raise ValueError(f"the transformer's norms are layer norms: norm_cfg={norm_cfg}")
+
+
+def init_transformer_weights(module: nn.Module) -> None:
+    """Xavier for all matrices (DETR, appendix A.4), then deformable attention's own start."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    for child in module.modules():
+        if isinstance(child, MultiScaleDeformableAttention):
+            child.reset_parameters()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mmcv.cnn import ConvModule
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, xavier_init
 from torch import Tensor, nn
 
 from ddetr.registry import MODELS
@@ -54,9 +54,7 @@ class ChannelMapper(BaseModule):
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                xavier_init(module, distribution='uniform')
 
     def forward(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L_in x (B, C_i, H_i, W_i) -> L x (B, C, H_i, W_i)."""

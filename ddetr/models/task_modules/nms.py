@@ -10,9 +10,9 @@ from ddetr.registry import TASK_UTILS
 
 
 def grouped_nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict[str, Any], max_num: int
+    boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict[str, Any], max_num: int, min_size: float = -1
 ) -> tuple[Tensor, Tensor]:
-    """Drop boxes that overlap a better one of their group.
+    """Drop boxes that overlap a better one of their group, and those that are too small.
 
     Args:
         boxes: (N, 4), x1 y1 x2 y2.
@@ -21,6 +21,7 @@ def grouped_nms(
         cfg: `dict(type='nms', iou_threshold=...)`, or `dict(type='soft_nms', iou_threshold=..., sigma=0.5,
             min_score=0.001, method='linear' | 'gaussian')`.
         max_num: of boxes that are kept; no limit if not positive.
+        min_size: both sides have to be longer, in pixels; no limit if negative.
 
     Returns:
         The indices of the kept boxes (n,), best first, and their scores (n,), which soft NMS lowers.
@@ -34,7 +35,11 @@ def grouped_nms(
     suppress = TASK_UTILS.get(options.pop('type'))
     if suppress is None:
         raise KeyError(f'nms={dict(cfg)}: this type is not registered, "nms" and "soft_nms" are')
-    return suppress(boxes.float(), scores.float(), groups, **options)
+    if min_size < 0:
+        return suppress(boxes.float(), scores.float(), groups, **options)
+    large = ((boxes[:, 2:] - boxes[:, :2]) > min_size).all(dim=1).nonzero().flatten()
+    keep, kept_scores = suppress(boxes[large].float(), scores[large].float(), groups[large], **options)
+    return large[keep], kept_scores
 
 
 @TASK_UTILS.register_module()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddetr.registry import TASK_UTILS
-from ddetr.structures.two_stage import Sampled
+from ddetr.structures import Sampled
 
 from .max_iou_assigner import BACKGROUND
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from ddetr.models.detectors import deformable_detr
+from ddetr.models.layers.deformable_transformer import flatten_levels
 from tests.models.helpers import DEFORMABLE_VARIANTS, build, narrow_deformable_detr
 from tests.parity.hf import padded_batch, randomize
 
@@ -23,21 +25,20 @@ def all_values(detector, images, samples):
         losses = detector(images, samples, mode='loss')
     values = {'logits': preds.cls_logits, 'boxes': preds.boxes_cxcywh_norm, **losses}
     if preds.proposals is not None:
-        values |= preds.proposals._asdict()
+        values |= {'enc_logits': preds.proposals.cls_logits, 'enc_boxes': preds.proposals.boxes_cxcywh_norm}
     return values
 
 
 def test_nothing_under_the_padding_reaches_a_result(detector, monkeypatch):
     images, samples, *_ = padded_batch(7, SHAPES)
     before = all_values(detector, images, samples)
-    flatten = type(detector).flatten
 
-    def poisoned(self, feats, samples):
-        flat = flatten(self, feats, samples)
+    def poisoned(*args):
+        flat = flatten_levels(*args)
         assert flat.pad_mask.any(1).all()  # both images are padded, on different sides
         return flat._replace(tokens=flat.tokens.masked_fill(flat.pad_mask[..., None], 1e6))
 
-    monkeypatch.setattr(type(detector), 'flatten', poisoned)
+    monkeypatch.setattr(deformable_detr, 'flatten_levels', poisoned)
     after = all_values(detector, images, samples)
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=0, msg=lambda m, n=name: f'{n}: {m}')
@@ -45,15 +46,15 @@ def test_nothing_under_the_padding_reaches_a_result(detector, monkeypatch):
 
 def test_gradients_do_not_come_from_padding(detector, monkeypatch):
     images, samples, *_ = padded_batch(7, SHAPES)
-    flatten, seen = type(detector).flatten, {}
+    seen = {}
 
-    def watched(self, feats, samples):
-        flat = flatten(self, feats, samples)
+    def watched(*args):
+        flat = flatten_levels(*args)
         flat.tokens.retain_grad()
         seen['flat'] = flat
         return flat
 
-    monkeypatch.setattr(type(detector), 'flatten', watched)
+    monkeypatch.setattr(deformable_detr, 'flatten_levels', watched)
     sum(detector(images, samples, mode='loss').values()).backward()
     flat = seen['flat']
     assert flat.tokens.grad[flat.pad_mask].abs().max() == 0

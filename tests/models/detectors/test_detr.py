@@ -60,8 +60,8 @@ def test_nothing_under_the_padding_reaches_a_result(detector, monkeypatch):
     before = all_values(detector, images, samples)
     flatten = type(detector).flatten
 
-    def poisoned(self, feats, samples):
-        flat = flatten(self, feats, samples)
+    def poisoned(self, feats, pad_mask):
+        flat = flatten(self, feats, pad_mask)
         assert flat.pad_mask.any(1).all()  # both images are padded, on different sides
         return flat._replace(tokens=flat.tokens.masked_fill(flat.pad_mask[..., None], 1e6))
 
@@ -75,8 +75,8 @@ def test_gradients_do_not_come_from_padding(detector, monkeypatch):
     images, samples, *_ = padded_batch(7, SHAPES)
     flatten, seen = type(detector).flatten, {}
 
-    def watched(self, feats, samples):
-        flat = flatten(self, feats, samples)
+    def watched(self, feats, pad_mask):
+        flat = flatten(self, feats, pad_mask)
         flat.tokens.retain_grad()
         seen['flat'] = flat
         return flat

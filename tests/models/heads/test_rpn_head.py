@@ -140,12 +140,12 @@ def test_proposals_are_the_best_of_each_level_after_suppression():
     preds.logits[0].data[:] = torch.linspace(-3, 3, 20)  # the best are the last cells
     preds.logits[1].data[:] = torch.tensor([1.0, 9.0, 1.0, 1.0, 1.0, 2.0])
     cfg = {'nms_pre': 2, 'max_per_img': 3, 'nms': {'type': 'nms', 'iou_threshold': 0.3}, 'min_bbox_size': 0}
-    (found,) = rpn.propose(preds, [sample([], size=(30, 38))], cfg)
+    (found,) = rpn.propose(preds, [(30, 38)], cfg)
     # level 0: cells (3, 4) and (3, 3) overlap by more than 0.3 once clipped; level 1: (0, 1) and (1, 2) by less
     expected = [[0, 0, 32, 16], [24, 16, 38, 30], [16, 0, 38, 30]]
     assert found.boxes_xyxy_px.tolist() == expected
     torch.testing.assert_close(found.scores, torch.tensor([9.0, 3.0, 2.0]).sigmoid())
-    tall = rpn.propose(preds, [sample([], size=(30, 38))], {**cfg, 'min_bbox_size': 15})[0]
+    tall = rpn.propose(preds, [(30, 38)], {**cfg, 'min_bbox_size': 15})[0]
     assert tall.boxes_xyxy_px.tolist() == [expected[0], expected[2]]
 
 

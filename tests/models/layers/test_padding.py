@@ -2,14 +2,16 @@
 
 import torch
 
-from ddetr.models.layers.positional_encoding import pad_mask_of, pad_mask_on
+from ddetr.models.data_preprocessor import DetDataPreprocessor
+from ddetr.models.detectors.base_detector import BaseDetector
+from ddetr.models.layers.positional_encoding import pad_mask_on
 from ddetr.structures import DetDataSample
 
 
 def test_mask_of_a_batch_and_of_its_feature_map():
     sizes = [(5, 8), (8, 3)]
-    samples = [DetDataSample(metainfo={'img_shape': s, 'batch_input_shape': (8, 8)}) for s in sizes]
-    mask = pad_mask_of(samples, torch.device('cpu'))
+    batch = DetDataPreprocessor()({'inputs': [torch.zeros(3, *size, dtype=torch.uint8) for size in sizes]})
+    mask = batch['pad_mask']
     assert mask.shape == (2, 8, 8)
     for image, (height, width) in zip(mask.tolist(), sizes, strict=True):
         for y, row in enumerate(image):
@@ -20,3 +22,34 @@ def test_mask_of_a_batch_and_of_its_feature_map():
         [[False, False], [False, False], [False, False], [True, True]],
         [[False, True], [False, True], [False, True], [False, True]],
     ]
+
+
+class Echo(BaseDetector):
+    """Gives back the batch that it was handed."""
+
+    def loss(self, batch, samples):
+        return batch
+
+    def predict(self, batch, samples):
+        return batch
+
+    def tensor(self, batch):
+        return batch
+
+
+def test_the_mask_travels_with_the_images():
+    sizes = [(5, 8), (8, 3)]
+    data = {
+        'inputs': [torch.zeros(3, *size, dtype=torch.uint8) for size in sizes],
+        'data_samples': [DetDataSample(metainfo={'img_shape': size}) for size in sizes],
+    }
+    model = Echo(data_preprocessor={'type': 'DetDataPreprocessor', 'pad_size_divisor': 16})
+    batch = model.data_preprocessor(data)
+    mask = batch['pad_mask']
+    assert model(**batch).pad_mask is mask
+    assert model(**batch).sizes_hw == sizes
+    from_samples = model(batch['inputs'], batch['data_samples'], mode='predict')
+    assert torch.equal(from_samples.pad_mask, mask)
+    alone = model(batch['inputs'])
+    assert not alone.pad_mask.any()
+    assert alone.sizes_hw == [(16, 16), (16, 16)]

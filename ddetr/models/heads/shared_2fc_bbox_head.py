@@ -12,6 +12,7 @@ from ddetr.registry import MODELS, TASK_UTILS
 from ddetr.structures import RoIPredictions, RoITargets
 
 from ..task_modules.nms import grouped_nms
+from .reset import reset_linears
 
 
 @MODELS.register_module()
@@ -65,8 +66,22 @@ class Shared2FCBBoxHead(BaseModule):
                 nn.Linear(fc_out_channels, fc_out_channels),
             ]
         )
+        self.reg_class_agnostic = reg_class_agnostic
         self.fc_cls = nn.Linear(fc_out_channels, num_classes + 1)
         self.fc_reg = nn.Linear(fc_out_channels, 4 * (1 if reg_class_agnostic else num_classes))
+
+    @torch.no_grad()
+    def reset_classes(self, num_classes: int) -> list[str]:
+        """New layers for `num_classes` classes, with small Gaussians; the names of their tensors."""
+        self.num_classes = num_classes
+        names = reset_linears(self, 'fc_cls', num_classes + 1)
+        nn.init.normal_(self.fc_cls.weight, std=0.01)
+        nn.init.zeros_(self.fc_cls.bias)
+        if not self.reg_class_agnostic:
+            names += reset_linears(self, 'fc_reg', 4 * num_classes)
+            nn.init.normal_(self.fc_reg.weight, std=0.001)
+            nn.init.zeros_(self.fc_reg.bias)
+        return names
 
     def forward(self, roi_feats: Tensor) -> RoIPredictions:
         """(R, C, s, s) -> predictions for every region, in float32."""
@@ -119,11 +134,8 @@ class Shared2FCBBoxHead(BaseModule):
         deltas = _deltas_of_class(preds.deltas, region, label)
         decoded = self.bbox_coder.decode(boxes[region], deltas, image_size)  # (m, 4)
         score = scores[region, label]
-        min_size = cfg.get('min_bbox_size', -1)
-        if min_size >= 0:
-            large = ((decoded[:, 2:] - decoded[:, :2]) > min_size).all(dim=1)
-            decoded, score, label = decoded[large], score[large], label[large]
-        keep, score = grouped_nms(decoded, score, label, cfg['nms'], cfg.get('max_per_img', -1))
+        limits = cfg.get('max_per_img', -1), cfg.get('min_bbox_size', -1)
+        keep, score = grouped_nms(decoded, score, label, cfg['nms'], *limits)
         return InstanceData(bboxes=decoded[keep], scores=score, labels=label[keep])
 
 

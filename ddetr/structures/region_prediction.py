@@ -1,4 +1,4 @@
-"""The typed records that flow between the parts of a two-stage detector.
+"""Records that flow between the parts of a region-based detector.
 
 Shapes: B batch, L feature levels, N_l anchors of level l (row after row, cell after cell), N anchors of all levels,
 G ground-truth boxes of one image, R regions of all images together, P those of them that hold an object, K classes.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from ddetr.models.heads import SingleRoIExtractor
+from ddetr.models.layers import SingleRoIExtractor
 
 STRIDES = [4, 8, 16, 32]
 
