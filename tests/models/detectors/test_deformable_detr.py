@@ -1,10 +1,13 @@
 """What Deformable DETR promises beyond parity: padding, errors, predictions."""
 
+import copy
+
 import pytest
 import torch
 
 from ddetr.models.detectors import deformable_detr
 from ddetr.models.layers.deformable_transformer import flatten_levels
+from ddetr.utils import ConfigError
 from tests.models.helpers import DEFORMABLE_VARIANTS, build, narrow_deformable_detr
 from tests.parity.hf import padded_batch, randomize
 
@@ -101,3 +104,142 @@ def test_images_without_boxes_are_trained_on(detector):
     assert all(value.isfinite() for value in losses.values())
     assert losses['loss_bbox'] == losses['loss_iou'] == 0
     assert losses['loss_cls'] > 0
+
+
+def two_stage(repo_root, **switches):
+    config = narrow_deformable_detr(repo_root, 'deformable-detr-refine-twostage')
+    config.update(switches)
+    model = build(config)
+    randomize(model)
+    return model
+
+
+def test_mixed_selection_learns_the_content_of_each_rank(repo_root):
+    detector = two_stage(repo_root, mixed_query_selection=True)
+    images, samples, *_ = padded_batch(7, SHAPES)
+    seen = []
+    detector.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    detector(images, samples, mode='loss')
+    expected = detector.query_embedding.weight.expand(2, -1, -1)
+    torch.testing.assert_close(seen[0].content, expected)
+    plain = two_stage(repo_root)
+    missing, _ = plain.load_state_dict(detector.state_dict(), strict=False)
+    assert not missing
+    plain.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    plain(images, samples, mode='tensor')
+    torch.testing.assert_close(seen[1].position, seen[0].position)
+    torch.testing.assert_close(seen[1].reference_norm, seen[0].reference_norm)
+    assert (seen[1].content - seen[0].content).abs().max() > 0.1
+
+
+def test_class_aware_proposals_are_chosen_and_trained_by_class(repo_root):
+    detector = two_stage(repo_root, class_aware_proposals=True)
+    images, samples, *_ = padded_batch(7, SHAPES)
+    seen = []
+    predict_proposals = detector.bbox_head.predict_proposals
+    detector.bbox_head.predict_proposals = lambda *args: seen.append(predict_proposals(*args)) or seen[-1]
+    preds = detector(images, samples, mode='tensor')
+    logits, boxes = seen[0]
+    for b in range(2):
+        best = logits[b].max(-1).values.argsort(descending=True)[:20]
+        torch.testing.assert_close(preds.proposals.cls_logits[b], logits[b][best])
+        torch.testing.assert_close(preds.proposals.boxes_cxcywh_norm[b], boxes[b][best])
+    assert preds.proposals.by_class
+    losses = detector(images, samples, mode='loss')
+    for sample in samples:
+        sample.gt_instances.labels = (sample.gt_instances.labels + 1) % 7
+    assert detector(images, samples, mode='loss')['enc_loss_cls'] != losses['enc_loss_cls']
+
+
+@pytest.mark.parametrize('stages', [1, 2])
+def test_one_to_many_queries_are_for_training_only_and_leave_the_others_alone(repo_root, stages):
+    variant = 'deformable-detr-refine' + ('-twostage' if stages == 2 else '')
+    config = narrow_deformable_detr(repo_root, variant)
+    config.num_one2many_queries, config.one2many_repeats = 15, 4
+    hybrid = build(config)
+    randomize(hybrid)
+    state = hybrid.state_dict()
+    config.num_one2many_queries = 0
+    plain = build(config)
+    if 'query_embedding.weight' in state:
+        state['query_embedding.weight'] = state['query_embedding.weight'][:20]
+    plain.load_state_dict(state)
+    images, samples, *_ = padded_batch(7, SHAPES)
+    expected = plain(images, samples, mode='loss')
+    losses = hybrid(images, samples, mode='loss')
+    extra = {name for name in losses if 'o2m_' in name}
+    assert extra == {f'{d}o2m_loss_{term}' for d in ('', 'd0.') for term in ('cls', 'bbox', 'iou')}
+    assert losses.keys() - extra == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-6)
+    found, same = (m(images, samples, mode='tensor') for m in (hybrid, plain))
+    assert found.cls_logits.shape == (2, 2, 20, 7)
+    torch.testing.assert_close(found.boxes_cxcywh_norm, same.boxes_cxcywh_norm)
+
+
+@pytest.mark.parametrize(
+    ('switches', 'sentence'),
+    [
+        (
+            {'as_two_stage': False, 'mixed_query_selection': True},
+            'model.mixed_query_selection=True.*as_two_stage',
+        ),
+        (
+            {'as_two_stage': False, 'class_aware_proposals': True},
+            'model.class_aware_proposals=True.*as_two_stage',
+        ),
+        (
+            {'with_box_refine': False, 'look_forward_twice': True},
+            'model.look_forward_twice=True needs refined boxes',
+        ),
+        (
+            {'neck': {'type': 'ChannelMapper', 'in_channels': [1, 2, 3], 'out_channels': 64}},
+            r'gives \[128, 256, 512\]',
+        ),
+    ],
+)
+def test_combinations_that_cannot_be_are_refused_at_once(repo_root, switches, sentence):
+    config = narrow_deformable_detr(repo_root, 'deformable-detr-refine-twostage')
+    with pytest.raises(ConfigError, match=sentence):
+        build({**config, **switches})
+
+
+def test_more_one_to_many_queries_than_tokens_is_one_clear_sentence(repo_root):
+    images, samples, *_ = padded_batch(7, SHAPES)
+    with pytest.raises(ValueError, match=r'num_queries=2020 exceeds .* \(or num_one2many_queries\)'):
+        two_stage(repo_root, num_one2many_queries=2000)(images, samples, mode='loss')
+
+
+def test_the_neck_asks_the_backbone_for_its_channels(repo_root):
+    config = narrow_deformable_detr(repo_root, 'deformable-detr')
+    expected = build(config).state_dict()
+    del config.neck['in_channels']
+    assert {k: v.shape for k, v in build(config).state_dict().items()} == {
+        k: v.shape for k, v in expected.items()
+    }
+
+
+def test_tensors_alone_are_enough(detector):
+    images, samples, *_ = padded_batch(7, [(128, 160), (128, 160)])  # no padding
+    with torch.no_grad():
+        alone, expected = detector(images), detector(images, samples, mode='tensor')
+    torch.testing.assert_close(alone.boxes_cxcywh_norm, expected.boxes_cxcywh_norm, rtol=0, atol=0)
+    with pytest.raises(ValueError, match='needs data_samples'):
+        detector(images, mode='predict')
+
+
+def test_classes_are_reset_in_every_branch(detector):
+    model = copy.deepcopy(detector)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    names = model.reset_classes(3)
+    assert model.num_classes == 3
+    after = model.state_dict()
+    assert set(names) == {name for name in after if 'cls_branches' in name}
+    assert all(after[name].shape[0] == 3 for name in names)
+    shared = len({after[name].data_ptr() for name in names if name.endswith('bias')})
+    assert shared == len(
+        {v.data_ptr() for n, v in detector.state_dict().items() if 'cls_branches' in n and 'bias' in n}
+    )
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name not in names)
+    images, *_ = padded_batch(7, SHAPES)
+    assert model(images).cls_logits.shape[-1] == 3
