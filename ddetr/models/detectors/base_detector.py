@@ -1,12 +1,13 @@
 """What every detector is to mmengine's Runner."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from mmengine.model import BaseModel
 from torch import Tensor
 
 from ddetr.structures import DetDataSample
+from ddetr.weights import WeightFamily
 
 Samples = list[DetDataSample]
 
@@ -17,6 +18,8 @@ class BaseDetector(BaseModel, ABC):
     The only thing it does is to send mmengine's three modes to three methods; a subclass writes its whole flow
     in them.
     """
+
+    weight_family: ClassVar[WeightFamily | None] = None
 
     def forward(self, inputs: Tensor, data_samples: Samples | None = None, mode: str = 'tensor') -> Any:
         """Run one batch.

@@ -4,6 +4,7 @@ The five systems of the paper differ in three keys: `num_feature_levels`, `with_
 """
 
 import torch
+from mmengine.model import bias_init_with_prob
 from torch import Tensor, nn
 
 from ddetr.models.layers import (
@@ -17,6 +18,7 @@ from ddetr.registry import MODELS
 from ddetr.structures import DetDataSample, FlatFeatures, QueryInit, SetPredictions
 
 from .base_detector import BaseDetector
+from .deformable_detr_weights import DEFORMABLE_DETR
 
 Samples = list[DetDataSample]
 
@@ -43,6 +45,8 @@ class DeformableDETR(BaseDetector):
     Raises:
         ValueError: a neck that does not give `num_feature_levels` levels, or more queries than tokens.
     """
+
+    weight_family = DEFORMABLE_DETR
 
     def __init__(
         self,
@@ -106,6 +110,22 @@ class DeformableDETR(BaseDetector):
             nn.init.xavier_uniform_(projection.weight)
         if not self.as_two_stage:
             nn.init.zeros_(self.reference_points_fc.bias)
+
+    @property
+    def num_classes(self) -> int:
+        """See `BaseDetector`."""
+        return self.bbox_head.num_classes
+
+    def reset_classes(self, num_classes: int) -> list[str]:
+        """See `BaseDetector`."""
+        head = self.bbox_head
+        head.num_classes = num_classes
+        layers: dict[nn.Module, nn.Linear] = {}  # shared ones stay shared
+        for branch in head.cls_branches:
+            fresh = layers.setdefault(branch, nn.Linear(branch.in_features, num_classes))
+            nn.init.constant_(fresh.bias, bias_init_with_prob(0.01))
+        head.cls_branches = nn.ModuleList(layers[branch] for branch in head.cls_branches)
+        return [name for name in self.state_dict() if name.startswith('bbox_head.cls_branches.')]
 
     def loss(self, images: Tensor, samples: Samples) -> dict[str, Tensor]:
         """See `BaseDetector`; the keys are those of `DeformableDETRHead.loss`."""

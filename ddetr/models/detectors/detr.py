@@ -4,6 +4,7 @@ The systems of Deformable DETR's table differ in the backbone (DC5: the last sta
 DETR-DC5+, in the number of queries and the classification loss.
 """
 
+from mmengine.model import bias_init_with_prob
 from torch import Tensor, nn
 
 from ddetr.models.layers import DetrTransformerDecoder, DetrTransformerEncoder, SinePositionalEncoding
@@ -12,6 +13,7 @@ from ddetr.registry import MODELS
 from ddetr.structures import DetDataSample, FlatMap, SetPredictions
 
 from .base_detector import BaseDetector
+from .detr_weights import DETR as DETR_WEIGHTS
 
 Samples = list[DetDataSample]
 
@@ -32,6 +34,8 @@ class DETR(BaseDetector):
     Raises:
         ValueError: a neck that gives more than one feature map.
     """
+
+    weight_family = DETR_WEIGHTS
 
     def __init__(
         self,
@@ -55,6 +59,20 @@ class DETR(BaseDetector):
         self.decoder = DetrTransformerDecoder(**decoder)
         self.bbox_head = MODELS.build({**bbox_head, 'train_cfg': train_cfg, 'test_cfg': test_cfg})
         self.query_embedding = nn.Embedding(num_queries, 2 * self.positional_encoding.num_feats)
+
+    @property
+    def num_classes(self) -> int:
+        """See `BaseDetector`."""
+        return self.bbox_head.num_classes
+
+    def reset_classes(self, num_classes: int) -> list[str]:
+        """See `BaseDetector`."""
+        head = self.bbox_head
+        head.num_classes = num_classes
+        head.fc_cls = nn.Linear(head.fc_cls.in_features, num_classes + (not head.use_sigmoid))
+        if head.use_sigmoid:
+            nn.init.constant_(head.fc_cls.bias, bias_init_with_prob(0.01))
+        return ['bbox_head.fc_cls.weight', 'bbox_head.fc_cls.bias']
 
     def loss(self, images: Tensor, samples: Samples) -> dict[str, Tensor]:
         """See `BaseDetector`; the keys are those of `DETRHead.loss`."""

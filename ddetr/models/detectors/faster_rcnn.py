@@ -1,11 +1,12 @@
 """Faster R-CNN with a feature pyramid (Ren et al., 2015; Lin et al., 2017), the whole flow on one screen."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddetr.registry import MODELS
 from ddetr.structures import AnchorPredictions, RoIPredictions
 
 from .base_detector import BaseDetector, Samples
+from .faster_rcnn_weights import FASTER_RCNN
 
 
 @MODELS.register_module()
@@ -19,6 +20,8 @@ class FasterRCNN(BaseDetector):
             None for a model that only predicts.
         data_preprocessor, init_cfg: see mmengine's `BaseModel`.
     """
+
+    weight_family = FASTER_RCNN
 
     def __init__(
         self,
@@ -41,6 +44,27 @@ class FasterRCNN(BaseDetector):
         )
         self.test_proposal_cfg = test_cfg['rpn']
         self.train_proposal_cfg = train_cfg.get('rpn_proposal', self.test_proposal_cfg)
+
+    @property
+    def num_classes(self) -> int:
+        """See `BaseDetector`."""
+        return self.roi_head.bbox_head.num_classes
+
+    def reset_classes(self, num_classes: int) -> list[str]:
+        """See `BaseDetector`."""
+        head = self.roi_head.bbox_head
+        agnostic = head.fc_reg.out_features == 4 and head.num_classes != 1
+        head.num_classes = num_classes
+        head.fc_cls = nn.Linear(head.fc_cls.in_features, num_classes + 1)
+        nn.init.normal_(head.fc_cls.weight, std=0.01)
+        nn.init.zeros_(head.fc_cls.bias)
+        names = ['fc_cls.weight', 'fc_cls.bias']
+        if not agnostic:
+            head.fc_reg = nn.Linear(head.fc_reg.in_features, 4 * num_classes)
+            nn.init.normal_(head.fc_reg.weight, std=0.001)
+            nn.init.zeros_(head.fc_reg.bias)
+            names += ['fc_reg.weight', 'fc_reg.bias']
+        return [f'roi_head.bbox_head.{name}' for name in names]
 
     def loss(self, images: Tensor, samples: Samples) -> dict[str, Tensor]:
         """See `BaseDetector`: `loss_rpn_cls`, `loss_rpn_bbox`, `loss_cls`, `loss_bbox`, and `acc` in percent."""
