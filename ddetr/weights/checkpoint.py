@@ -49,7 +49,7 @@ SAFE_TYPES: tuple[Any, ...] = (
     (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
     (multiarray.scalar, 'numpy._core.multiarray.scalar'),
     (multiarray.scalar, 'numpy.core.multiarray.scalar'),
-    argparse.Namespace,  # the original Deformable DETR stores its command line
+    argparse.Namespace,  # original projects store their command line
 )
 
 

@@ -100,11 +100,14 @@ def proposal_rules(prefix: str) -> tuple[Rule, ...]:
     )
 
 
-def branch_rules(prefix: str, write_classes: bool = True, write_boxes: bool = True) -> tuple[Rule, ...]:
-    """Class and box branches, one of each for a decoder layer."""
+def branch_rules(
+    prefix: str, write_classes: bool = True, write_boxes: bool = True, index: str = '{i}'
+) -> tuple[Rule, ...]:
+    """Class and box branches, one of each for a decoder layer; `index` names a single one."""
+    classes = f'{prefix}class_embed.{index}.{{p}}', f'bbox_head.cls_branches.{index}.{{p}}'
     return (
-        Rule(prefix + 'class_embed.{i}.{p}', 'bbox_head.cls_branches.{i}.{p}', write_classes),
-        *box_branch_rules(prefix + 'bbox_embed.{i}', '{i}', write_boxes),
+        Rule(*classes, write_classes),
+        *box_branch_rules(f'{prefix}bbox_embed.{index}', index, write_boxes),
     )
 
 
