@@ -1,5 +1,7 @@
 """Fixtures that every test may use."""
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -45,9 +47,13 @@ def coco_root() -> Path:
 
 
 @pytest.fixture(scope='session')
-def checkpoint_lists() -> Path:
-    """JSON files `{key: shape}` of other projects' weight files."""
-    return _shared('checkpoints')
+def checkpoint_lists(tmp_path_factory) -> Path:
+    """JSON files `{key: shape}` of other projects' checkpoints; see tests/fixtures/README.md."""
+    folder = tmp_path_factory.mktemp('checkpoints')
+    lists = json.loads(gzip.decompress((ROOT / 'tests/fixtures/checkpoint_keys.json.gz').read_bytes()))
+    for name, shapes in lists.items():
+        (folder / f'{name}.json').write_text(json.dumps(shapes))
+    return folder
 
 
 class TinyRun(NamedTuple):

@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
 from ddetr.analysis.batches import random_batch
-from ddetr.analysis.building import build_detector, num_classes_of
+from ddetr.analysis.building import build_detector
 from ddetr.registry import DATASETS, METRICS
 from ddetr.utils.config import load_config
 from tests.conftest import ROOT
@@ -70,7 +70,7 @@ def _train_a_step(model, cfg):
         )
     trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     model.train()
-    losses = model.train_step(random_batch(2, SIZE, num_classes_of(cfg)), optim_wrapper)
+    losses = model.train_step(random_batch(2, SIZE, model.num_classes), optim_wrapper)
     assert all(torch.isfinite(loss).all() for loss in losses.values())
     changed = sum(
         not torch.equal(p, trained[name]) for name, p in model.named_parameters() if name in trained
@@ -82,14 +82,14 @@ def _train_a_step(model, cfg):
 @torch.no_grad()
 def _predict(model, cfg):
     model.eval()
-    (sample,) = model.test_step(random_batch(1, SIZE, num_classes_of(cfg)))
+    (sample,) = model.test_step(random_batch(1, SIZE, model.num_classes))
     found = sample.pred_instances
     assert found.bboxes.shape == (len(found), 4)
     assert len(found) == len(found.scores) == len(found.labels) <= 100
     assert found.scores.isfinite().all()
     assert (found.bboxes >= 0).all()
     assert (found.bboxes <= torch.tensor([192, 128, 192, 128]) + 1e-3).all()
-    assert ((found.labels >= 0) & (found.labels < num_classes_of(cfg))).all()
+    assert ((found.labels >= 0) & (found.labels < model.num_classes)).all()
 
 
 def _read_data(cfg, data_root):

@@ -18,9 +18,3 @@ def build_detector(cfg: Config) -> BaseModel:
     init_default_scope(SCOPE)
     with explain_build_errors():
         return MODELS.build(cfg.model)
-
-
-def num_classes_of(cfg: Config) -> int:
-    """Of the head that classifies objects: DETR's kin have one, Faster R-CNN has it in its second stage."""
-    head = cfg.model.get('bbox_head') or cfg.model.roi_head.bbox_head
-    return head.num_classes

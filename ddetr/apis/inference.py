@@ -11,15 +11,15 @@ from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
-from ddetr.datasets.coco import COCO_CLASSES
 from ddetr.datasets.transforms import LoadImageFromFile
-from ddetr.engine.weights import load_weights
 from ddetr.registry import MODELS, SCOPE
 from ddetr.structures import DetDataSample
+from ddetr.utils.coco_classes import COCO_CLASSES
 from ddetr.utils.config import check_config, explain_build_errors, load_config
 from ddetr.utils.errors import ConfigError, InputError
 from ddetr.utils.files import write_json
 from ddetr.visualization import DetLocalVisualizer
+from ddetr.weights import load_weights
 
 Image = str | Path | np.ndarray  # a file, or (H, W, 3) BGR uint8 as OpenCV reads it
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
@@ -68,7 +68,7 @@ def init_detector(
     elif hasattr(model, 'init_weights'):
         model.init_weights()
     model.cfg = cfg
-    model.dataset_meta = {'classes': classes or _classes_of(cfg)}
+    model.dataset_meta = {'classes': classes or _classes_of(cfg, model)}
     return model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
 
 
@@ -206,11 +206,9 @@ def _pipeline(cfg: Config) -> list[dict[str, Any]]:
     return steps
 
 
-def _classes_of(cfg: Config) -> Sequence[str]:
+def _classes_of(cfg: Config, model: nn.Module) -> Sequence[str]:
     dataset = cfg.get('test_dataloader', {}).get('dataset', {})
     if 'classes' in dataset.get('metainfo', {}):
         return dataset.metainfo.classes
-    # where the detector's heads keep it: DETR's kin have one head, Faster R-CNN has it in its second stage
-    head = cfg.model.get('bbox_head') or cfg.model.get('roi_head', {}).get('bbox_head', {})
-    number = head.get('num_classes', len(COCO_CLASSES))
+    number: Any = getattr(model, 'num_classes', len(COCO_CLASSES))
     return COCO_CLASSES if number == len(COCO_CLASSES) else [f'class {label}' for label in range(number)]

@@ -10,9 +10,9 @@ from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
 from ddetr.engine import DetRunner, build_runner
-from ddetr.engine.weights import read_weights
 from ddetr.utils import CheckpointError, ConfigError, InputError
 from ddetr.utils.config import load_config
+from ddetr.weights import read_checkpoint, read_weights
 
 
 class TrainOptions(NamedTuple):
@@ -113,11 +113,11 @@ def evaluate_detector(config: str | Path, checkpoint: str | Path, options: EvalO
         }
     changes['allow_partial'] = options.allow_partial
     cfg = _load(config, changes, options.work_dir, options.launcher)
-    _require(str(checkpoint))
-    cfg.merge_from_dict(
-        {'load_from': str(checkpoint), 'resume': False, **_learned_classes(cfg, str(checkpoint))}
-    )
+    name = str(checkpoint)
+    content = read_checkpoint(name)
+    cfg.merge_from_dict({'load_from': name, 'resume': False, **_learned_classes(cfg, name, content)})
     runner = build_runner(cfg, ['test'])
+    runner.read_already = name, content
     metrics = runner.test()
     if options.out is not None and runner.rank == 0:
         # CocoMetric names its file after what it evaluates
@@ -154,12 +154,12 @@ def _start(cfg: Config, resume: str | None) -> dict[str, Any]:
     return {'load_from': str(moved if moved.exists() else noted), 'resume': True}
 
 
-def _learned_classes(cfg: Config, checkpoint: str) -> dict[str, Any]:
+def _learned_classes(cfg: Config, checkpoint: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Number the test set's classes as the checkpoint does, unless the config itself says how."""
     dataset = cfg.test_dataloader.dataset
-    if 'ann_file' not in dataset or 'classes' in dataset.get('metainfo', {}) or '://' in checkpoint:
+    if 'ann_file' not in dataset or 'classes' in dataset.get('metainfo', {}):
         return {}
-    classes = read_weights(checkpoint).classes
+    classes = read_weights(checkpoint, content, strict=False).classes
     return {} if classes is None else {'test_dataloader.dataset.metainfo.classes': classes}
 
 

@@ -1,5 +1,6 @@
-from . import compat  # noqa: F401 (from here on mmengine reads weight files through `read_checkpoint` only)
-from .checkpoint import read_checkpoint
+from ddetr.weights import read_checkpoint
+
+from . import compat  # noqa: F401 (registers)
 from .hooks import DetVisualizationHook
 from .runner import DetRunner, build_runner
 

@@ -1,4 +1,4 @@
-"""Do the detector and its data sets speak of the same classes? Asked before training, where the answer is cheap."""
+"""Check before training that detector and datasets have the same classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,33 +9,40 @@ from ddetr.utils.errors import ConfigError
 
 
 def check_classes(model: nn.Module, datasets: dict[str, Any]) -> None:
-    """Compare the number of classes of a detector's heads with its data sets', and these with one another.
+    """Compare the number of classes of a detector with its datasets', and these with one another.
 
     Args:
-        model: heads without `num_classes`, and those that only tell objects from background, are passed over.
-        datasets: by the config key of their loader; those without class names are passed over.
+        model: Models without `num_classes` are passed over.
+        datasets: By the config key of their loader; those without class names are passed over.
 
     Raises:
-        ConfigError: a label would have no logit, a logit no class, or two data sets number classes differently.
+        ConfigError: A label would have no logit, a logit no class, or two datasets number classes differently.
     """
     classes = {key: _classes_of(dataset) for key, dataset in datasets.items()}
     named = {key: names for key, names in classes.items() if names}
-    for name, head in model.named_modules():
-        number = getattr(head, 'num_classes', None)
-        if not name or not isinstance(number, int) or name.endswith('rpn_head'):
-            continue
-        for key, names in named.items():
-            if len(names) != number:
-                raise ConfigError(
-                    f'model.{name}.num_classes={number}, but the data set of {key} has {len(names)} classes '
-                    f'({", ".join(list(names)[:5])}{", ..." if len(names) > 5 else ""}): set num_classes={len(names)}.'
-                )
+    number = getattr(model, 'num_classes', None)
+    for key, names in named.items():
+        if number is not None and len(names) != number:
+            raise ConfigError(
+                f'{_config_key(model)}={number}, but the dataset of {key} has {len(names)} classes '
+                f'({", ".join(list(names)[:5])}{", ..." if len(names) > 5 else ""}): set num_classes={len(names)}.'
+            )
     for first, key in zip(named, list(named)[1:], strict=False):
         if list(named[key]) != list(named[first]):
             raise ConfigError(
                 f'{first} and {key} number their classes differently ({list(named[first])[:5]}... and '
                 f'{list(named[key])[:5]}...): give both the same dataset.metainfo=dict(classes=...).'
             )
+
+
+def _config_key(model: nn.Module) -> str:
+    """Where the config probably sets it: the last module that has the model's `num_classes`."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if getattr(module, 'num_classes', None) == model.num_classes
+    ]
+    return '.'.join(['model', *filter(None, names[-1:]), 'num_classes'])
 
 
 def _classes_of(dataset: Any) -> Sequence[str] | None:

@@ -11,23 +11,30 @@ from mmengine.dist import broadcast, is_distributed
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import BaseLoop, CheckpointLoader, Runner
+from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
 from ddetr.utils.config import check_config, explain_build_errors
 from ddetr.utils.errors import CheckpointError
 from ddetr.utils.files import write_atomically
+from ddetr.weights import load_weights, read_checkpoint
+from ddetr.weights.pretrained import warn_of_random_backbone
 
 from .class_check import check_classes
 from .compat import init_cpu_group
 from .console import keep_details_out
-from .weights import load_weights, read_content, warn_of_random_backbone
 
 
 @RUNNERS.register_module()
 class DetRunner(Runner):
-    """mmengine's Runner on machines without a GPU, with files written whole and checkpoints told apart."""
+    """mmengine's Runner on machines without a GPU, with files written whole and checkpoints told apart.
+
+    Attributes:
+        read_already: Name and content of a checkpoint that was read before the runner was built.
+    """
+
+    read_already: tuple[str, dict[str, Any]] | None = None
 
     def setup_env(self, env_cfg: dict) -> None:
         """Join the other processes, over gloo where there is no GPU."""
@@ -73,13 +80,15 @@ class DetRunner(Runner):
             )
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
-        """Load weights into the model: of a training to go on with, or of any format that `ddetr.engine.weights` knows.
+        """Load weights into the model: of a training to go on with, or of any format that `ddetr.weights` knows.
 
         Raises:
             CheckpointError: the file cannot be read, does not fit the model, or, when resuming, holds no state
                 of a training to go on with.
         """
-        content = CheckpointLoader.load_checkpoint(filename) if '://' in filename else read_content(filename)
+        name, content = self.read_already or ('', {})
+        self.read_already = None
+        content = content if name == filename else read_checkpoint(filename)
         if self._resume:
             self._load_training_state(filename, content)
         else:

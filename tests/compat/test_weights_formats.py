@@ -11,9 +11,10 @@ from mmengine.config import Config
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ddetr.engine.weights import convert_state, fitting_configs, load_weights, read_weights, write_weights
 from ddetr.registry import MODELS
 from ddetr.utils.errors import CheckpointError
+from ddetr.weights import load_weights, read_weights, write_weights
+from ddetr.weights.convert import convert_state
 
 # file -> the config of ours that it belongs to. In every list 91 rows are COCO's category ids 0 to 90.
 DEFORMABLE, REFINE, TWO_STAGE, SINGLE, DC5 = (
@@ -95,7 +96,7 @@ def test_file_loads_completely_and_is_written_back_bit_for_bit(name, checkpoint_
 
     report = load_weights(model, path)
     assert report.missing == report.unexpected == ()
-    assert FILES[name] in fitting_configs(report.layout)
+    assert FILES[name] in report.layout.fitting_configs()
 
     write_weights(tmp_path / 'ours.pth', read_weights(path), 'ddetr')
     back = tmp_path / ('back' if project == 'hf' else 'back.pth')

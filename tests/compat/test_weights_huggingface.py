@@ -11,10 +11,9 @@ from transformers import (
     ResNetConfig,
 )
 
-from ddetr.engine.weights import load_weights, read_weights, write_weights
-from ddetr.engine.weights.classes import COCO_IDS
-from ddetr.engine.weights.huggingface import unseen_in
 from ddetr.registry import MODELS
+from ddetr.utils.coco_classes import COCO_IDS
+from ddetr.weights import load_weights, read_weights, write_weights
 from tests.parity.hf import padded_batch, randomize
 
 NUM_CLASSES, WIDTH, QUERIES = 5, 64, 12
@@ -109,7 +108,7 @@ def test_our_checkpoint_computes_the_same_in_theirs(config, tmp_path):
     ours = MODELS.build(model_cfg)
     randomize(ours)
     torch.save({'state_dict': ours.state_dict(), 'meta': {}}, tmp_path / 'epoch_1.pth')
-    write_weights(tmp_path / 'hf', read_weights(tmp_path / 'epoch_1.pth'), 'hf', unseen_in(model_cfg))
+    write_weights(tmp_path / 'hf', read_weights(tmp_path / 'epoch_1.pth'), 'hf', model_cfg)
     kind = DetrForObjectDetection if name.startswith('detr/') else DeformableDetrForObjectDetection
     theirs, info = kind.from_pretrained(tmp_path / 'hf', output_loading_info=True)
     assert not info['missing_keys']
@@ -140,7 +139,7 @@ def test_narrow_models_go_through_hugging_faces_own_resnet(version_5, repo_root,
     ours = MODELS.build(model)
     load_weights(ours, tmp_path / 'in.pth')
     assert_same_outputs(ours, theirs)
-    write_weights(tmp_path / 'out', read_weights(tmp_path / 'in.pth'), 'hf', unseen_in(model))
+    write_weights(tmp_path / 'out', read_weights(tmp_path / 'in.pth'), 'hf', model)
     again = DeformableDetrForObjectDetection.from_pretrained(tmp_path / 'out')
     again.config.auxiliary_loss = True
     assert_same_outputs(ours, again)
@@ -165,7 +164,7 @@ def test_published_models_91_classes_become_cocos_80(name, repo_root, tmp_path):
     torch.testing.assert_close(preds.boxes_cxcywh_norm[-1], expected.pred_boxes, atol=1e-4, rtol=0)
 
     torch.save({'state_dict': ours.state_dict()}, tmp_path / 'ours.pth')
-    write_weights(tmp_path / 'back', read_weights(tmp_path / 'ours.pth'), 'hf', unseen_in(model_cfg))
+    write_weights(tmp_path / 'back', read_weights(tmp_path / 'ours.pth'), 'hf', model_cfg)
     with torch.no_grad():
         again = type(theirs).from_pretrained(tmp_path / 'back').eval()(pixel_values=images, pixel_mask=mask)
     torch.testing.assert_close(again.logits[..., rows], preds.cls_logits[-1], atol=1e-4, rtol=0)

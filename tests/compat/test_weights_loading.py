@@ -12,9 +12,10 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from ddetr.engine.weights import convert_state, load_weights, read_weights, state_for, write_weights
 from ddetr.registry import MODELS
 from ddetr.utils.errors import CheckpointError
+from ddetr.weights import load_weights, read_weights, write_weights
+from ddetr.weights.convert import convert_state, state_for
 
 DEFORMABLE = 'configs/deformable_detr/deformable-detr{}_r50_16xb2-50e_coco.py'
 WIDTH = 32
@@ -185,7 +186,8 @@ def test_neck_without_biases_as_in_mmdetection(build, tmp_path):
     load_weights(without, save(biased, tmp_path / 'zero.pth'))  # biases of 0 change nothing
     nn.init.ones_(biased.neck.extra_convs[0].conv.bias)
     with pytest.raises(
-        CheckpointError, match=r"biases in the neck's convolutions, .* set model.neck.bias=True"
+        CheckpointError,
+        match=r'biases of the neck that are not 0, .* set model.neck.bias=True, as in configs/',
     ):
         load_weights(without, save(biased, tmp_path / 'ones.pth'))
     file = read_weights(tmp_path / 'ones.pth')

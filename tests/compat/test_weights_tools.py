@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import DeformableDetrForObjectDetection
 
 from ddetr.apis import inference_detector, init_detector
-from ddetr.engine.weights import load_weights
 from ddetr.registry import MODELS
 from ddetr.utils.errors import CheckpointError
+from ddetr.weights import load_weights
 
 THIN_REFINED = """
 _base_ = '{base}'

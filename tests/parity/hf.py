@@ -1,6 +1,6 @@
 """Names of Hugging Face's live DETR modules in ours, for weights and gradients alike.
 
-This map is the tests' own: it goes by the modules' attributes in memory, whereas `ddetr.engine.weights` converts
+This map is the tests' own: it goes by the modules' attributes in memory, whereas `ddetr.weights` converts
 what is written to files.
 """
 

@@ -8,13 +8,14 @@ random, which costs the same, but for NMS: with random weights it has other boxe
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
 from mmengine.runner import set_random_seed
 
 from ddetr.analysis.batches import labelled_batch, random_batch
-from ddetr.analysis.building import build_detector, num_classes_of
+from ddetr.analysis.building import build_detector
 from ddetr.analysis.speed import (
     COCO_TRAIN_IMAGES,
     Speed,
@@ -90,9 +91,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def make_batch(model: torch.nn.Module, images: int, args: argparse.Namespace) -> dict[str, list]:
+def make_batch(model: Any, images: int, args: argparse.Namespace) -> dict[str, list]:
     """Random or given images, with random boxes for training; files repeat where there are too few."""
-    num_classes = num_classes_of(model.cfg)
+    num_classes = model.num_classes
     if not args.images:
         return random_batch(images, tuple(args.size), num_classes)
     files = list_images(args.images)

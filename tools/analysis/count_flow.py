@@ -10,7 +10,7 @@ import ddetr_ops
 
 import ddetr
 from ddetr.analysis.batches import random_batch
-from ddetr.analysis.building import build_detector, num_classes_of
+from ddetr.analysis.building import build_detector
 from ddetr.analysis.flow import trace_functions
 from ddetr.utils.cli import run_cli
 from ddetr.utils.config import load_config
@@ -24,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(args.config)
     model = build_detector(cfg)
-    batch = model.data_preprocessor(random_batch(2, (96, 128), num_classes_of(cfg)), training=True)
+    batch = model.data_preprocessor(random_batch(2, (96, 128), model.num_classes), training=True)
     for package in (ddetr, ddetr_ops):
         found = trace_functions(lambda: model(**batch, mode='loss'), package)
         for file, functions in found.items():

@@ -7,27 +7,19 @@ IN is a file or folder of any format that ddetr reads; `identify.py` says which 
 import argparse
 from pathlib import Path
 
-from ddetr.engine.weights import (
-    PROJECTS,
-    USUAL,
-    WeightsFile,
-    load_weights,
-    missing_in_layers,
-    read_weights,
-    unseen_in,
-    write_weights,
-)
 from ddetr.registry import MODELS
 from ddetr.utils import CheckpointError
 from ddetr.utils.cli import run_cli
 from ddetr.utils.config import load_config
+from ddetr.weights import WeightsFile, load_weights, read_checkpoint, read_weights, write_weights
+from ddetr.weights.convert import PROJECTS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('source', metavar='IN', help='weight file, or folder from Hugging Face')
+    parser.add_argument('source', metavar='IN', help='checkpoint, or folder from Hugging Face')
     parser.add_argument('out', metavar='OUT', help='file to write; for hf a folder')
     parser.add_argument('--to', choices=PROJECTS, required=True, help='format to write')
     parser.add_argument(
@@ -41,17 +33,16 @@ def main() -> None:
     args = parser.parse_args()
     if Path(args.out).resolve() == Path(args.source).resolve():
         raise CheckpointError(f'{args.out} would overwrite what is read: name another OUT.')
-    file = read_weights(args.source)
-    unseen = USUAL
+    content, model_cfg, model = read_checkpoint(args.source), None, None
     if args.config:
         model_cfg = load_config(args.config).model
-        load_weights(MODELS.build(model_cfg), args.source, allow_partial=args.allow_partial)
-        if args.to == 'hf':
-            unseen = unseen_in(model_cfg)
+        model = MODELS.build(model_cfg)
+        load_weights(model, args.source, content, allow_partial=args.allow_partial)
+    file = read_weights(args.source, content, model)
     faults = list_faults(file)
     if faults and not args.allow_partial:
         raise CheckpointError(f'{args.source}: {faults}; to convert the rest, give --allow-partial.')
-    written = write_weights(args.out, file, args.to, unseen, args.allow_partial)
+    written = write_weights(args.out, file, args.to, model_cfg, args.allow_partial)
     notes = [*written.notes, *([faults] if faults else [])]
     if args.to == 'hf' and not args.config:
         notes.append('config.json says 8 heads, 4 points and no DC5: give --config if that is wrong')
@@ -63,11 +54,11 @@ def main() -> None:
 
 
 def list_faults(file: WeightsFile) -> str:
-    """What is left over or missing, as far as it shows without a model; '' if nothing."""
+    """Names left over or missing, as far as they show without a model; '' if none."""
     faults = []
     if file.weights.unexpected:
         faults.append(f'{len(file.weights.unexpected)} names left over: {", ".join(file.weights.unexpected)}')
-    if missing := missing_in_layers(file.weights.state):
+    if missing := file.weights.missing_in_layers():
         faults.append(f'{len(missing)} names missing: {", ".join(missing)}')
     return '; '.join(faults)
 

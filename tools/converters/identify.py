@@ -1,16 +1,23 @@
-"""Say what a weight file is and which config fits it: `python tools/converters/identify.py FILE`."""
+"""Say what a checkpoint is and which config fits it: `python tools/converters/identify.py FILE`."""
 
 import argparse
 
-from ddetr.engine.weights import fitting_configs, missing_in_layers, read_weights
+from ddetr.registry import MODELS
 from ddetr.utils.cli import run_cli
+from ddetr.utils.config import load_config
+from ddetr.weights import read_weights
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('file', help='weight file, or folder from Hugging Face')
+    parser.add_argument('file', help='checkpoint, or folder from Hugging Face')
+    parser.add_argument(
+        '--config',
+        help='of the detector that the file is for: one of your own, which custom_imports brings in',
+    )
     args = parser.parse_args()
-    file = read_weights(args.file)
+    model = MODELS.build(load_config(args.config).model) if args.config else None
+    file = read_weights(args.file, model=model)
     weights, layout = file.weights, file.weights.layout
     values = sum(tensor.numel() for tensor in weights.state.values())
     dtypes = ', '.join(sorted({str(t.dtype).removeprefix('torch.') for t in weights.state.values()}))
@@ -23,11 +30,13 @@ def main() -> None:
         or None,
         'notes': '; '.join(weights.notes) or None,
         'left over': ', '.join(weights.unexpected) or None,
-        'missing': ', '.join(missing_in_layers(weights.state)) or None,
-        'config': ' or '.join(fitting_configs(layout)) or None,
+        'missing': ', '.join(weights.missing_in_layers()) or None,
+        'config': ' or '.join(layout.fitting_configs()) or None,
+        'with': ' '.join(f'{key}={value}' for key, value in layout.config_changes().items()) or None,
     }
-    if weights.project == 'torchvision' and not fitting_configs(layout):
-        facts['config'] = f"model.backbone.init_cfg=dict(type='Pretrained', checkpoint='{args.file}')"
+    if weights.family and weights.family.part_of_detector:
+        part = weights.family.part_of_detector
+        facts['config'] = f"model.{part}init_cfg=dict(type='Pretrained', checkpoint='{args.file}')"
     for name, fact in facts.items():
         if fact is not None:
             print(f'{name + ":":11}{fact}')

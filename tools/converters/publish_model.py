@@ -9,9 +9,10 @@ import hashlib
 from pathlib import Path
 
 import ddetr
-from ddetr.engine.weights import meta_of, read_weights, save_weights
 from ddetr.utils import CheckpointError
 from ddetr.utils.cli import run_cli
+from ddetr.weights import read_weights
+from ddetr.weights.files import meta_of, save_weights
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def publish(source: Path, out: Path) -> Path:
     """Write the weights of `source`, and return the path with the hash in it."""
     if out.suffix != '.safetensors':
         raise CheckpointError(f'{out}: what is published is a .safetensors file, name one.')
-    file = read_weights(source)
+    file = read_weights(source, strict=False)
     if file.weights.unexpected:
         raise CheckpointError(f'{source} has names left over: {", ".join(file.weights.unexpected)}.')
     meta = {**meta_of(file), 'format': 'pt', 'ddetr_version': ddetr.__version__}

@@ -9,6 +9,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ddetr.registry import MODELS
 
+from .resnet_weights import RESNET
+
 STAGE_BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -43,6 +45,8 @@ class ResNet(BaseModule):
     Raises:
         ValueError: an unknown depth, style or norm, or stages that do not add up.
     """
+
+    weight_family = RESNET
 
     def __init__(
         self,

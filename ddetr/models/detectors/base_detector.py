@@ -1,7 +1,7 @@
 """Base class that connects detectors to mmengine's Runner and to the tools."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModel
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ddetr.registry import MODELS
 from ddetr.structures import ImageBatch, Samples
 from ddetr.utils.errors import ConfigError
+from ddetr.weights import WeightFamily
 
 
 class BaseDetector(BaseModel, ABC):
@@ -18,6 +19,8 @@ class BaseDetector(BaseModel, ABC):
     It sends mmengine's three modes to three methods; a subclass writes its whole flow in them. What the tools ask of a
     detector is below them, with answers for a detector that classifies in a `bbox_head`.
     """
+
+    weight_family: ClassVar[WeightFamily | None] = None
 
     def forward(
         self,

@@ -28,6 +28,7 @@ from ddetr.structures import (
 from ddetr.utils.errors import ConfigError
 
 from .base_detector import BaseDetector, build_backbone_and_neck
+from .deformable_detr_weights import DEFORMABLE_DETR
 
 
 @MODELS.register_module()
@@ -59,6 +60,8 @@ class DeformableDETR(BaseDetector):
         ConfigError: A key that needs two stages without them, or look-forward-twice without refinement.
         ValueError: A neck that does not give `num_feature_levels` levels, or more queries than tokens.
     """
+
+    weight_family = DEFORMABLE_DETR
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from ddetr.registry import MODELS
 from ddetr.structures import FlatMap, ImageBatch, Samples, SetPredictions
 
 from .base_detector import BaseDetector, build_backbone_and_neck
+from .detr_weights import DETR as DETR_WEIGHTS
 
 
 @MODELS.register_module()
@@ -30,6 +31,8 @@ class DETR(BaseDetector):
     Raises:
         ValueError: a neck that gives more than one feature map.
     """
+
+    weight_family = DETR_WEIGHTS
 
     def __init__(
         self,

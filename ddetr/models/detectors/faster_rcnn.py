@@ -6,6 +6,7 @@ from ddetr.registry import MODELS
 from ddetr.structures import AnchorPredictions, ImageBatch, RoIPredictions, Samples
 
 from .base_detector import BaseDetector, build_backbone_and_neck
+from .faster_rcnn_weights import FASTER_RCNN
 
 
 @MODELS.register_module()
@@ -19,6 +20,8 @@ class FasterRCNN(BaseDetector):
             None for a model that only predicts.
         data_preprocessor, init_cfg: see mmengine's `BaseModel`.
     """
+
+    weight_family = FASTER_RCNN
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
-"""Reading weight files without trusting them.
+"""Loading checkpoints without executing code from them.
 
-Every path by which weights enter (training, resuming, testing, the demo, the converters) ends in
-`read_checkpoint`. It never runs a pickle's code: `.safetensors` files hold no code, everything else goes
-through `torch.load(weights_only=True)` with the short list of harmless types below.
+Training, resuming, testing, the demos and the converters all read through `read_checkpoint`: `.safetensors` files hold
+no code, everything else goes through `torch.load(weights_only=True)` with the short list of harmless types below.
 """
 
 import argparse
+import json
 import re
 import zipfile
 from collections.abc import Callable
@@ -16,16 +16,18 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from numpy._core import multiarray
 from safetensors import SafetensorError, safe_open
 
 from ddetr.utils.errors import CheckpointError
 
+HF_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin')
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
 
 
 def _history_method(owner: Any, name: str) -> Callable:
-    """What `getattr` may do for a weight file: fetch one of the statistics of a `HistoryBuffer`.
+    """What `getattr` may do for a checkpoint: fetch one of the statistics of a `HistoryBuffer`.
 
     The real `getattr` on the list would reach any function from any allowed type, `os.system` included.
     """
@@ -47,29 +49,32 @@ SAFE_TYPES: tuple[Any, ...] = (
     (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
     (multiarray.scalar, 'numpy._core.multiarray.scalar'),
     (multiarray.scalar, 'numpy.core.multiarray.scalar'),
-    argparse.Namespace,  # the original Deformable DETR stores its command line
+    argparse.Namespace,  # original projects store their command line
 )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a weight file's content onto the CPU without running any code from it.
+    """Read a checkpoint's content onto the CPU without executing code from it.
 
     Args:
-        path: a `.safetensors` file, or anything that `torch.save` wrote.
+        path: A `.safetensors` file, anything that `torch.save` wrote, a folder that Hugging Face's `save_pretrained`
+            wrote, or an address (see remote.py).
 
     Returns:
-        What the file holds. Of a `.safetensors` file, `state_dict` and, as `meta`, its string metadata. Without
+        The content of the file. Of a `.safetensors` file, `state_dict` and, as `meta`, its string metadata. Without
         `meta.config`, a text that mmengine's `Runner.resume` would run as Python.
 
     Raises:
-        CheckpointError: the file is missing, truncated, no weight file, or asks for code to be run.
+        CheckpointError: The file is missing, truncated, no checkpoint, or asks for code to be run.
             Nothing has been executed then.
     """
+    if '://' in str(path):
+        return CheckpointLoader.load_checkpoint(str(path))  # downloads, and calls this function on the file
     path = Path(path).expanduser()
     if not path.exists():
         raise CheckpointError(f'checkpoint {path} does not exist: check the path.')
-    if not path.is_file():
-        raise CheckpointError(f'checkpoint {path} is a folder: name the weight file in it.')
+    if path.is_dir():
+        return _read_folder(path)
     if path.stat().st_size == 0:
         raise CheckpointError(f'checkpoint {path} is empty (0 bytes): copy or download it again.')
     content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
@@ -80,6 +85,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if isinstance(content.get('meta'), dict):
         content['meta'].pop('config', None)
     return content
+
+
+def _read_folder(path: Path) -> dict[str, Any]:
+    name = next((name for name in HF_FILES if (path / name).is_file()), None)
+    if name is None:
+        raise CheckpointError(
+            f'checkpoint {path} is a folder and holds none of {", ".join(HF_FILES)}: name a file in it.'
+        )
+    if not name.endswith('.index.json'):
+        return read_checkpoint(path / name)
+    try:
+        shards = sorted(set(json.loads((path / name).read_text())['weight_map'].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f'{path / name} is no index of weight files ({error!r}).') from error
+    state: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith('.safetensors'):
+            raise CheckpointError(
+                f'{path / name} names {shard!r}, which is no .safetensors file in its folder.'
+            )
+        state |= read_checkpoint(path / shard)['state_dict']
+    return {'state_dict': state}
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -100,8 +127,7 @@ def _read_torch(path: Path) -> Any:
         with torch.serialization.safe_globals(list(SAFE_TYPES)):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
-        # Anything may come out of reading bytes that somebody else arranged; all of it means that the file is
-        # of no use, and the cause stays attached.
+        # torch.load can raise any exception on a malformed file; the cause stays attached.
         _refuse(path, error)
 
 

@@ -1,61 +1,65 @@
-"""`init_cfg=dict(type='Pretrained', ...)`: parts of a detector that start from other weights."""
+"""`init_cfg=dict(type='Pretrained', ...)`: start a backbone, or another module, from a checkpoint."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit as EnginePretrainedInit
 from mmengine.model import update_init_info
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from ...registry import WEIGHT_INITIALIZERS
-from ...utils.errors import CheckpointError
-from .files import interpret, read_content
+from ddetr.registry import WEIGHT_INITIALIZERS
+from ddetr.utils.errors import CheckpointError
+
+from .files import read_weights
+from .rules import State
 
 
 @WEIGHT_INITIALIZERS.register_module(name='Pretrained')
 class PretrainedInit(EnginePretrainedInit):
-    """mmengine's, but any weight file that we know will do, and one that does not fit is an error.
+    """mmengine's `Pretrained` for checkpoints of any known format, where one that does not fit is an error.
 
     mmengine's takes what fits, which for a file of other names is nothing: the training then starts from scratch and
     only a log line says so.
 
     Args:
-        checkpoint: `torchvision://resnet50`, a URL, or a file: of a backbone, or of a detector that has one.
-        prefix: the part of a detector to take, in our names (`backbone.`); by default, whole detectors take all
-            and anything else takes a backbone.
-        map_location: accepted for MMDetection's configs; files are read onto the CPU.
+        checkpoint: `torchvision://resnet50`, a URL, or a file: of the module itself, or of a detector that has it.
+        prefix: Prefix in a detector's names of the module to take. By default `backbone.`, and none for a whole
+            detector.
+        map_location: Accepted for MMDetection's configs; files are read onto the CPU.
     """
 
     def __call__(self, module: nn.Module) -> None:
         """Load into `module`.
 
         Raises:
-            CheckpointError: the file lacks tensors of the module, or they have other shapes.
+            CheckpointError: The file lacks tensors of the module, or they have other shapes.
         """
-        name = self.checkpoint
-        content = CheckpointLoader.load_checkpoint(name) if '://' in name else read_content(name)
+        name, own = self.checkpoint, module.state_dict()
         prefix = self.prefix or ('' if hasattr(module, 'backbone') else 'backbone.')
         prefix = prefix if not prefix or prefix.endswith('.') else f'{prefix}.'
-        state = interpret(content, Path(name)).weights.state
-        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        own = module.state_dict()
-        unfit = [
-            key
-            for key, value in own.items()
-            if not key.endswith('num_batches_tracked') and (key not in part or part[key].shape != value.shape)
-        ]
-        if unfit:
+        state = read_weights(name, model=module).weights.state
+        within = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        part = min([within, state], key=lambda part: len(_unfit(own, part)))  # the module's own names, too
+        if unfit := _unfit(own, part):
             raise CheckpointError(
                 f'{name} does not fit {type(module).__name__} (init_cfg=Pretrained): {len(unfit)} of its '
                 f'{len(own)} tensors are missing there or have another shape, such as {unfit[0]}.'
             )
-        module.load_state_dict({key: value for key, value in part.items() if key in own}, strict=False)
-        print_log(f'{type(module).__name__}: {len(part)} tensors from {name}', logger='current')
+        taken = {key: value for key, value in part.items() if key in own}
+        module.load_state_dict(taken, strict=False)
+        print_log(f'{type(module).__name__}: {len(taken)} tensors from {name}', logger='current')
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=self._get_init_info())
+
+
+def _unfit(own: State, part: State) -> list[str]:
+    """Names of a module's tensors that `part` lacks or has in another shape; batch norms' counters may be absent."""
+    return [
+        name
+        for name, tensor in own.items()
+        if not name.endswith('num_batches_tracked') and (name not in part or part[name].shape != tensor.shape)
+    ]
 
 
 def warn_of_random_backbone(model: nn.Module) -> None:

@@ -37,9 +37,8 @@ class Renamed(NamedTuple):
 
 def to_ours(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
     """Rename another project's tensors. An incomplete q, k, v triple counts as unexpected."""
-    found: dict[
-        str, dict[str, tuple[int, str]]
-    ] = {}  # our name -> part ('' or q, k, v) -> rule's rank, their name
+    # our name -> part ('' or q, k, v) -> rule's rank, their name
+    found: dict[str, dict[str, tuple[int, str]]] = {}
     unexpected, dropped, differing = [], [], []
     for theirs in state:
         hit = _first_match(theirs, rules)
@@ -89,6 +88,11 @@ def to_theirs(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
             else:
                 renamed[template.format(**groups)] = tensor
     return Renamed(renamed, tuple(unexpected), (), ())
+
+
+def within(theirs: str, ours: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The rules of a module, for its place in the model: `theirs` and `ours` are put before their names."""
+    return tuple(Rule(theirs + rule.theirs, ours + rule.ours, rule.written) for rule in rules)
 
 
 def matches_any(name: str, templates: Sequence[str]) -> bool:

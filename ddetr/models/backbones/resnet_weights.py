@@ -1,0 +1,123 @@
+"""Weights of the ResNet backbone: torchvision's names, Hugging Face's names, its depth.
+
+Inside a detector of ours its names begin with `backbone.`; after that they are torchvision's, as are timm's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddetr.weights import Layout, Rule, State, Style, WeightFamily, WeightFormat, count
+
+_DEPTHS: dict[tuple[int, ...], int] = {
+    (2, 2, 2, 2): 18,
+    (3, 4, 6, 3): 50,
+    (3, 4, 23, 3): 101,
+    (3, 8, 36, 3): 152,
+}
+_TORCHVISION = (
+    *(Rule(f'{part}.{{p}}', f'backbone.{part}.{{p}}') for part in ('conv1', 'bn1')),
+    *(Rule(f'layer{i}.{{p}}', f'backbone.layer{i}.{{p}}') for i in (1, 2, 3, 4)),
+    Rule('fc.{p}', ''),  # ImageNet's classes
+)
+
+
+@dataclass(frozen=True)
+class ResNetLayout(Layout):
+    """A detector's backbone; of another one than ResNet only that it is one."""
+
+    depth: int = 0  # 0: another backbone
+    stem_width: int = field(default=0, compare=False)  # 64, but for narrow ones
+
+    def __str__(self) -> str:
+        return f'a {self.name} backbone' if self.depth else self.name
+
+    @property
+    def name(self) -> str:
+        """`ResNet-50`."""
+        return f'ResNet-{self.depth}' if self.depth else 'another backbone'
+
+    def config_changes(self) -> dict[str, Any]:
+        """The depth, where it is not the 50 of our configs."""
+        return {} if self.depth in (0, 50) else {'model.backbone.depth': self.depth}
+
+
+ANOTHER_BACKBONE = ResNetLayout()
+
+
+def resnet_layout(state: State, hints: Mapping[str, Any] | None = None) -> ResNetLayout:
+    """The depth, by the number of blocks; the last stages may be left out."""
+    blocks = tuple(count(state, f'backbone.layer{stage}.') for stage in (1, 2, 3, 4))
+    built = tuple(number for number in blocks if number)
+    depth = next((depth for known, depth in _DEPTHS.items() if built and known[: len(built)] == built), 0)
+    if depth == 50 and 'backbone.layer1.0.conv3.weight' not in state:
+        depth = 34  # as many blocks, of two convolutions each
+    stem = state.get('backbone.conv1.weight')
+    return ResNetLayout(depth=depth, stem_width=0 if stem is None else len(stem))
+
+
+def hf_backbone_rules(backbone: ResNetLayout, style: Style) -> tuple[Rule, ...]:
+    """The table of a Hugging Face model with timm's ResNet, or its own: timm builds none of another width than 64."""
+    at = 'model.backbone.conv_encoder.model.'
+    own = style.hf_resnet or _needs_own_resnet(backbone)
+    hf_resnet = [
+        Rule(at + 'embedder.embedder.convolution.{p}', 'backbone.conv1.{p}'),
+        Rule(at + 'embedder.embedder.normalization.{p}', 'backbone.bn1.{p}'),
+    ]
+    for stage in range(4):
+        block, ours = at + f'encoder.stages.{stage}.layers.{{i}}.', f'backbone.layer{stage + 1}.{{i}}.'
+        hf_resnet.append(Rule(block + 'shortcut.convolution.{p}', ours + 'downsample.0.{p}'))
+        hf_resnet.append(Rule(block + 'shortcut.normalization.{p}', ours + 'downsample.1.{p}'))
+        for k in range(3):
+            hf_resnet.append(Rule(block + f'layer.{k}.convolution.{{p}}', ours + f'conv{k + 1}.{{p}}'))
+            hf_resnet.append(Rule(block + f'layer.{k}.normalization.{{p}}', ours + f'bn{k + 1}.{{p}}'))
+    return (
+        *(rule._replace(written=own) for rule in hf_resnet),
+        Rule(at + '{p}', 'backbone.{p}', written=not own),
+    )
+
+
+def hf_backbone_config(state: State, num_levels: int) -> dict[str, Any]:
+    """The backbone's part of Hugging Face's config.json; `num_levels` of its last stages are used."""
+    backbone = resnet_layout(state)
+    if not _needs_own_resnet(backbone):
+        return {
+            'use_timm_backbone': True,
+            'backbone': f'resnet{backbone.depth}',
+            'use_pretrained_backbone': False,
+        }
+    basic = 'backbone.layer1.0.conv3.weight' not in state
+    stages = (1, 2, 3, 4)
+    widths = [len(state[f'backbone.layer{i}.0.conv{2 if basic else 3}.weight']) for i in stages]
+    return {
+        'use_timm_backbone': False,
+        'backbone_config': {
+            'model_type': 'resnet',
+            'embedding_size': backbone.stem_width,
+            'hidden_sizes': widths,
+            'depths': [count(state, f'backbone.layer{i}.') for i in stages],
+            'layer_type': 'basic' if basic else 'bottleneck',
+            'out_features': [f'stage{i}' for i in (2, 3, 4)[-max(num_levels, 1) :]],
+        },
+    }
+
+
+def _needs_own_resnet(backbone: ResNetLayout) -> bool:
+    return backbone.stem_width != 64
+
+
+RESNET = WeightFamily(
+    name='ResNet backbone',
+    landmarks=('backbone.layer1.0.conv1.weight',),
+    layout_of=resnet_layout,
+    part_of_detector='backbone.',
+    formats=(
+        WeightFormat('mmdet', "MMDetection's ResNet backbone"),
+        WeightFormat(
+            'torchvision',
+            "torchvision's ResNet",
+            lambda *_: _TORCHVISION,
+            landmarks=('conv1.weight', 'layer4.0.conv1.weight'),
+        ),
+    ),
+)

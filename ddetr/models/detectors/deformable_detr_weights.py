@@ -1,0 +1,290 @@
+"""Weights of Deformable DETR: what they show of the config, and their names in other projects.
+
+The original: https://github.com/fundamentalvision/Deformable-DETR. MMDetection's names are ours.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ddetr.utils.errors import CheckpointError
+from ddetr.weights import ClassRows, Layout, Rule, State, Style, WeightFamily, WeightFormat, count
+from ddetr.weights.family import OptionalZeros
+from ddetr.weights.huggingface import in_both_versions
+
+from ..backbones.resnet_weights import ANOTHER_BACKBONE, ResNetLayout, hf_backbone_rules, resnet_layout
+from .transformer_weights import (
+    ORIGINAL_BACKBONE,
+    attention_of,
+    branch_rules,
+    hf_decoder_layers,
+    hf_encoder_layers,
+    hf_transformer_config,
+    neck_rules,
+    original_decoder_layers,
+    original_encoder_layers,
+    proposal_rules,
+)
+
+_CONFIGS = {  # (several levels, with_box_refine, as_two_stage) -> variant in the config's name
+    (True, False, False): ('',),
+    (True, True, False): ('-refine',),
+    (True, True, True): ('-refine-twostage',),
+    (False, False, False): ('-single-scale', '-single-scale-dc5'),  # DC5 has no weights of its own
+}
+
+
+@dataclass(frozen=True)
+class DeformableDETRLayout(Layout):
+    """Its five variants, and the two-stage one with mixed query selection."""
+
+    num_queries: int = 0  # learned ones
+    encoder_layers: int = 0
+    decoder_layers: int = 0
+    levels: int = 0
+    lateral_convs: int = 0  # of the levels, those that come straight from the backbone
+    with_box_refine: bool = False
+    as_two_stage: bool = False
+    backbone: ResNetLayout = ANOTHER_BACKBONE
+
+    def __str__(self) -> str:
+        parts = [
+            f'Deformable DETR ({self.backbone.name})',
+            'one feature level' if self.levels == 1 else f'{self.levels} feature levels',
+            'with box refinement' if self.with_box_refine else 'no box refinement',
+        ]
+        if self.as_two_stage:
+            parts.append('two-stage' + (' with mixed query selection' if self.num_queries else ''))
+        if self.num_queries:
+            parts.append(f'{self.num_queries} queries')
+        return ', '.join([*parts, f'{self.num_classes} classes'])
+
+    def comparable(self, ignore_classes: bool = False) -> Layout:
+        """With a single layer there is nothing to share, so weights do not show refinement."""
+        single = self.decoder_layers + self.as_two_stage < 2
+        same = replace(self, with_box_refine=self.with_box_refine and not single)
+        return replace(same, num_classes=0) if ignore_classes else same
+
+    @property
+    def _is_quickstart(self) -> bool:
+        mixed = bool(self.as_two_stage and self.num_queries)
+        return mixed and (self.encoder_layers, self.decoder_layers) == (2, 3)
+
+    def fitting_configs(self) -> tuple[str, ...]:
+        """Of the published models, or the quickstart's."""
+        if self._is_quickstart:
+            return ('configs/quickstart/deformable-detr-refine-twostage_shapes.py',)
+        variant = (self.levels > 1, self.with_box_refine, self.as_two_stage)
+        names = _CONFIGS.get(variant, ())
+        return tuple(f'configs/deformable_detr/deformable-detr{name}_r50_16xb2-50e_coco.py' for name in names)
+
+    def config_changes(self) -> dict[str, Any]:
+        """Depth, classes and mixed query selection where they are not the config's."""
+        depth, num_classes = (18, 6) if self._is_quickstart else (50, 80)
+        changes: dict[str, Any] = {}
+        if self.backbone.depth not in (0, depth):
+            changes['model.backbone.depth'] = self.backbone.depth
+        if self.num_classes not in (0, num_classes):
+            changes['model.bbox_head.num_classes'] = self.num_classes
+        if self.as_two_stage and self.num_queries and not self._is_quickstart:
+            changes['model.mixed_query_selection'] = True
+        return changes
+
+
+def layout_of(state: State, hints: Mapping[str, Any]) -> DeformableDETRLayout:
+    """Read the layout off tensors under our names.
+
+    Box refinement does not show in our names: with it, the layers' box branches differ.
+    """
+    bias, queries = state.get('bbox_head.cls_branches.0.bias'), state.get('query_embedding.weight')
+    lateral = count(state, 'neck.convs.')
+    refine = hints.get('with_box_refine')
+    return DeformableDETRLayout(
+        num_classes=0 if bias is None else len(bias),
+        num_queries=0 if queries is None else len(queries),
+        encoder_layers=count(state, 'encoder.layers.'),
+        decoder_layers=count(state, 'decoder.layers.'),
+        levels=lateral + count(state, 'neck.extra_convs.'),
+        lateral_convs=lateral,
+        with_box_refine=_branches_differ(state) if refine is None else bool(refine),
+        as_two_stage='memory_trans_fc.weight' in state,
+        backbone=resnet_layout(state),
+    )
+
+
+def layout_from(state: State, prefix: str, decoder: str) -> DeformableDETRLayout:
+    """What chooses the rules, read off another project's names, which begin with `prefix` and `decoder`."""
+    projections = [
+        t for name, t in state.items() if re.fullmatch(rf'{prefix}input_proj\.\d+\.0\.weight', name)
+    ]
+    return DeformableDETRLayout(
+        levels=len(projections),
+        lateral_convs=sum(kernel.shape[-1] == 1 for kernel in projections),
+        with_box_refine=any(name.startswith(f'{decoder}bbox_embed.') for name in state),
+        as_two_stage=any(name.endswith('enc_output.weight') for name in state),
+    )
+
+
+def original_rules(layout: DeformableDETRLayout, style: Style) -> tuple[Rule, ...]:
+    """The table for one variant: with refinement and two stages the branches are stored again in the decoder."""
+    return (
+        *ORIGINAL_BACKBONE,
+        *neck_rules('', layout.levels, layout.lateral_convs),
+        *original_encoder_layers(deformable=True),
+        *original_decoder_layers(deformable=True),
+        *_query_rules('transformer.', 'query_embed.{p}', layout),
+        *branch_rules(''),
+        *branch_rules('transformer.decoder.', layout.as_two_stage, layout.with_box_refine),
+    )
+
+
+def hf_rules(layout: DeformableDETRLayout, style: Style) -> tuple[Rule, ...]:
+    """The table of one variant. The decoder owns what it refines with, and repeats are not stored."""
+    table = (
+        *hf_backbone_rules(layout.backbone, style),
+        *neck_rules('model.', layout.levels, layout.lateral_convs),
+        *hf_encoder_layers(deformable=True),
+        *hf_decoder_layers(deformable=True),
+        *_query_rules('model.', 'model.query_position_embeddings.{p}', layout),
+        *branch_rules('', not layout.as_two_stage, not layout.with_box_refine),
+        *branch_rules('model.decoder.', layout.as_two_stage, layout.with_box_refine),
+    )
+    return in_both_versions(table, style)
+
+
+def hf_config(
+    layout: DeformableDETRLayout, state: State, model_cfg: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The config.json with which `from_pretrained` builds the model of these tensors.
+
+    Raises:
+        CheckpointError: Heads and points do not fit the attention's width.
+    """
+    attention = attention_of(model_cfg)
+    heads, points = attention.get('num_heads', 8), attention.get('num_points', 4)
+    proposals = (model_cfg or {}).get('num_queries', 300)
+    width = len(state['encoder.layers.0.self_attn.attention_weights.weight'])
+    if width != heads * points * layout.levels:
+        raise CheckpointError(
+            f'the attention has {width} weights a query, which are not {heads} heads x {points} points x '
+            f'{layout.levels} levels: give the config with --config.'
+        )
+    return {
+        'architectures': ['DeformableDetrForObjectDetection'],
+        'model_type': 'deformable_detr',
+        **hf_transformer_config(state, model_cfg),
+        'num_queries': layout.num_queries or proposals,
+        'num_feature_levels': layout.levels,
+        'encoder_n_points': points,
+        'decoder_n_points': points,
+        'with_box_refine': layout.with_box_refine,
+        'two_stage': layout.as_two_stage,
+        'two_stage_num_proposals': proposals,
+    }
+
+
+def share_branches(state: State, layout: DeformableDETRLayout) -> State:
+    """Fill in the branches of layers that share the first one's, which Hugging Face stores once."""
+    result = dict(state)
+    for name, tensor in state.items():
+        if match := re.fullmatch(r'(bbox_head\.\w+_branches)\.0\.(.+)', name):
+            for i in range(1, layout.decoder_layers + layout.as_two_stage):
+                result.setdefault(f'{match[1]}.{i}.{match[2]}', tensor)
+    return result
+
+
+def drop_shared_branches(state: State, layout: DeformableDETRLayout) -> State:
+    """Leave out what `share_branches` fills in, where Hugging Face's model shares it.
+
+    Its class branches are tied unless the file says otherwise by storing them, its box branches without refinement.
+    """
+    result = dict(state)
+    kinds = [] if layout.as_two_stage else ['cls'] if layout.with_box_refine else ['cls', 'reg']
+    for kind in kinds:
+        if not _branches_differ(state, kind):
+            repeats = rf'bbox_head\.{kind}_branches\.(?!0\.)\d+\..+'
+            result = {name: tensor for name, tensor in result.items() if not re.fullmatch(repeats, name)}
+    return result
+
+
+def _query_rules(prefix: str, queries: str, layout: DeformableDETRLayout) -> tuple[Rule, ...]:
+    """Levels, reference points, proposals, learned queries.
+
+    Other projects have no learned ones in two stages, so our mixed query selection has no place there.
+    """
+    return (
+        Rule(prefix + 'level_embed', 'level_embed'),
+        Rule(prefix + 'reference_points.{p}', 'reference_points_fc.{p}'),
+        *proposal_rules(prefix),
+        Rule(prefix + 'pos_trans.{p}', 'pos_trans_fc.{p}'),
+        Rule(prefix + 'pos_trans_norm.{p}', 'pos_trans_norm.{p}'),
+        *(() if layout.as_two_stage else (Rule(queries, 'query_embedding.{p}'),)),
+    )
+
+
+def _branches_differ(state: State, kind: str = r'\w+') -> bool:
+    """Whether any layer's branches are not just copies of the first layer's, as without refinement."""
+    for name, tensor in state.items():
+        if match := re.fullmatch(rf'bbox_head\.({kind})_branches\.(?!0\.)\d+\.(.+)', name):
+            first = state.get(f'bbox_head.{match[1]}_branches.0.{match[2]}')
+            if first is None or (first.data_ptr() != tensor.data_ptr() and not torch.equal(first, tensor)):
+                return True
+    return False
+
+
+def _without_mixed_queries(state: State, layout: DeformableDETRLayout) -> State:
+    if layout.as_two_stage and layout.num_queries:
+        raise CheckpointError(
+            'MMDetection has no mixed query selection: this model cannot be written in its format.'
+        )
+    return state
+
+
+DEFORMABLE_DETR = WeightFamily(
+    name='Deformable DETR',
+    landmarks=(
+        'encoder.layers.0.self_attn.sampling_offsets.weight',
+        'decoder.layers.0.cross_attn.sampling_offsets.weight',
+    ),
+    layout_of=layout_of,
+    hints=('with_box_refine',),
+    class_rows=(ClassRows('bbox_head.cls_branches.{i}.{p}'),),
+    # the loss gives all proposals' objects label 0, and they are chosen by that row alone
+    proposal_branch=lambda layout: (
+        f'bbox_head.cls_branches.{layout.decoder_layers}.' if layout.as_two_stage else ''
+    ),
+    stacks=(
+        'encoder.layers.',
+        'decoder.layers.',
+        'bbox_head.cls_branches.',
+        'bbox_head.reg_branches.',
+    ),
+    optional_zeros=OptionalZeros(
+        'biases of the neck',
+        ('neck.convs.{i}.conv.bias', 'neck.extra_convs.{i}.conv.bias'),
+        'model.neck.bias=True',
+    ),
+    formats=(
+        WeightFormat(
+            'original',
+            'the original Deformable DETR',
+            original_rules,
+            landmarks=('transformer.level_embed', 'input_proj.0.0.weight'),
+            layout_from_theirs=lambda state: layout_from(state, '', 'transformer.decoder.'),
+        ),
+        WeightFormat('mmdet', "MMDetection's Deformable DETR", reduce=_without_mixed_queries),
+        WeightFormat(
+            'hf',
+            "Hugging Face's Deformable DETR",
+            hf_rules,
+            landmarks=('model.level_embed', 'model.input_proj.0.0.weight'),
+            layout_from_theirs=lambda state: layout_from(state, 'model.', 'model.decoder.'),
+            complete=share_branches,
+            reduce=drop_shared_branches,
+            config_json=hf_config,
+        ),
+    ),
+)

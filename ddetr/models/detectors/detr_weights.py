@@ -1,0 +1,149 @@
+"""Weights of DETR: what they show of the config, and their names in other projects.
+
+The original: https://github.com/facebookresearch/detr. MMDetection's names are ours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ddetr.weights import ClassRows, Layout, Rule, State, Style, WeightFamily, WeightFormat, count
+from ddetr.weights.huggingface import in_both_versions
+
+from ..backbones.resnet_weights import ANOTHER_BACKBONE, ResNetLayout, hf_backbone_rules, resnet_layout
+from .transformer_weights import (
+    ORIGINAL_BACKBONE,
+    hf_decoder_layers,
+    hf_encoder_layers,
+    hf_transformer_config,
+    original_decoder_layers,
+    original_encoder_layers,
+)
+
+
+@dataclass(frozen=True)
+class DETRLayout(Layout):
+    """DETR, with DC5 or without: DC5 has no weights of its own."""
+
+    num_queries: int = 0
+    encoder_layers: int = 0
+    decoder_layers: int = 0
+    sigmoid: bool = False  # no row for "no object", as in DETR-DC5+ of Deformable DETR's table 1
+    backbone: ResNetLayout = ANOTHER_BACKBONE
+
+    def __str__(self) -> str:
+        classes = f'{self.num_classes} classes{" by sigmoid" if self.sigmoid else ""}'
+        return f'DETR ({self.backbone.name}), {self.num_queries} queries, {classes}'
+
+    def comparable(self, ignore_classes: bool = False) -> 'DETRLayout':
+        """Fine-tuning may change the loss, too."""
+        return replace(self, num_classes=0, sigmoid=False) if ignore_classes else self
+
+    def fitting_configs(self) -> tuple[str, ...]:
+        """Of the published models, or of the row of the table."""
+        if self.sigmoid:
+            return ('configs/detr/detr-dc5-plus_r50_16xb2-50e_coco.py',)
+        return ('configs/detr/detr_r50_8xb2-150e_coco.py', 'configs/detr/detr-dc5_r50_64xb1-500e_coco.py')
+
+    def config_changes(self) -> dict[str, Any]:
+        """Depth and classes where they are not the config's."""
+        classes = {'model.bbox_head.num_classes': self.num_classes} if self.num_classes not in (0, 80) else {}
+        return {**self.backbone.config_changes(), **classes}
+
+
+def layout_of(state: State, hints: Mapping[str, Any]) -> DETRLayout:
+    """Read the layout off tensors under our names.
+
+    K + 1 class rows are K classes with softmax or K + 1 with sigmoids. `hints['num_classes']` decides: of our files,
+    of the file's class names, or of the model that the weights are for. Without it they are softmax, as in the models
+    that the original project and MMDetection published.
+    """
+    bias, queries = state.get('bbox_head.fc_cls.bias'), state.get('query_embedding.weight')
+    rows = 0 if bias is None else len(bias)
+    sigmoid = hints.get('num_classes') == rows
+    return DETRLayout(
+        num_classes=rows if sigmoid else max(rows - 1, 0),
+        num_queries=0 if queries is None else len(queries),
+        encoder_layers=count(state, 'encoder.layers.'),
+        decoder_layers=count(state, 'decoder.layers.'),
+        sigmoid=sigmoid,
+        backbone=resnet_layout(state),
+    )
+
+
+def original_rules(layout: DETRLayout, style: Style) -> tuple[Rule, ...]:
+    """The original project's names."""
+    return (
+        *ORIGINAL_BACKBONE,
+        Rule('input_proj.{p}', 'neck.convs.0.conv.{p}'),
+        *original_encoder_layers(deformable=False),
+        *original_decoder_layers(deformable=False),
+        Rule('transformer.decoder.norm.{p}', 'decoder.post_norm.{p}'),
+        Rule('query_embed.{p}', 'query_embedding.{p}'),
+        *_branch_rules('class_embed', 'bbox_embed'),
+    )
+
+
+def hf_rules(layout: DETRLayout, style: Style) -> tuple[Rule, ...]:
+    """Hugging Face's names."""
+    table = (
+        *hf_backbone_rules(layout.backbone, style),
+        Rule('model.input_projection.{p}', 'neck.convs.0.conv.{p}'),
+        *hf_encoder_layers(deformable=False),
+        *hf_decoder_layers(deformable=False),
+        Rule('model.decoder.layernorm.{p}', 'decoder.post_norm.{p}'),
+        Rule('model.query_position_embeddings.{p}', 'query_embedding.{p}'),
+        *_branch_rules('class_labels_classifier', 'bbox_predictor'),
+    )
+    return in_both_versions(table, style)
+
+
+def hf_config(layout: DETRLayout, state: State, model_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The config.json with which `from_pretrained` builds the model of these tensors."""
+    return {
+        'architectures': ['DetrForObjectDetection'],
+        'model_type': 'detr',
+        **hf_transformer_config(state, model_cfg),
+        'num_queries': layout.num_queries,
+    }
+
+
+def _branch_rules(classes: str, boxes: str) -> tuple[Rule, ...]:
+    return (
+        Rule(f'{classes}.{{p}}', 'bbox_head.fc_cls.{p}'),
+        Rule(f'{boxes}.layers.0.{{p}}', 'bbox_head.reg_ffn.layers.0.0.{p}'),
+        Rule(f'{boxes}.layers.1.{{p}}', 'bbox_head.reg_ffn.layers.1.{p}'),
+        Rule(f'{boxes}.layers.2.{{p}}', 'bbox_head.fc_reg.{p}'),
+    )
+
+
+DETR = WeightFamily(
+    name='DETR',
+    landmarks=(
+        'encoder.layers.0.self_attn.attn.in_proj_weight',
+        'decoder.layers.0.cross_attn.attn.in_proj_weight',
+    ),
+    layout_of=layout_of,
+    hints=('num_classes',),
+    class_rows=(ClassRows('bbox_head.fc_cls.{p}', background=True),),
+    stacks=('encoder.layers.', 'decoder.layers.'),
+    formats=(
+        WeightFormat(
+            'original',
+            'the original DETR',
+            original_rules,
+            landmarks=('transformer.encoder.layers.0.self_attn.in_proj_weight', 'bbox_embed.layers.0.weight'),
+            background='last',
+        ),
+        WeightFormat('mmdet', "MMDetection's DETR"),
+        WeightFormat(
+            'hf',
+            "Hugging Face's DETR",
+            hf_rules,
+            landmarks=('class_labels_classifier.weight', 'model.input_projection.weight'),
+            background='last',
+            layout_from_theirs=lambda state: DETRLayout(),
+            config_json=hf_config,
+        ),
+    ),
+)

@@ -1,0 +1,136 @@
+"""Class rows: the original projects number COCO's classes by category id, with gaps; we number them 0 to 79.
+
+Rows are those of the classification layers: `(classes, C)` weights and `(classes,)` biases.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from ddetr.utils.coco_classes import COCO_IDS, NUM_COCO_IDS
+
+from .rules import State, matches_any
+
+# The logit of a class that does not exist: its sigmoid, or its share of a softmax, is 0 in float32.
+NEVER_FIRES = -1e4
+
+# Where another project keeps the row of "no object". Ours is the last, in the layers that have one.
+Background = Literal['none', 'first', 'last']
+
+EMPTY: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class ClassRows(NamedTuple):
+    """Tensors with rows for each class.
+
+    Attributes:
+        template: Of their names, ours; see rules.py.
+        background: Whether there is a row for "no object".
+        per_class: Rows for each class: 4 where each has its own box.
+        spare: Last rows in the other projects' tensors that stand for no class, and that we do not have.
+    """
+
+    template: str
+    background: bool = False
+    per_class: int = 1
+    spare: int = 0
+
+
+class _Rows(NamedTuple):
+    total: int  # theirs
+    taken: list[int]  # theirs, in our order
+
+
+def rows_of(name: str, class_rows: Sequence[ClassRows]) -> ClassRows | None:
+    """Which of `class_rows` a tensor of this name has."""
+    return next((rows for rows in class_rows if matches_any(name, [rows.template])), None)
+
+
+def num_class_rows(state: Mapping[str, Tensor], class_rows: Sequence[ClassRows]) -> int:
+    """How many rows the classification layers have, "no object" included; 0 without one."""
+    found = ((rows_of(name, class_rows), tensor) for name, tensor in state.items())
+    return next((len(t) for rows, t in found if rows and rows.per_class == 1 and not rows.spare), 0)
+
+
+def take_class_rows(
+    state: State,
+    class_rows: Sequence[ClassRows],
+    background: Background,
+    coco_ids: bool = True,
+    proposals: str = '',
+) -> tuple[State, State]:
+    """Bring another project's class rows into our order, the background last.
+
+    Args:
+        state: Tensors under our names.
+        class_rows: Those that have rows for classes.
+        background: Where their "no object" is.
+        coco_ids: Take as many rows as COCO has category ids for these ids, and keep those of the 80 categories. Other
+            numbers of classes all stay.
+        proposals: Prefix of the branch whose row 0 says "any object"; it stays the first, in place of the first
+            category's.
+
+    Returns:
+        The state, and for `put_class_rows`, by name, rows that ours has no place for: the proposals' row of the first
+        category, spare rows.
+    """
+    result, aside = dict(state), {}
+    for name, tensor in state.items():
+        if not (spec := rows_of(name, class_rows)):
+            continue
+        classes = tensor.unflatten(0, (-1, spec.per_class))
+        if spec.spare:
+            classes, aside[name] = classes[: -spec.spare], classes[-spec.spare :].flatten(0, 1)
+        objects = len(classes) - (spec.background and background != 'none')
+        # with the background first, it is the row of id 0
+        coco = coco_ids and objects == NUM_COCO_IDS - (background == 'first' and spec.background)
+        kept = len(COCO_IDS) if coco else objects - (background == 'first' and spec.per_class > 1)
+        taken = _rows(spec, kept, coco, background).taken
+        if coco and proposals and name.startswith(proposals):
+            aside[name] = classes[taken[0], 0]
+            taken = [0, *taken[1:]]
+        result[name] = classes[taken].flatten(0, 1)
+    return result, aside
+
+
+def put_class_rows(
+    state: State,
+    class_rows: Sequence[ClassRows],
+    background: Background,
+    coco: bool,
+    proposals: str = '',
+    aside: Mapping[str, Tensor] = EMPTY,
+) -> State:
+    """The inverse of `take_class_rows`; with `coco`, ids that are no category get zero weights and never fire."""
+    result = dict(state)
+    for name, tensor in state.items():
+        if not (spec := rows_of(name, class_rows)):
+            continue
+        classes = tensor.unflatten(0, (-1, spec.per_class))
+        objects = len(classes) - (spec.background and background != 'none')
+        by_id = coco and objects == len(COCO_IDS)
+        rows = _rows(spec, objects, by_id, background)
+        never = name.endswith('.bias') and spec.per_class == 1
+        put = classes.new_full((rows.total + spec.spare, *classes.shape[1:]), NEVER_FIRES if never else 0.0)
+        put[rows.taken] = classes
+        if spec.spare and name in aside:
+            put[-spec.spare :] = aside[name].unflatten(0, (-1, spec.per_class))
+        if by_id and proposals and name.startswith(proposals):
+            first = COCO_IDS[0]
+            put[[0, first]] = put[[first, 0]]
+            put[first, 0] = aside.get(name, put[first, 0])
+        result[name] = put.flatten(0, 1)
+    return result
+
+
+def _rows(spec: ClassRows, objects: int, coco: bool, background: Background) -> _Rows:
+    first = background == 'first'
+    taken = list(COCO_IDS) if coco else [i + first for i in range(objects)]
+    total = NUM_COCO_IDS if coco else objects + first
+    if background == 'last' and spec.background:
+        taken, total = [*taken, total], total + 1
+    elif first and spec.background:
+        taken = [*taken, 0]
+    return _Rows(total, taken)

@@ -1,0 +1,204 @@
+"""From another project's tensors to ours and back, in memory."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddetr.utils.errors import CheckpointError
+
+from .classes import EMPTY, num_class_rows, put_class_rows, take_class_rows
+from .family import WeightFamily, known_families, recognise
+from .huggingface import AS_PUBLISHED, Style, style_of
+from .layout import Layout
+from .rules import State, to_ours, to_theirs
+
+PROJECTS = ('ddetr', 'original', 'mmdet', 'hf')
+
+
+class Converted(NamedTuple):
+    """Weights under our names, and where they came from."""
+
+    state: State
+    layout: Layout
+    project: str  # 'ddetr', or that of a `WeightFormat`
+    title: str  # of the format, for people
+    family: WeightFamily | None  # None: names of no known family, unchanged
+    unexpected: tuple[str, ...] = ()  # the source's names that its format does not have
+    notes: tuple[str, ...] = ()
+    style: Style = AS_PUBLISHED  # of Hugging Face's names, where they were
+    aside: Mapping[str, Tensor] = EMPTY  # rows that we have no use for but give back: see `take_class_rows`
+
+    def missing_in_layers(self) -> list[str]:
+        """Names that some layers of a stack have and others lack: what shows without a model."""
+        layers: dict[str, dict[str, set[str]]] = {}  # stack -> layer -> names in it
+        stacks = '|'.join(map(re.escape, self.family.stacks if self.family else ()))
+        for name in self.state if stacks else ():
+            if match := re.fullmatch(rf'({stacks})(\d+)\.(.+)', name):
+                layers.setdefault(match[1], {}).setdefault(match[2], set()).add(match[3])
+        return [
+            f'{stack}{layer}.{name}'
+            for stack, members in layers.items()
+            for layer, names in members.items()
+            for name in sorted(set.union(*members.values()) - names)
+        ]
+
+
+class Origin(NamedTuple):
+    """What is known about tensors beside their names and shapes.
+
+    Attributes:
+        hints: See `WeightFamily`; those that a file of ours keeps, or `num_classes` of its class names.
+        style: Of Hugging Face's names, as a file of ours keeps it.
+        aside: See `Converted`.
+    """
+
+    hints: Mapping[str, Any] = {}
+    style: Style = AS_PUBLISHED
+    aside: Mapping[str, Tensor] = EMPTY
+
+
+UNTOLD = Origin()
+
+
+def convert_state(
+    state: Mapping[str, Tensor],
+    coco_ids: bool = True,
+    origin: Origin = UNTOLD,
+    name: str = 'this state dict',
+    families: tuple[WeightFamily, ...] = (),
+) -> Converted:
+    """Recognise a state dict by its names and give it ours.
+
+    Args:
+        state: Tensors under the names of any known family and format.
+        coco_ids: Take 91 class rows for COCO's category ids and keep those of the 80 classes.
+        origin: What else is known.
+        name: Of the source, for the error.
+        families: To know beside the registered ones.
+
+    Raises:
+        CheckpointError: The names are of no known family.
+    """
+    found = recognise(state, *families)
+    if found is None:
+        raise _unknown(state, name)
+    family, format = found
+    if format is None:
+        return _own_names(dict(state), family, origin)
+    state = dict(state)
+    seen = format.layout_from_theirs(state)
+    hints = {**family.hints_from(seen), **origin.hints}
+    style = style_of(state) if format.project == 'hf' else AS_PUBLISHED
+    renamed = to_ours(state, (format.rules or (lambda *_: ()))(seen, style))
+    ours, notes = renamed.state, []
+    if renamed.differing:
+        notes.append(
+            f'{len(renamed.differing)} copies of shared tensors differ, such as {renamed.differing[0]}'
+        )
+    if renamed.dropped:
+        notes.append(f'{", ".join(renamed.dropped)} not needed')
+    rows = num_class_rows(ours, family.class_rows)
+    proposals = family.proposal_branch(family.layout_of(ours, hints))
+    ours, aside = take_class_rows(ours, family.class_rows, format.background, coco_ids, proposals)
+    if (kept := num_class_rows(ours, family.class_rows)) < rows:
+        notes.append(f'{rows} class rows by COCO id became {kept}')
+    layout = family.layout_of(ours, hints)
+    ours = format.complete(ours, layout)
+    return Converted(
+        ours, layout, format.project, format.title, family, renamed.unexpected, tuple(notes), style, aside
+    )
+
+
+def unknown_names(state: State, num_classes: int) -> Converted:
+    """Tensors of a detector without a `weight_family`: nothing is read into their names."""
+    return Converted(state, Layout(num_classes), 'ddetr', 'names of no known family', None)
+
+
+def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool = False) -> Converted:
+    """Give our tensors another project's names, shapes and repetitions: what its own files hold.
+
+    Args:
+        project: One of `PROJECTS`, or that of another `WeightFormat`.
+        weights: Tensors under our names.
+        coco: The 80 classes are COCO's, which the other projects (but MMDetection) number by category id.
+        allow_partial: Leave out tensors that the project has no place for.
+
+    Raises:
+        CheckpointError: The project has no such model, or no place for some of its tensors.
+    """
+    if project == 'ddetr':
+        return weights
+    family, layout = weights.family, weights.layout
+    target = family.format(project) if family else None
+    if family is None or target is None:
+        name = family.name if family else 'model of these names'
+        raise CheckpointError(f'{project} has no {name}: choose another format.')
+    state = target.reduce(weights.state, layout)
+    if target.rules is None:
+        return _under_our_names(weights._replace(state=state, project=project, title=target.title), family)
+    state = _with_optional_zeros(state, family)
+    state = {name: tensor for name, tensor in state.items() if not name.endswith('num_batches_tracked')}
+    proposals = family.proposal_branch(layout)
+    state = put_class_rows(state, family.class_rows, target.background, coco, proposals, weights.aside)
+    renamed = to_theirs(state, target.rules(layout, weights.style))
+    if renamed.unexpected and not allow_partial:
+        raise CheckpointError(
+            f'{target.title} has no place for {len(renamed.unexpected)} of the tensors, such as '
+            f'{renamed.unexpected[0]}: this model cannot be written in that format (without --allow-partial).'
+        )
+    return weights._replace(
+        state=renamed.state, project=project, title=target.title, unexpected=renamed.unexpected
+    )
+
+
+def _unknown(state: Mapping[str, Tensor], name: str) -> CheckpointError:
+    titles = dict.fromkeys(format.title for family in known_families() for format in family.formats)
+    return CheckpointError(
+        f'{name}: its {len(state)} names, such as {next(iter(state), "none")!r}, are of no known format '
+        f'(ddetr, {", ".join(titles)}).'
+    )
+
+
+def _own_names(state: State, family: WeightFamily, origin: Origin) -> Converted:
+    strange = tuple(name for name in state if not name.startswith(family.part_of_detector))
+    ours = {name: tensor for name, tensor in state.items() if name not in strange}
+    mmdet = " or MMDetection's" if family.format('mmdet') else ''
+    return Converted(
+        ours,
+        family.layout_of(state, origin.hints),
+        'ddetr',
+        f"ddetr's{mmdet} {family.name}",
+        family,
+        strange,
+        style=origin.style,
+        aside=origin.aside,
+    )
+
+
+def _under_our_names(weights: Converted, family: WeightFamily) -> Converted:
+    """For MMDetection: with batch norms' counters, without biases that are 0 and that it leaves out by default."""
+    state, notes = dict(weights.state), weights.notes
+    for name in weights.state:
+        if name.endswith('.running_var'):
+            counter = name.replace('running_var', 'num_batches_tracked')
+            state.setdefault(counter, torch.zeros((), dtype=torch.long))
+    zeros = family.zeros_in(state)
+    if not any(state[name].any() for name in zeros):
+        state = {name: tensor for name, tensor in state.items() if name not in zeros}
+    else:
+        notes = (
+            *notes,
+            f'the {family.optional_zeros.title} are not 0, and {weights.title} leaves them out by default: set '
+            f'{family.optional_zeros.config_key} in its config',
+        )
+    return weights._replace(state=state, notes=notes)
+
+
+def _with_optional_zeros(state: State, family: WeightFamily) -> State:
+    biases = {
+        name.replace('.weight', '.bias'): tensor for name, tensor in state.items() if name.endswith('.weight')
+    }
+    return {**{name: biases[name].new_zeros(len(biases[name])) for name in family.zeros_in(biases)}, **state}

@@ -1,0 +1,227 @@
+"""Weight files and folders, read into our names and written under others'."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ddetr.utils.coco_classes import COCO_CLASSES, COCO_IDS, NUM_COCO_IDS
+from ddetr.utils.errors import CheckpointError
+from ddetr.utils.files import write_atomically
+
+from .checkpoint import HF_FILES, read_checkpoint
+from .convert import Converted, Origin, convert_state, state_for, unknown_names
+from .family import family_of, recognise
+from .huggingface import Style
+from .rules import State
+
+# The key of our files' meta (as JSON, since safetensors holds strings only) for hints and style of `Origin`.
+ORIGIN_KEY = 'ddetr_origin'
+# Prefix of the names of `Converted.aside` in our files, which keep them beside the weights.
+ASIDE = 'ddetr_aside.'
+# Under which keys the projects keep the tensors in what they give to torch.save; a bare dict of them is fine too.
+_STATE_KEYS = ('state_dict', 'model', 'model_state_dict')
+
+
+class WeightsFile(NamedTuple):
+    """A file's weights under our names, and the names of their classes where the file tells."""
+
+    path: Path
+    weights: Converted
+    classes: tuple[str, ...] | None
+    meta: dict[str, Any]
+
+
+def read_weights(
+    path: str | Path,
+    content: Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
+    strict: bool = True,
+) -> WeightsFile:
+    """Read a checkpoint of any known format, without executing code from it.
+
+    Args:
+        path: See `read_checkpoint`.
+        content: What `path` holds, if it was read already.
+        model: The model that the weights are for. It is asked where tensors have two meanings, and names that no family
+            knows are taken for its own.
+        strict: Without a model, raise an error for names that no family knows, instead of leaving them as they are.
+
+    Raises:
+        CheckpointError: No such file, a damaged or malicious one, or one of no known format.
+    """
+    content = read_checkpoint(path) if content is None else content
+    path = Path(path)
+    meta = content.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    inner = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), Mapping)), content)
+    state = {
+        name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not state:
+        raise CheckpointError(
+            f'{path} holds no weights: its keys are {", ".join(map(str, list(content)[:8]))}.'
+        )
+    if all(name.startswith('module.') for name in state):  # saved inside the wrapper for several processes
+        state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
+    aside = {name.removeprefix(ASIDE): state.pop(name) for name in list(state) if name.startswith(ASIDE)}
+    names, own_number = _class_names(meta), getattr(model, 'num_classes', None)
+    told = {'num_classes': own_number if names is None else len(names)}
+    origin = _origin_of(meta, path, told)._replace(aside=aside)
+    families = [family] if (family := family_of(model)) else []
+    its_own = model is not None and not family and _are_names_of(model, state)
+    if its_own or ((model is not None or not strict) and not recognise(state, *families)):
+        weights = unknown_names(state, len(names or ()))
+    else:
+        # a model with as many classes as COCO has category ids means these rows as they are
+        coco_ids = own_number not in (NUM_COCO_IDS - 1, NUM_COCO_IDS)
+        try:
+            weights = convert_state(state, coco_ids, origin, str(path), tuple(families))
+        except (IndexError, RuntimeError) as error:  # tensors of shapes that no model has
+            raise CheckpointError(f'{path}: its names are known, but not their shapes ({error}).') from error
+    return WeightsFile(path, weights, _classes_of(names, path, weights), meta)
+
+
+def write_weights(
+    out: str | Path,
+    file: WeightsFile,
+    project: str,
+    model_cfg: Mapping[str, Any] | None = None,
+    allow_partial: bool = False,
+) -> Converted:
+    """Write weights in a project's format, whole or not at all.
+
+    Args:
+        out: `.pth` (or `.pt`, `.bin`), `.safetensors`, or for `hf` a folder, which gets a `config.json` too.
+        file: from `read_weights`.
+        project: `ddetr`, `original`, `mmdet` or `hf`.
+        model_cfg: `model` of the config that the weights belong to: Hugging Face's `config.json` needs what weights do
+            not show. By default, the published models' values.
+        allow_partial: leave out tensors that the project has no place for.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: the project has no such model, or `out` is no such place; nothing is written then.
+    """
+    out, source = Path(out), file.weights
+    if project == 'hf' and (out.is_file() or out.suffix in ('.pth', '.pt', '.bin')):
+        raise CheckpointError(
+            f'{out}: what Hugging Face reads is a folder (or a .safetensors file); name one.'
+        )
+    if project != 'hf' and (out.is_dir() or not out.suffix):
+        raise CheckpointError(f'{out}: name the file to write, such as {out}.pth.')
+    coco = file.classes in (None, COCO_CLASSES) and source.layout.num_classes == len(COCO_CLASSES)
+    written = state_for(project, source, coco, allow_partial)
+    if project == 'hf':
+        folder = out.parent if out.suffix == '.safetensors' else out
+        target = out if out.suffix == '.safetensors' else out / HF_FILES[0]
+        config = _config_json(file, coco, model_cfg)
+        save_weights(target, written.state, {'format': 'pt'})
+        text = json.dumps(config, indent=2)
+        write_atomically(folder / 'config.json', lambda path: _write_text(path, text))
+        return written
+    aside = {ASIDE + name: rows for name, rows in source.aside.items()} if project == 'ddetr' else {}
+    save_weights(
+        out, {**written.state, **aside}, meta_of(file), key='model' if project == 'original' else 'state_dict'
+    )
+    return written
+
+
+def save_weights(out: Path, state: State, meta: Mapping[str, str], key: str = 'state_dict') -> None:
+    """Write tensors and texts about them, atomically; in a `.safetensors` file repeated tensors are stored apart."""
+    if out.suffix == '.safetensors':
+        apart = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+        # not save_file: nobody but its owner may read what that writes
+        write: Callable[[Path], object] = lambda path: path.write_bytes(save(apart, dict(meta)))  # noqa: E731
+    else:
+        write = lambda path: torch.save({key: state, 'meta': dict(meta)}, path)  # noqa: E731
+    write_atomically(out, write)
+
+
+def meta_of(file: WeightsFile) -> dict[str, str]:
+    """What a file of ours says about its weights: texts only, so that every container holds them."""
+    weights = file.weights
+    hints = weights.family.hints_from(weights.layout) if weights.family else {}
+    origin = {**hints, 'style': weights.style._asdict()}
+    meta = {ORIGIN_KEY: json.dumps(origin)}
+    if file.classes:
+        meta['classes'] = json.dumps(file.classes)
+    return meta
+
+
+def _origin_of(meta: Mapping[str, Any], path: Path, told: Mapping[str, Any]) -> Origin:
+    """From a file of ours; what it keeps wins over what class names or the live model tell."""
+    text = meta.get(ORIGIN_KEY)
+    if not isinstance(text, str):
+        return Origin(told)
+    try:
+        kept = json.loads(text)
+        hints = {name: value for name, value in kept.items() if isinstance(value, bool | int)}
+        return Origin({**told, **hints}, Style(**kept['style']))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f'{path}: its meta entry {ORIGIN_KEY} is damaged ({error!r}).') from error
+
+
+def _are_names_of(model: nn.Module, state: State) -> bool:
+    """Whether most of these tensors have names of this model, which then are no other project's."""
+    return 2 * len(model.state_dict().keys() & state.keys()) > len(state)
+
+
+def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The class names in a checkpoint's meta."""
+    names: Any = meta.get('classes')
+    if isinstance(names, str):
+        names = _json_or_none(names)
+    dataset = meta.get('dataset_meta')
+    if isinstance(dataset, Mapping):
+        names = dataset.get('classes', dataset.get('CLASSES'))
+    return tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else None
+
+
+def _classes_of(names: tuple[str, ...] | None, path: Path, weights: Converted) -> tuple[str, ...] | None:
+    """The class names that a checkpoint carries, if there are as many as classes."""
+    config = (path if path.is_dir() else path.parent) / 'config.json'
+    if weights.project == 'hf' and names is None and config.is_file():
+        labels = (_json_or_none(config.read_text()) or {}).get('id2label', {})
+        names = tuple(str(labels.get(str(i), '')) for i in range(len(labels)))
+        if len(names) in (NUM_COCO_IDS, NUM_COCO_IDS + 1) and weights.layout.num_classes == len(COCO_IDS):
+            names = COCO_CLASSES
+        elif any(name.startswith('LABEL_') for name in names):  # Hugging Face's stand-ins
+            names = None
+    if names is None and any('by COCO id' in note for note in weights.notes):
+        names = COCO_CLASSES
+    return names if names is not None and len(names) == weights.layout.num_classes else None
+
+
+def _config_json(file: WeightsFile, coco: bool, model_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Hugging Face's config.json; the family knows what stands in it."""
+    weights = file.weights
+    target = weights.family.format('hf') if weights.family else None
+    if target is None or target.config_json is None:
+        raise CheckpointError(f'config.json of {weights.title} is not known: choose another format.')
+    names: Sequence[str] = file.classes or [f'LABEL_{i}' for i in range(weights.layout.num_classes)]
+    if coco:
+        by_id = dict(zip(COCO_IDS, COCO_CLASSES, strict=True))
+        names = [by_id.get(i, f'N/A {i}') for i in range(NUM_COCO_IDS)]
+    labels = {
+        'id2label': {str(i): name for i, name in enumerate(names)},
+        'label2id': {name: i for i, name in enumerate(names)},
+    }
+    return {**target.config_json(weights.layout, weights.state, model_cfg), **labels}
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)

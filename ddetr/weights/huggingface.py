@@ -1,0 +1,49 @@
+"""What Hugging Face transformers' names have in common, whichever model they are of.
+
+`save_pretrained` writes the names of version 4, which every version reads. Version 5's modules have other names, and
+the backbone has timm's (which are torchvision's) or those of Hugging Face's own ResNet. All of them are read.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .rules import Rule
+
+
+class Style(NamedTuple):
+    """Which of Hugging Face's names a file uses."""
+
+    version_5: bool = False
+    hf_resnet: bool = False
+
+
+AS_PUBLISHED = Style()
+
+# q, k and v are three tensors there and one here
+MULTI_HEAD = (
+    Rule('{qkv}_proj.{p}', 'attn.in_proj_{p}'),
+    Rule('out_proj.{p}', 'attn.out_proj.{p}'),
+)
+
+
+def style_of(names: Mapping[str, Any]) -> Style:
+    """The style in which these names are written."""
+    return Style(
+        version_5=any('.mlp.fc1.' in name for name in names),
+        hf_resnet=any('.embedder.embedder.' in name for name in names),
+    )
+
+
+def in_both_versions(table: Sequence[Rule], style: Style) -> tuple[Rule, ...]:
+    """A table of version 4's names, with those of version 5 beside them; the style's are written."""
+    new = [rule._replace(theirs=_version_5_name(rule.theirs)) for rule in table]
+    return (
+        *(rule._replace(written=rule.written and style.version_5) for rule in new),
+        *(rule._replace(written=rule.written and not style.version_5) for rule in table),
+    )
+
+
+def _version_5_name(theirs: str) -> str:
+    name = theirs.replace('.backbone.conv_encoder.', '.backbone.')
+    name = name.replace('.fc1.', '.mlp.fc1.').replace('.fc2.', '.mlp.fc2.')
+    return name.replace('.out_proj.', '.o_proj.')

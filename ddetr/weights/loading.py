@@ -1,0 +1,197 @@
+"""Loading a checkpoint of any known format into a model."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.logging import print_log
+from torch import nn
+
+from ddetr.utils.errors import CheckpointError
+
+from .family import WeightFamily, family_of
+from .files import WeightsFile, read_weights
+from .layout import Layout
+from .rules import State
+
+
+class LoadReport(NamedTuple):
+    """Result of loading a file into a model. All names are ours, but for `unexpected` ones of other formats."""
+
+    path: Path
+    title: str  # of the format
+    layout: Layout  # of the file
+    mapped: int  # tensors of the model that were taken from the file
+    missing: tuple[str, ...]  # the model's, which keep their values
+    unexpected: tuple[str, ...]  # the file's, which were not used
+    reinitialised: tuple[str, ...]  # class rows for another number of classes
+    notes: tuple[str, ...]
+    classes: tuple[str, ...] | None  # of the file; None if it names none, or if they were reinitialised
+
+    def __str__(self) -> str:
+        parts = [f'{self.mapped} tensors loaded']
+        if self.missing:
+            parts.append(f'{len(self.missing)} missing ({_listed(self.missing)})')
+        if self.unexpected:
+            parts.append(f'{len(self.unexpected)} left over ({_listed(self.unexpected)})')
+        if self.reinitialised:
+            parts.append(f'{len(self.reinitialised)} class tensors reinitialised')
+        return f'{self.path}: {self.title}: {self.layout}; {"; ".join([*parts, *self.notes])}'
+
+
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    content: Mapping[str, Any] | None = None,
+    *,
+    finetune: bool = False,
+    allow_partial: bool = False,
+) -> LoadReport:
+    """Load a checkpoint of any known format, all of it or nothing, and print one line about it.
+
+    Args:
+        model: A detector, not wrapped. Without a `weight_family`, names decide.
+        path: See `read_checkpoint`.
+        content: What `path` holds, if it was read already.
+        finetune: With another number of classes than the file's, take everything else and reinitialise the tensors that
+            the model's `reset_classes` names. For training only: these know no class yet.
+        allow_partial: Take what fits, leave the rest as it is, and warn.
+
+    Returns:
+        What was done.
+
+    Raises:
+        CheckpointError: The file is of no known format or damaged; it is of another model than the config's; names
+            are missing or left over.
+    """
+    own, family = model.state_dict(), family_of(model)
+    file = read_weights(path, content, model)
+    weights = file.weights
+    # a copy: what is read once may be asked about again
+    state, notes = dict(weights.state), list(weights.notes)
+
+    anew = _fresh_classes(model, own, state) if finetune else {}
+    if anew:
+        state = {name: tensor for name, tensor in state.items() if name not in anew}
+        numbers = getattr(model, 'num_classes', 0), weights.layout.num_classes
+        if numbers[1] and numbers[0] != numbers[1]:
+            notes.append(f'{numbers[0]} classes instead of {numbers[1]}')
+    if family and not allow_partial:
+        built = family.layout_of(own, family.hints_from(model))
+        _refuse_other_model(file, family, built, ignore_classes=bool(anew))
+    notes += _settle_optional_zeros(state, own, file)
+    state, missing, unexpected, shapes = _sort_out(state, own, list(anew))
+    unexpected = [*weights.unexpected, *unexpected]
+    if (missing or unexpected or shapes) and not allow_partial:
+        raise CheckpointError(_misfit(file, missing, unexpected, shapes))
+    model.load_state_dict({**state, **anew}, strict=False)
+    report = LoadReport(
+        path=file.path,
+        title=weights.title,
+        layout=weights.layout,
+        mapped=len(state),
+        missing=(*missing, *(name for name, _ in shapes)),
+        unexpected=tuple(unexpected),
+        reinitialised=tuple(anew),
+        notes=tuple(notes),
+        classes=None if anew else file.classes,
+    )
+    partial = report.missing or report.unexpected
+    print_log(f'weights: {report}', 'current', logging.WARNING if partial else logging.INFO)
+    return report
+
+
+def _fresh_classes(model: Any, own: State, state: State) -> State:
+    """Freshly initialised class tensors, if the file's have other shapes; empty if they fit.
+
+    `reset_classes` is called on a copy: optimizer and process group hold the model's own parameters already.
+    """
+    misshapen = {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape}
+    if not misshapen or not hasattr(model, 'reset_classes'):
+        return {}
+    fresh = copy.deepcopy(model)
+    names, values = fresh.reset_classes(model.num_classes), fresh.state_dict()
+    return {name: values[name] for name in names} if misshapen & set(names) else {}
+
+
+def _refuse_other_model(file: WeightsFile, family: WeightFamily, built: Layout, ignore_classes: bool) -> None:
+    """Raise an error that says that file and config are of different models, and which config fits."""
+    held, theirs = file.weights.layout.comparable(ignore_classes), file.weights.family
+    if theirs is None:
+        return  # names of no known family decide
+    says = f'{file.path} holds {file.weights.layout}'
+    if theirs.part_of_detector:
+        part, strange = theirs.part_of_detector, file.weights.unexpected
+        rest = f'and {len(strange)} tensors of no known format, such as {strange[0]}' if strange else 'only'
+        raise CheckpointError(
+            f'{says} {rest}, but the config builds {built}: to take the {part[:-1]}, name it there, '
+            f"model.{part}init_cfg=dict(type='Pretrained', checkpoint='{file.path}')."
+        )
+    if theirs is not family or held != built.comparable(ignore_classes):
+        fitting = f'use {held.suggestion()}' if held.fitting_configs() else 'make a config for it'
+        raise CheckpointError(f'{says}, but the config builds {built}: {fitting}.')
+
+
+def _settle_optional_zeros(state: State, own: State, file: WeightsFile) -> list[str]:
+    """Fill in or leave out the family's optional zero tensors, in place, where that changes nothing."""
+    family = file.weights.family
+    if family is None:
+        return []
+    title, mine, theirs = family.optional_zeros.title, family.zeros_in(own), family.zeros_in(state)
+    if mine and not theirs:
+        state |= {name: torch.zeros_like(own[name]) for name in mine}
+        return [f'{len(mine)} {title}, which the file does not have, set to 0']
+    if theirs and not mine:
+        if any(state[name].any() for name in theirs):
+            raise CheckpointError(
+                f'{file.path} has {title} that are not 0, which the config leaves out: set '
+                f'{family.optional_zeros.config_key}, as in {file.weights.layout.suggestion()}.'
+            )
+        for name in theirs:
+            del state[name]
+        return [f'{len(theirs)} {title}, all 0, left out as in the config']
+    return []
+
+
+def _sort_out(
+    state: State, own: State, anew: list[str]
+) -> tuple[State, list[str], list[str], list[tuple[str, str]]]:
+    """Split into what fits, what is missing, what is left over, and what has another shape (with both shapes).
+
+    Batch norms' counters are neither missing nor left over: no frozen norm uses them, and other projects drop them.
+    """
+    counters = {name for name in {*own, *state} if name.endswith('.num_batches_tracked')}
+    shapes = [
+        (name, f'{tuple(tensor.shape)} instead of {tuple(own[name].shape)}')
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    misshapen = {name for name, _ in shapes}
+    fitting = {name: tensor for name, tensor in state.items() if name in own and name not in misshapen}
+    missing = [name for name in own if name not in state and name not in counters and name not in anew]
+    unexpected = [name for name in state if name not in own and name not in counters]
+    return fitting, missing, unexpected, shapes
+
+
+def _misfit(
+    file: WeightsFile, missing: list[str], unexpected: list[str], shapes: list[tuple[str, str]]
+) -> str:
+    faults = []
+    if missing:
+        faults.append(f'lacks {len(missing)} tensors of the model ({_listed(missing)})')
+    if unexpected:
+        faults.append(f'has {len(unexpected)} tensors left over ({_listed(unexpected)})')
+    if shapes:
+        faults.append(f'has other shapes ({_listed([f"{name}: {shape}" for name, shape in shapes])})')
+    return (
+        f'{file.path} ({file.weights.title}) does not fit the model of this config: it {"; it ".join(faults)}. '
+        'To load what fits, allow partial loading (--allow-partial).'
+    )
+
+
+def _listed(names: list[str] | tuple[str, ...], limit: int = 10) -> str:
+    more = f', and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more

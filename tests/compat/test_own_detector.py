@@ -1,0 +1,312 @@
+"""A user's detector in a file outside the package: weights that no family describes, and a family of its own."""
+
+import ast
+import re
+import runpy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
+from ddetr.models.detectors.deformable_detr_weights import (
+    DEFORMABLE_DETR,
+    DeformableDETRLayout,
+    layout_from,
+)
+from ddetr.models.detectors.transformer_weights import (
+    ORIGINAL_BACKBONE,
+    box_branch_rules,
+    branch_rules,
+    neck_rules,
+    original_decoder_layers,
+    original_encoder_layers,
+    proposal_rules,
+)
+from ddetr.registry import MODELS
+from ddetr.utils import CheckpointError
+from ddetr.weights import (
+    ClassRows,
+    Layout,
+    Rule,
+    WeightFamily,
+    WeightFormat,
+    load_weights,
+    read_weights,
+)
+from ddetr.weights.convert import convert_state, state_for
+from tests.compat.test_weights_formats import random_state
+from tests.conftest import ROOT
+
+# The stem's names are those of the original Deformable DETR, which this is not.
+MODULE = """
+import torch
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData
+from torch import nn
+from torch.nn import functional as F
+
+from ddetr.registry import MODELS
+
+
+@MODELS.register_module(force=True)
+class OneBoxDetector(BaseModel):
+    def __init__(self, num_classes, data_preprocessor=None, init_cfg=None):
+        super().__init__(data_preprocessor, init_cfg)
+        self.stem = nn.Conv2d(3, 8, 16, 16)
+        self.classify = nn.Linear(8, num_classes)
+        self.box = nn.Linear(8, 4)
+
+    @property
+    def num_classes(self):
+        return self.classify.out_features
+
+    def reset_classes(self, num_classes):
+        self.classify = nn.Linear(8, num_classes)
+        return ['classify.weight', 'classify.bias']
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        hidden = self.stem(inputs).mean((2, 3))
+        scores, boxes = self.classify(hidden), self.box(hidden).sigmoid()
+        if mode == 'loss':
+            labels = torch.stack([sample.gt_instances.labels.sum() % self.num_classes for sample in data_samples])
+            return {'loss_cls': F.cross_entropy(scores, labels), 'loss_box': boxes.mean()}
+        for sample, score, box in zip(data_samples, scores.softmax(1), boxes):
+            corners = torch.cat([box[:2] * 30, 32 + box[2:] * 30])[None]
+            best = score.max(0)
+            sample.pred_instances = InstanceData(bboxes=corners, scores=best[0][None], labels=best[1][None])
+        return data_samples
+"""
+
+
+@pytest.fixture
+def own_config(tiny_run, tmp_path, monkeypatch):
+    """A config whose detector lies beside it."""
+    (tmp_path / 'one_box.py').write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / 'config.py'
+    path.write_text(
+        f'_base_ = {str(tiny_run.config)!r}\n'
+        "custom_imports = dict(imports=['one_box'])\n"
+        "model = dict(_delete_=True, type='OneBoxDetector', num_classes=6,\n"
+        "             data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32))\n"
+    )
+    yield path
+    sys.modules.pop('one_box', None)
+
+
+def identify(monkeypatch, capsys, *args) -> dict[str, str]:
+    capsys.readouterr()
+    monkeypatch.setattr(sys, 'argv', ['identify.py', *map(str, args)])
+    runpy.run_path(str(ROOT / 'tools/converters/identify.py'))['main']()
+    lines = capsys.readouterr().out.splitlines()
+    return {key: value.strip() for key, value in (line.split(':', 1) for line in lines)}
+
+
+def test_a_detector_without_a_family_trains_tests_fine_tunes_and_is_identified(
+    own_config, tmp_path, monkeypatch, capsys
+):
+    train_detector(own_config, TrainOptions(work_dir=str(tmp_path / 'a')))
+    checkpoint = next((tmp_path / 'a').glob('epoch_*.pth'))
+    evaluate_detector(own_config, checkpoint, EvalOptions(work_dir=str(tmp_path / 'b')))
+    facts = identify(monkeypatch, capsys, checkpoint, '--config', own_config)
+    assert facts['format'] == 'names of no known family'
+    assert facts['model'] == 'a model of its own, 6 classes'
+    assert facts['classes'].startswith('circle, square')
+    with pytest.raises(CheckpointError, match=r"its 6 names, such as '.*', are of no known format"):
+        identify(monkeypatch, capsys, checkpoint)
+
+    three = {
+        f'{s}_dataloader.dataset.metainfo': {'classes': ('star', 'ring', 'cross')} for s in ('train', 'val')
+    }
+    options = {
+        **three,
+        'model.num_classes': 3,
+        'load_from': str(checkpoint),
+        'train_cfg.max_epochs': 1,
+        'optim_wrapper.optimizer.lr': 0.0,
+        'optim_wrapper.optimizer.weight_decay': 0.0,
+    }
+    runner = train_detector(own_config, TrainOptions(work_dir=str(tmp_path / 'c'), cfg_options=options))
+    before, after = torch.load(checkpoint, weights_only=False)['state_dict'], runner.model.state_dict()
+    assert after['classify.weight'].shape == (3, 8)
+    for name in before.keys() - {'classify.weight', 'classify.bias'}:
+        assert torch.equal(after[name], before[name]), name
+    assert (
+        '2 class tensors reinitialised; 3 classes instead of 6'
+        in next((tmp_path / 'c').glob('*/*.log')).read_text()
+    )
+    optimized = {id(p) for group in runner.optim_wrapper.optimizer.param_groups for p in group['params']}
+    assert all(
+        id(p) in optimized for p in runner.model.parameters()
+    )  # those that the optimizer was built for
+
+
+def test_names_of_a_detector_without_a_family_are_its_own_even_if_a_format_has_them(tmp_path):
+    """A detector that wraps the original code has the original's names."""
+    model = nn.Module()
+    model.transformer, model.input_proj = nn.Module(), nn.ModuleList([nn.Sequential(nn.Conv2d(1, 1, 1))])
+    model.transformer.level_embed = nn.Parameter(torch.ones(4, 2))
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    nn.init.zeros_(model.transformer.level_embed)
+    report = load_weights(model, tmp_path / 'a.pth')
+    assert (report.mapped, report.missing, report.unexpected) == (3, (), ())
+    assert model.transformer.level_embed.all()
+
+
+OWN = WeightFamily(
+    name='two layers',
+    landmarks=('first.weight', 'second.weight'),
+    layout_of=lambda state, hints: Layout(len(state['second.bias'])),
+    class_rows=(ClassRows('second.{p}'),),
+    formats=(
+        WeightFormat(
+            'elsewhere',
+            'the two layers of elsewhere',
+            lambda layout, style: (Rule('a.{p}', 'first.{p}'), Rule('b.{p}', 'second.{p}')),
+            landmarks=('a.weight', 'b.weight'),
+        ),
+    ),
+)
+
+
+def test_a_family_outside_the_package_is_read_and_written(tmp_path, monkeypatch):
+    class TwoLayers(nn.Module):
+        weight_family = OWN
+        num_classes = 80
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 3), nn.Linear(3, 80)
+
+    state = {'a.weight': torch.rand(3, 2), 'a.bias': torch.rand(3)}
+    state |= {'b.weight': torch.rand(91, 3), 'b.bias': torch.rand(91)}
+    torch.save(state, tmp_path / 'elsewhere.pth')
+    with pytest.raises(CheckpointError, match='no known format'):
+        read_weights(tmp_path / 'elsewhere.pth')
+    monkeypatch.setitem(MODELS.module_dict, 'TwoLayers', TwoLayers)  # as `register_module` does
+    file = read_weights(tmp_path / 'elsewhere.pth')
+    assert (file.weights.title, file.weights.layout.num_classes) == ('the two layers of elsewhere', 80)
+    model = TwoLayers()
+    load_weights(model, tmp_path / 'elsewhere.pth')
+    assert torch.equal(model.second.bias[:11], state['b.bias'][1:12])  # 12 is no category
+    back = state_for('elsewhere', file.weights, coco=True).state
+    assert torch.equal(back['b.weight'][1], state['b.weight'][1])
+    assert back['b.bias'][12] == -1e4
+
+
+def _dino_rules(layout, style):
+    last = layout.decoder_layers
+    return (
+        *ORIGINAL_BACKBONE,
+        *neck_rules('', layout.levels, layout.lateral_convs),
+        *original_encoder_layers(deformable=True),
+        *original_decoder_layers(deformable=True),
+        *proposal_rules('transformer.'),
+        *(
+            rule
+            for prefix in ('', 'transformer.decoder.')
+            for i in range(last)
+            for rule in branch_rules(prefix, index=str(i))
+        ),
+        *box_branch_rules('transformer.enc_out_bbox_embed', str(last)),
+        Rule('transformer.enc_out_class_embed.{p}', f'bbox_head.cls_branches.{last}.{{p}}'),
+        Rule('transformer.level_embed', 'level_embed'),
+        Rule('transformer.decoder.norm.{p}', 'decoder.norm.{p}'),
+        Rule('transformer.decoder.ref_point_head.{p}', 'decoder.ref_point_head.{p}'),
+        Rule('transformer.tgt_embed.{p}', 'query_embedding.{p}'),
+        Rule('label_enc.{p}', 'dn_query_generator.label_embedding.{p}'),
+    )
+
+
+DINO = WeightFamily(
+    name='DINO',
+    landmarks=(*DEFORMABLE_DETR.landmarks, 'dn_query_generator.label_embedding.weight'),
+    layout_of=DEFORMABLE_DETR.layout_of,
+    class_rows=(*DEFORMABLE_DETR.class_rows, ClassRows('dn_query_generator.label_embedding.{p}', spare=1)),
+    optional_zeros=DEFORMABLE_DETR.optional_zeros,
+    formats=(
+        WeightFormat(
+            'original',
+            'the original DINO',
+            _dino_rules,
+            landmarks=('transformer.level_embed', 'input_proj.0.0.weight', 'label_enc.weight'),
+            layout_from_theirs=lambda state: DeformableDETRLayout(
+                decoder_layers=6,
+                levels=len(state['transformer.level_embed']),
+                lateral_convs=layout_from(state, '', '').lateral_convs,
+            ),
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize('name', ['official_dino_4scale_r50', 'official_dino_5scale_r50'])
+def test_an_heir_of_a_family_takes_precedence_and_needs_no_other_file(name, checkpoint_lists):
+    """It has all landmarks of its ancestor, and its own."""
+    import json
+
+    shapes = json.loads((checkpoint_lists / f'{name}.json').read_text())
+    state = random_state(shapes, refined=True)
+    ours = convert_state(state, families=(DINO,))
+    assert ours.title == 'the original DINO'
+    assert ours.unexpected == ()
+    assert ours.state['dn_query_generator.label_embedding.weight'].shape == (80, 256)
+    assert ours.state['bbox_head.cls_branches.6.bias'].shape == (80,)
+    assert convert_state(ours.state, families=(DINO,)).title == "ddetr's DINO"
+    back = state_for('original', ours, coco=True).state
+    assert back.keys() == state.keys()
+    for key in state:
+        rows = [1, 11, 13, 90] if len(state[key]) in (91, 92) else slice(None)
+        assert torch.equal(back[key][rows], state[key][rows]), key
+    assert torch.equal(back['label_enc.weight'][91], state['label_enc.weight'][91])
+
+
+class OtherBackbone(nn.Module):
+    """No family describes it."""
+
+    def __init__(self, checkpoint: str):
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4)
+        self.checkpoint = checkpoint
+
+    def init_weights(self):
+        from ddetr.weights import PretrainedInit
+
+        PretrainedInit(self.checkpoint)(self)
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.', 'module.backbone.'])
+def test_any_backbone_starts_from_its_own_names_or_a_detectors(prefix, tmp_path):
+    source = OtherBackbone('')
+    state = {prefix + name: value for name, value in source.state_dict().items()}
+    if 'backbone' in prefix:
+        state[prefix.replace('backbone.', 'head.weight')] = torch.zeros(1)
+    torch.save({'state_dict': state}, tmp_path / 'a.pth')
+    backbone = OtherBackbone(str(tmp_path / 'a.pth'))
+    backbone.init_weights()
+    assert torch.equal(backbone.patches.weight, source.patches.weight)
+    del state[f'{prefix}norm.bias']
+    torch.save({'state_dict': state}, tmp_path / 'a.pth')
+    with pytest.raises(
+        CheckpointError, match=r'a.pth does not fit OtherBackbone .*: 1 of its 7 .* norm.bias'
+    ):
+        backbone.init_weights()
+
+
+def test_generic_code_names_no_family():
+    family = re.compile(r'DETR|R-?CNN|DINO|bbox_head|roi_head|encoder\.layers|neck\.convs|configs/')
+    for package in ('weights', 'engine', 'apis'):
+        for path in sorted((ROOT / 'ddetr' / package).rglob('*.py')):
+            found = family.findall(path.read_text())
+            assert not found, (path, found)
+
+
+def test_weights_stand_below_models():
+    allowed = re.compile(r'ddetr\.(registry|structures|utils)\b')
+    for path in (ROOT / 'ddetr/weights').glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level < 2, path
+                assert not (node.module or '').startswith('ddetr') or allowed.match(node.module), path
