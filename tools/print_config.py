@@ -4,8 +4,8 @@ import argparse
 
 from mmengine.config import DictAction
 
+from ddetr.engine.config import check_config, load_config
 from ddetr.utils.cli import run_cli
-from ddetr.utils.config import check_config, load_config
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
-from ddetr.utils.config import load_config
+from ddetr.engine.config import load_config
 
 MEAN_OF = 5  # iterations; a single one's loss depends on its crops
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from ddetr.analysis.smoke import reduced
 from ddetr.engine import build_runner
-from ddetr.utils.config import load_config
+from ddetr.engine.config import load_config
 from ddetr.utils.errors import InputError
 
 IMAGES = 4  # to train on, of which a step takes two, and to test

@@ -13,10 +13,10 @@ from torch import nn
 
 from ddetr.datasets.coco import COCO_CLASSES
 from ddetr.datasets.transforms import LoadImageFromFile
+from ddetr.engine.config import check_config, explain_build_errors, load_config
 from ddetr.engine.weights import load_weights
 from ddetr.registry import MODELS, SCOPE
 from ddetr.structures import DetDataSample
-from ddetr.utils.config import check_config, explain_build_errors, load_config
 from ddetr.utils.errors import ConfigError, InputError
 from ddetr.utils.files import write_json
 from ddetr.visualization import DetLocalVisualizer

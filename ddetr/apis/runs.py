@@ -10,9 +10,9 @@ from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
 from ddetr.engine import DetRunner, build_runner
+from ddetr.engine.config import load_config
 from ddetr.engine.weights import read_weights
 from ddetr.utils import CheckpointError, ConfigError, InputError
-from ddetr.utils.config import load_config
 
 
 class TrainOptions(NamedTuple):

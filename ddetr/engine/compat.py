@@ -1,8 +1,10 @@
 """What mmengine 0.10.7 needs on today's packages, in one place, one reason a bridge.
 
 Each bridge uses an extension point that mmengine offers: schemes of its checkpoint loader, registries, and
-methods of the Runner that `DetRunner` (runner.py) overrides. Nothing is patched. `onedl-mmengine` 0.10.12,
-which installs under the same import name, takes the same bridges.
+methods of the Runner that `DetRunner` (runner.py) overrides. No function of mmengine or torch is replaced, but
+importing this module changes the whole process: `force=True` below makes every mmengine loader read checkpoints
+through ddetr's reader, for other code that uses mmengine too. `onedl-mmengine` 0.10.12, which installs under the same
+import name, takes the same bridges.
 """
 
 import re

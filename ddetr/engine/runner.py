@@ -15,12 +15,12 @@ from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
-from ddetr.utils.config import check_config, explain_build_errors
 from ddetr.utils.errors import CheckpointError
 from ddetr.utils.files import write_atomically
 
 from .class_check import check_classes
 from .compat import init_cpu_group
+from .config import check_config, explain_build_errors
 from .console import keep_details_out
 from .weights import load_weights, read_content, warn_of_random_backbone
 

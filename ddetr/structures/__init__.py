@@ -1,4 +1,4 @@
-from .det_data_sample import DetDataSample
+from .det_data_sample import DetDataSample, Samples
 from .set_prediction import (
     DecoderStates,
     EncoderProposals,
@@ -24,6 +24,7 @@ __all__ = [
     'RoIPredictions',
     'RoITargets',
     'Sampled',
+    'Samples',
     'SetPredictions',
     'SetTargets',
 ]

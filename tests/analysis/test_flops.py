@@ -22,9 +22,9 @@ from ddetr.analysis.flops import (
 )
 from ddetr.analysis.paper_table import PUBLISHED
 from ddetr.datasets.coco_format import read_coco
+from ddetr.engine.config import load_config
 from ddetr.models.backbones import ResNet
 from ddetr.utils import ConfigError, InputError
-from ddetr.utils.config import load_config
 from tests.conftest import ROOT
 
 TINY = ROOT / 'tests/configs/tiny_shapes.py'

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ddetr.analysis.flops import Macs, build_for_counting, mean_macs, sizes_when_tested, trainable_parameters
 from ddetr.analysis.paper_table import PUBLISHED, PublishedRow
+from ddetr.engine.config import load_config
 from ddetr.utils.cli import run_cli
-from ddetr.utils.config import load_config
 from ddetr.utils.progress import track
 from ddetr.utils.tables import FORMATS, render_table
 

@@ -13,8 +13,8 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
+from ddetr.engine.config import load_config
 from ddetr.utils.cli import run_cli
-from ddetr.utils.config import load_config
 
 
 def overfit_changes(cfg: Config, num_images: int, max_iters: int) -> dict[str, Any]:

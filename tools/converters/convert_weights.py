@@ -7,6 +7,7 @@ IN is a file or folder of any format that ddetr reads; `identify.py` says which 
 import argparse
 from pathlib import Path
 
+from ddetr.engine.config import load_config
 from ddetr.engine.weights import (
     PROJECTS,
     USUAL,
@@ -20,7 +21,6 @@ from ddetr.engine.weights import (
 from ddetr.registry import MODELS
 from ddetr.utils import CheckpointError
 from ddetr.utils.cli import run_cli
-from ddetr.utils.config import load_config
 
 
 def main() -> None:
