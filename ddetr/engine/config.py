@@ -112,6 +112,14 @@ def check_config(cfg: Config) -> None:
         _check_place(place)
 
 
+def pipeline_of(loader: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pipeline of a loader's dataset; of the first one where several are concatenated."""
+    dataset = loader.get('dataset', {})
+    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
+        dataset = dataset.get('dataset') or dataset['datasets'][0]
+    return list(dataset.get('pipeline', ()))
+
+
 @contextmanager
 def explain_build_errors() -> Iterator[None]:
     """Turn what a constructor says of a key that it does not take or lacks, or an unknown type, into one sentence."""

@@ -1,4 +1,4 @@
-from .det_data_sample import DetDataSample, Samples
+from .det_data_sample import Annotations, DetDataSample, Samples
 from .set_prediction import (
     DecoderStates,
     EncoderProposals,
@@ -13,6 +13,7 @@ from .two_stage import AnchorPredictions, Proposals, RoIPredictions, RoITargets,
 
 __all__ = [
     'AnchorPredictions',
+    'Annotations',
     'DecoderStates',
     'DetDataSample',
     'EncoderProposals',
