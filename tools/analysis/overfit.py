@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
 from ddetr.engine.config import load_config
-from ddetr.utils.cli import run_cli
+from ddetr.utils.cli import add_cfg_options, run_cli
 
 
 def overfit_changes(cfg: Config, num_images: int, max_iters: int) -> dict[str, Any]:
@@ -70,9 +70,7 @@ def main() -> None:
     parser.add_argument(
         '--work-dir', help='folder of config, logs, weights, pictures; by default work_dirs/overfit_<config>'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, help='as in tools/train.py'
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     work_dir = Path(args.work_dir or f'work_dirs/overfit_{Path(args.config).stem}')
     cfg = load_config(args.config, args.cfg_options)
