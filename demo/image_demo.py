@@ -5,11 +5,10 @@
 
 import argparse
 
-from mmengine.config import DictAction
 from mmengine.utils import track_iter_progress
 
 from ddetr.apis import DetInferencer, list_images
-from ddetr.utils.cli import run_cli
+from ddetr.utils.cli import add_cfg_options, run_cli
 
 
 def main() -> None:
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score to draw and write')
     parser.add_argument('--out-dir', default='outputs', help='where to write; by default outputs/')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ...; by default a GPU if there is one')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override the config')
+    add_cfg_options(parser)
     parser.add_argument('--allow-partial', action='store_true', help='take of the checkpoint what fits')
     args = parser.parse_args()
     images = list_images(args.image)

@@ -11,8 +11,8 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 from ddetr.analysis.batches import random_batch
 from ddetr.analysis.building import build_detector
+from ddetr.engine.config import load_config
 from ddetr.registry import DATASETS, METRICS
-from ddetr.utils.config import load_config
 from tests.conftest import ROOT
 
 CONFIGS = sorted(

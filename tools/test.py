@@ -2,10 +2,8 @@
 
 import argparse
 
-from mmengine.config import DictAction
-
 from ddetr.apis import EvalOptions, evaluate_detector
-from ddetr.utils.cli import run_cli
+from ddetr.utils.cli import add_cfg_options, run_cli
 
 
 def main() -> None:
@@ -17,13 +15,7 @@ def main() -> None:
     parser.add_argument('--show-dir', help='draw ground truth and detections of every image into this folder')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score that --show-dir draws')
     parser.add_argument('--allow-partial', action='store_true', help='take of the checkpoint what fits')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override the config: model.num_queries=100 ...',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='see dist_test.sh'
     )

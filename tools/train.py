@@ -2,10 +2,8 @@
 
 import argparse
 
-from mmengine.config import DictAction
-
 from ddetr.apis import TrainOptions, train_detector
-from ddetr.utils.cli import run_cli
+from ddetr.utils.cli import add_cfg_options, run_cli
 
 
 def main() -> None:
@@ -23,13 +21,7 @@ def main() -> None:
         '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size'
     )
     parser.add_argument('--allow-partial', action='store_true', help='take of load_from what fits')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override the config: model.num_queries=100 ...',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='see dist_train.sh'
     )

@@ -1,4 +1,4 @@
-# Table row "Deformable DETR" (multi-scale): 43.8 AP after 50 epochs.
+# Table row "Deformable DETR" (multi-scale) (50 epochs).
 _base_ = [
     '../_base_/models/deformable-detr_r50.py',
     '../_base_/datasets/coco_detection_detr.py',

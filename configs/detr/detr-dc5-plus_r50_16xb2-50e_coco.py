@@ -1,4 +1,4 @@
-# Table row "DETR-DC5+": 36.2 AP after 50 epochs. Focal loss with weight 2 and 300 queries, as in Deformable DETR
+# Table row "DETR-DC5+" (50 epochs). Focal loss with weight 2 and 300 queries, as in Deformable DETR
 # (section 5), and hence its matching cost and its choice among all (query, class) pairs.
 _base_ = 'detr-dc5_r50_16xb2-50e_coco.py'
 model = dict(

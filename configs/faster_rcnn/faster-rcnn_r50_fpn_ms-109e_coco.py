@@ -1,4 +1,4 @@
-# Table row "Faster R-CNN + FPN": 42.0 AP after 109 epochs. The row is the DETR paper's strengthened baseline
+# Table row "Faster R-CNN + FPN" (109 epochs). The row is the DETR paper's strengthened baseline
 # (its section 4.1 and table 1): the generalised IoU as box loss, random crops, Detectron2's "9x" schedule. Scales and
 # crops here are DETR's.
 _base_ = [

@@ -4,8 +4,8 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 
+from ddetr.engine.config import check_config, explain_build_errors
 from ddetr.registry import MODELS, SCOPE
-from ddetr.utils.config import check_config, explain_build_errors
 
 
 def build_detector(cfg: Config) -> BaseModel:

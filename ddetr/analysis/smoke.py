@@ -8,19 +8,27 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
-from ddetr.utils.config import load_config
+from ddetr.engine.config import load_config
 
 MEAN_OF = 5  # iterations; a single one's loss depends on its crops
+# keys by which backbones load weights and freeze layers, of which a config has some
+UNFROZEN = {
+    'init_cfg': None,
+    'pretrained': False,
+    'norm_eval': False,
+    'frozen_stages': -1,
+    'norm_cfg.requires_grad': True,
+}
 
 
 class SmokeRun(NamedTuple):
-    """What came of it.
+    """Result of a smoke run.
 
     Attributes:
         losses: the total loss of each iteration.
-        tested: images.
-        ap: COCO's box AP on them, 0..1.
-        pictures: how many were drawn.
+        tested: number of test images.
+        ap: COCO's box AP on them, in [0, 1].
+        pictures: number of pictures drawn.
     """
 
     losses: list[float]
@@ -40,10 +48,10 @@ class SmokeRun(NamedTuple):
 def smoke_run(
     config: str | Path, data_root: str, size_wh: tuple[int, int], iterations: int, images: int
 ) -> SmokeRun:
-    """Train a config for a few iterations, test what comes out, draw the tested images.
+    """Train a config for a few iterations, test the result, draw the tested images.
 
-    The config stays as it is but for what `reduced` changes, and a constant learning rate, scaled by the batch size
-    for SGD.
+    Of the config only what `reduced` names changes, and the learning rate, which is constant, and scaled by the batch
+    size for SGD.
     """
     cfg = load_config(config)
     # the linear rule is SGD's, and at the rate of its large batches two images diverge
@@ -74,17 +82,19 @@ def smoke_run(
 def reduced(cfg: Config, data_root: str, size_wh: tuple[int, int], images: int) -> dict[str, Any]:
     """Options that let a config run in a minute: less data, smaller images, no pretrained weights.
 
-    Its data become the first `images` of COCO's training and validation images, at most `size_wh` pixels large, two
-    in a batch. As no pretrained weights are loaded, the backbone's batch norms are trained: frozen ones of a
-    network that was never trained normalise nothing.
+    The data become the first `images` of COCO's training and validation images, at most `size_wh` pixels large, two
+    in a batch. No pretrained weights are loaded, so whatever the backbone can freeze is trained: frozen batch norms
+    of a network that was never trained normalise nothing.
     """
     data = {
         'train_dataloader': _data(cfg.train_dataloader, data_root, size_wh, images),
         'test_dataloader': _data(cfg.test_dataloader, data_root, size_wh, images),
     }
-    model = {'init_cfg': None, 'norm_eval': False, 'frozen_stages': -1, 'norm_cfg.requires_grad': True}
+    backbone = cfg.model.get('backbone') or {}
     return {
-        **{f'model.backbone.{key}': value for key, value in model.items()},
+        **{
+            f'model.backbone.{key}': value for key, value in UNFROZEN.items() if key.split('.')[0] in backbone
+        },
         **{f'{top}.{key}': value for top, changes in data.items() for key, value in changes.items()},
         'train_dataloader.batch_size': 2,
         **dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator')),
@@ -93,20 +103,16 @@ def reduced(cfg: Config, data_root: str, size_wh: tuple[int, int], images: int) 
 
 
 def _data(loader: Config, data_root: str, size_wh: tuple[int, int], images: int) -> dict[str, Any]:
-    """A loader's changes: where from, how many, and a last resize of what its own pipeline made."""
+    """Changes to a loader: its data, their number, and a resize after its own pipeline."""
     dataset, path = loader.dataset, 'dataset'
     while 'pipeline' not in dataset:  # RepeatDataset and its like
         dataset, path = dataset.dataset, f'{path}.dataset'
     *steps, pack = dataset.pipeline
     resize = {'type': 'Resize', 'scale': size_wh, 'keep_ratio': True}
-    if steps[-1]['type'] == 'LoadAnnotations':  # in testing they stay in the pixels of the original image
-        steps = [resize if step['type'] == 'Resize' else step for step in steps]
-    else:
-        steps = [*steps, resize]
     return {
         f'{path}.data_root': data_root,
         f'{path}.indices': images,
-        f'{path}.pipeline': [*steps, pack],
+        f'{path}.pipeline': [*steps, resize, pack],
         'num_workers': 0,
         'persistent_workers': False,
     }

@@ -1,4 +1,4 @@
-"""What becomes of somebody else's config here: is the detector built, does it train a step, does it detect?"""
+"""Try a config from elsewhere: build the detector, train a step, test."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from ddetr.analysis.smoke import reduced
 from ddetr.engine import build_runner
-from ddetr.utils.config import load_config
+from ddetr.engine.config import load_config
 from ddetr.utils.errors import InputError
 
 IMAGES = 4  # to train on, of which a step takes two, and to test
@@ -21,7 +21,7 @@ class Trial(NamedTuple):
     """How far a config came.
 
     Attributes:
-        built: model, data sets, optimizer and evaluator.
+        built: model, datasets, optimizer and evaluator.
         stepped: trained a step, with finite losses.
         tested: detected and evaluated on `IMAGES` images.
         missing: why it came no further; '' if nothing is missing.
@@ -62,7 +62,7 @@ def _changes(cfg: Config, data_root: str, size_wh: tuple[int, int]) -> dict[str,
     changes = {
         **reduced(cfg, data_root, size_wh, IMAGES),
         'train_cfg': {'_delete_': True, 'type': 'IterBasedTrainLoop', 'max_iters': 1},
-        'test_evaluator.ann_file': str(Path(data_root, 'annotations/instances_val2017.json')),
+        'test_evaluator.ann_file': None,
         'default_hooks.checkpoint': None,
         'load_from': None,
         'log_level': 'ERROR',

@@ -1,3 +1,5 @@
+from ddetr.engine.config import load_config
+
 from .inference import DetInferencer, inference_detector, init_detector, list_images, prepare_image
 from .runs import EvalOptions, TrainOptions, evaluate_detector, train_detector
 
@@ -9,6 +11,7 @@ __all__ = [
     'inference_detector',
     'init_detector',
     'list_images',
+    'load_config',
     'prepare_image',
     'train_detector',
 ]

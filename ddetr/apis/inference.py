@@ -11,11 +11,11 @@ from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
-from ddetr.datasets.transforms import LoadImageFromFile
-from ddetr.registry import MODELS, SCOPE
+from ddetr.datasets.transforms import LoadAnnotations
+from ddetr.engine.config import check_config, explain_build_errors, load_config, pipeline_of
+from ddetr.registry import MODELS, SCOPE, TRANSFORMS
 from ddetr.structures import DetDataSample
 from ddetr.utils.coco_classes import COCO_CLASSES
-from ddetr.utils.config import check_config, explain_build_errors, load_config
 from ddetr.utils.errors import ConfigError, InputError
 from ddetr.utils.files import write_json
 from ddetr.visualization import DetLocalVisualizer
@@ -133,7 +133,8 @@ class DetInferencer:
         The JSON has the image's file name, width and height in pixels and a list of detections, best first, each
         with `label` (from 0), `class`, `score` and `bbox`, x1 y1 x2 y2 in pixels of the image.
         """
-        array = LoadImageFromFile()({'img_path': str(image)})['img']
+        load = TRANSFORMS.build(_pipeline(self.model.cfg)[0])
+        array = load({'img_path': str(image)})['img'].astype(np.uint8)
         sample = self(array)
         detections = self.to_json(sample, score_thr)
         stem = Path(
@@ -196,14 +197,22 @@ def _detect(model: Any, image: Image) -> DetDataSample:
 
 def _pipeline(cfg: Config) -> list[dict[str, Any]]:
     """The steps of testing but for the annotations, which the user's images do not have."""
-    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
-    steps = [step for step in dataset.get('pipeline', ()) if step['type'] != 'LoadAnnotations']
-    if not steps or not steps[0]['type'].endswith('LoadImageFromFile'):
+    steps = [
+        step
+        for step in pipeline_of(cfg.get('test_dataloader', {}))
+        if _component(step) is not LoadAnnotations
+    ]
+    if not steps or not _component(steps[0]).__name__.startswith('Load'):
         raise ConfigError(
             'the config has no test_dataloader.dataset.pipeline that starts with LoadImageFromFile: '
             'it says how images are brought to size.'
         )
     return steps
+
+
+def _component(step: dict[str, Any]) -> Any:
+    """A step's class; configs name it with a scope (`mmdet.LoadAnnotations`), without one, or by itself."""
+    return TRANSFORMS.get(step['type']) if isinstance(step['type'], str) else step['type']
 
 
 def _classes_of(cfg: Config, model: nn.Module) -> Sequence[str]:

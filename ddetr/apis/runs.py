@@ -10,8 +10,8 @@ from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
 from ddetr.engine import DetRunner, build_runner
+from ddetr.engine.config import load_config
 from ddetr.utils import CheckpointError, ConfigError, InputError
-from ddetr.utils.config import load_config
 from ddetr.weights import read_checkpoint, read_weights
 
 
@@ -86,6 +86,7 @@ def train_detector(config: str | Path, options: TrainOptions) -> DetRunner:
         _require(cfg.load_from)
     loops = ['train', 'val'] if cfg.get('val_cfg') else ['train']
     runner = build_runner(cfg, loops)
+    _require_objects(runner.train_loop.dataloader.dataset)
     runner.train()
     return runner
 
@@ -163,7 +164,17 @@ def _learned_classes(cfg: Config, checkpoint: str, content: Mapping[str, Any]) -
     return {} if classes is None else {'test_dataloader.dataset.metainfo.classes': classes}
 
 
+def _require_objects(dataset: Any) -> None:
+    """Refuse to train on a dataset without any object, which would teach a detector to find nothing."""
+    items = (dataset.get_data_info(index) for index in range(len(dataset)))
+    if hasattr(dataset, 'get_data_info') and not any(item.get('instances', True) for item in items):
+        raise ConfigError(
+            f'train_dataloader.dataset: none of its {len(dataset)} images has a box of its classes to train on; check '
+            'ann_file and metainfo.classes in the config.'
+        )
+
+
 def _require(checkpoint: str) -> None:
-    """Miss a file now rather than after data sets and model are built."""
+    """Fail early, before datasets and model are built."""
     if '://' not in checkpoint and not Path(checkpoint).expanduser().exists():
         raise CheckpointError(f'checkpoint {checkpoint} does not exist: check the path.')

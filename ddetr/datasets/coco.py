@@ -22,13 +22,14 @@ class CocoDataset(BaseDataset):
     COCO's 80 names.)
 
     Each item has `img_id`, `img_path`, `height`, `width`, `instances`: a list of `bbox` (x1 y1 x2 y2 in
-    pixels, clipped to the image), `bbox_label`, `ignore_flag` (1 for crowd regions). A test set's `metainfo`
-    also names its `ann_file`, from which `CocoMetric` reads the ground truth.
+    pixels), `bbox_label`, `ignore_flag` (1 for crowd regions). Training sets have valid boxes only, clipped to the
+    image. Test sets have all of the file's, as they are, with `bbox_xywh` and `area` for `CocoMetric`; their `metainfo`
+    holds `category_ids`, one per class.
 
     Args:
         ann_file: relative to `data_root`, as are the folders of `data_prefix`.
         metainfo: see above.
-        data_root: the data set's folder.
+        data_root: the dataset's folder.
         data_prefix: `dict(img=folder of the images)`.
         filter_cfg: of training sets only: `filter_empty_gt=True` leaves out the images without any box,
             `min_size=n` those whose shorter side is below n pixels.
@@ -39,8 +40,9 @@ class CocoDataset(BaseDataset):
 
     Raises:
         InputError: the annotation file or images that it lists do not exist, or it is malformed, lacks a
-            class, or leaves no image to train on. Boxes of zero or negative size and boxes wholly outside the
-            image are dropped instead, with one warning that counts them: COCO's own train2017 has some.
+            class, or leaves no image to train on. Training sets drop boxes of zero or negative size and boxes wholly
+            outside the image instead, with one warning that counts them: COCO's own train2017 has some. Another
+            warning counts the images that `filter_cfg` leaves out.
     """
 
     METAINFO = {'dataset_type': 'CocoDataset', 'classes': COCO_CLASSES}
@@ -71,13 +73,10 @@ class CocoDataset(BaseDataset):
         coco = read_coco(self.ann_file, not self.test_mode, self.backend_args)
         if self._takes_classes_from_file:
             self._metainfo['classes'] = classes_of(coco)
+        category_ids = category_ids_of(coco, self._metainfo['classes'], self.ann_file)
         if self.test_mode:
-            self._metainfo['ann_file'] = self.ann_file  # for the metric
-        classes = self._metainfo['classes']
-        label_of = {
-            category_id: label
-            for label, category_id in enumerate(category_ids_of(coco, classes, self.ann_file))
-        }
+            self._metainfo['category_ids'] = category_ids  # for the metric
+        label_of = {category_id: label for label, category_id in enumerate(category_ids)}
         image_of = {image['id']: image for image in coco['images']}
         instances_of: dict[int, list[dict]] = defaultdict(list)
         dropped = []
@@ -86,11 +85,19 @@ class CocoDataset(BaseDataset):
             if label is None:
                 continue
             image = image_of[annotation['image_id']]
-            box = clip_box(annotation['bbox'], image['width'], image['height'])
-            if box is None:
+            instance: dict = {'bbox_label': label, 'ignore_flag': int(annotation['iscrowd'])}
+            if self.test_mode:
+                x, y, w, h = annotation['bbox']
+                instance |= {
+                    'bbox': [x, y, x + w, y + h],
+                    'bbox_xywh': [x, y, w, h],
+                    'area': annotation['area'],
+                }
+            elif box := clip_box(annotation['bbox'], image['width'], image['height']):
+                instance['bbox'] = list(box)
+            else:
                 dropped.append(annotation)
                 continue
-            instance = {'bbox': list(box), 'bbox_label': label, 'ignore_flag': int(annotation['iscrowd'])}
             instances_of[annotation['image_id']].append(instance)
         self._warn_of_dropped(dropped)
         data_list = [
@@ -115,11 +122,17 @@ class CocoDataset(BaseDataset):
             return self.data_list
         needs_box = self.filter_cfg.get('filter_empty_gt', False)
         min_size = self.filter_cfg.get('min_size', 0)
-        kept = [
-            item
-            for item in self.data_list
-            if min(item['width'], item['height']) >= min_size and (item['instances'] or not needs_box)
-        ]
+        small = [item for item in self.data_list if min(item['width'], item['height']) < min_size]
+        empty = [item for item in self.data_list if needs_box and not item['instances']]
+        for left_out, why in ((small, f'min_size={min_size}'), (empty, 'filter_empty_gt=True: no valid box')):
+            if left_out:
+                first = left_out[0]
+                MMLogger.get_current_instance().warning(
+                    f'{self.ann_file}: {len(left_out)} of {len(self.data_list)} images are left out ({why}), the first '
+                    f'is {first["img_path"]}, {first["width"]} x {first["height"]} pixels by the file'
+                )
+        left_out_ids = {item['img_id'] for item in small + empty}
+        kept = [item for item in self.data_list if item['img_id'] not in left_out_ids]
         if not kept:
             raise InputError(
                 f'filter_cfg={dict(self.filter_cfg)} leaves none of the {len(self.data_list)} images of '

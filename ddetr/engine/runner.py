@@ -15,7 +15,6 @@ from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
-from ddetr.utils.config import check_config, explain_build_errors
 from ddetr.utils.errors import CheckpointError
 from ddetr.utils.files import write_atomically
 from ddetr.weights import load_weights, read_checkpoint
@@ -23,6 +22,7 @@ from ddetr.weights.pretrained import warn_of_random_backbone
 
 from .class_check import check_classes
 from .compat import init_cpu_group
+from .config import check_config, explain_build_errors
 from .console import keep_details_out
 
 

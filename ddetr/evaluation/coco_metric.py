@@ -4,7 +4,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddetr.datasets.coco_format import category_ids_of, read_coco
 from ddetr.registry import METRICS
+from ddetr.structures import Annotations
 from ddetr.utils.errors import InputError
 from ddetr.utils.files import write_json
 
@@ -23,12 +24,14 @@ AP_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')  # in the orde
 
 @dataclass(frozen=True)  # no tuple: mmengine rebuilds tuples when it gathers results
 class ImageDetections:
-    """What the detector found in one image, on the CPU."""
+    """Detections and ground truth of one image, on the CPU."""
 
-    img_id: int
+    img_id: int | str
+    img_path: str  # with the id, tells images of concatenated datasets apart
     boxes_xyxy_px: np.ndarray  # (N, 4), pixels of the original image
     scores: np.ndarray  # (N,)
-    labels: np.ndarray  # (N,), indices into the data set's classes
+    labels: np.ndarray  # (N,), indices into the dataset's classes
+    truth: Annotations | None
 
 
 class ClassRow(NamedTuple):
@@ -51,13 +54,16 @@ def _array(value: Tensor) -> np.ndarray:
 class CocoMetric(BaseMetric):
     """Box AP and AR as COCO defines them: the twelve rows of pycocotools' table, and AP per class on request.
 
+    The ground truth comes with the samples (`annotations`, see `PackDetInputs`), so a dataset of any format can be
+    evaluated; or from a file in COCO's format. Of one dataset both give the same numbers, to the last digit.
+
     The results are `coco/bbox_mAP`, `_mAP_50`, `_mAP_75`, `_mAP_s`, `_mAP_m`, `_mAP_l` in [0, 1], and -1 where the
     ground truth has nothing to measure. With `classwise` they hold `coco/<class>_precision` too.
 
-    Only images that the loader went through count, so a part of a data set is evaluated on its own.
+    Only images that the loader went through count, so a part of a dataset is evaluated on its own.
 
     Args:
-        ann_file: ground truth in COCO's format. Without it, the annotation file of the data set under test.
+        ann_file: ground truth in COCO's format, instead of the samples'. It is read once.
         metric: 'bbox', or `['bbox']`.
         classwise: log a table with AP of every class.
         proposal_nums: three ascending limits of detections per image, at which AR is reported; the largest also
@@ -72,8 +78,9 @@ class CocoMetric(BaseMetric):
         prefix: in place of 'coco'.
 
     Raises:
-        InputError: the annotation file is missing or malformed or lacks a class of the data set; arguments that do
-            not go together; predictions for images or labels that do not exist.
+        InputError: the annotation file is missing or malformed or lacks a class of the dataset; there is neither a
+            file nor annotations in the samples; arguments that do not go together; predictions for images or labels
+            that do not exist.
     """
 
     default_prefix = 'coco'
@@ -116,40 +123,50 @@ class CocoMetric(BaseMetric):
         self.iou_thrs = None if iou_thrs is None else np.atleast_1d(np.array(iou_thrs, dtype=float))
         self.format_only = format_only
         self.outfile_prefix = outfile_prefix
-        self.backend_args = backend_args
         self.ann_file = ann_file
         # a wrong file is found now, not after the first epoch
-        self._ground_truth = None if ann_file is None else self._read(ann_file)
+        self._file = None if ann_file is None else read_coco(ann_file, not format_only, backend_args)
 
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
-        """Keep one batch's `pred_instances` (`bboxes` in pixels of the original image)."""
+        """Keep one batch's `pred_instances` and `annotations`, both in pixels of the original image."""
         for sample in data_samples:
             predictions = sample['pred_instances']
             self.results.append(
                 ImageDetections(
                     img_id=sample['img_id'],
+                    img_path=str(sample.get('img_path')),
                     boxes_xyxy_px=_array(predictions['bboxes']),
                     scores=_array(predictions['scores']),
                     labels=predictions['labels'].cpu().numpy(),
+                    truth=sample.get('annotations'),
                 )
             )
 
     def compute_metrics(self, results: list[ImageDetections]) -> dict[str, float]:
         """Evaluate all images' detections; see the class."""
         assert self.dataset_meta is not None
-        classes, ann_file = self.dataset_meta['classes'], self._ann_file()
-        ground_truth = self._ground_truth or self._read(ann_file)
-        category_ids = category_ids_of(ground_truth, classes, ann_file)
-        rows = [row for detections in results for row in _coco_rows(detections, category_ids)]
+        classes = self.dataset_meta['classes']
+        if self._file is not None:
+            category_ids = category_ids_of(self._file, classes, str(self.ann_file))
+        else:
+            category_ids = list(self.dataset_meta.get('category_ids') or range(1, len(classes) + 1))
+        rows_of = [_coco_rows(detections, category_ids) for detections in results]
         logger = MMLogger.get_current_instance()
         if self.outfile_prefix is not None:
             path = f'{self.outfile_prefix}.bbox.json'
-            write_json(rows, path)
+            write_json(rows := [row for rows in rows_of for row in rows], path)
             logger.info(f'{len(rows)} predictions written to {path}')
         if self.format_only:
             return {}
-        image_ids = [detections.img_id for detections in results]
-        evaluation = self._evaluation(ground_truth, rows, category_ids, image_ids)
+        truth, ids = self._truth_of_file(results) if self._file else _truth_of_samples(results, category_ids)
+        if not truth['annotations']:
+            logger.warning('the ground truth has no object at all: every AP and AR is -1')
+        rows = [
+            {**row, 'image_id': id_}
+            for id_, rows in dict(zip(ids, rows_of, strict=True)).items()
+            for row in rows
+        ]
+        evaluation = self._evaluation(truth, rows, category_ids, sorted(set(ids)))
         logger.info('\n' + _summarize(evaluation))
         numbers = dict(zip(self._item_names(), evaluation.stats.tolist(), strict=True))
         metrics = {f'bbox_{name}': numbers[name] for name in self.metric_items}
@@ -159,17 +176,21 @@ class CocoMetric(BaseMetric):
             metrics |= {f'{row.name}_precision': row.ap for row in table}
         return metrics
 
-    def _ann_file(self) -> str:
-        ann_file = self.ann_file or (self.dataset_meta or {}).get('ann_file')
-        if ann_file is None:
+    def _truth_of_file(self, results: list[ImageDetections]) -> tuple[dict, list[Any]]:
+        """The file's ground truth, and each result's image id there."""
+        assert self._file is not None
+        image_ids = [detections.img_id for detections in results]
+        tested, listed = set(image_ids), {image['id'] for image in self._file['images']}
+        if absent := tested - listed:
             raise InputError(
-                'CocoMetric needs ann_file: the data set under test names none (is it a CocoDataset '
-                'with test_mode=True?)'
+                f'image id {min(absent)} was tested on, but {self.ann_file} does not list it: give CocoMetric '
+                'the annotation file of the dataset under test'
             )
-        return ann_file
-
-    def _read(self, ann_file: str) -> dict:
-        return read_coco(ann_file, not self.format_only, self.backend_args)
+        if len(tested) < len(listed):
+            MMLogger.get_current_instance().info(
+                f'evaluating the {len(tested)} images tested, of {len(listed)} in {self.ann_file}'
+            )
+        return self._file, image_ids
 
     def _item_names(self) -> list[str]:
         """Names of pycocotools' twelve numbers, in its order."""
@@ -180,22 +201,11 @@ class CocoMetric(BaseMetric):
         self, ground_truth: dict, rows: list[dict], category_ids: list[int], image_ids: list[int]
     ) -> COCOeval:
         """pycocotools' evaluation of `rows`, accumulated."""
-        absent = set(image_ids) - {image['id'] for image in ground_truth['images']}
-        if absent:
-            raise InputError(
-                f'image id {min(absent)} was tested on, but {self._ann_file()} does not list it: give CocoMetric '
-                'the annotation file of the data set under test'
-            )
-        if len(set(image_ids)) < len(ground_truth['images']):
-            MMLogger.get_current_instance().info(
-                f'evaluating the {len(set(image_ids))} images tested, of {len(ground_truth["images"])} '
-                f'in {self._ann_file()}'
-            )
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
             truth = _index(ground_truth, ground_truth['annotations'])
             found = truth.loadRes(rows) if rows else _index(ground_truth, [])
             evaluation = COCOeval(truth, found, 'bbox')
-            evaluation.params.imgIds = sorted(set(image_ids))
+            evaluation.params.imgIds = image_ids
             evaluation.params.catIds = category_ids
             evaluation.params.maxDets = self.proposal_nums
             if self.iou_thrs is not None:
@@ -217,13 +227,41 @@ def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
     return coco
 
 
+def _truth_of_samples(results: list[ImageDetections], category_ids: list[int]) -> tuple[dict, list[int]]:
+    """The samples' ground truth in COCO's format, its images numbered in the order of their ids; each result's number.
+
+    pycocotools takes detections of equal scores in the order of the images.
+    """
+    if any(detections.truth is None for detections in results):
+        raise InputError(
+            "CocoMetric has no ground truth: the samples carry none (no 'instances' in the dataset's items?); "
+            'give it ann_file'
+        )
+    # the type's name first: concatenated datasets may have ids of both kinds
+    keys = [(type(d.img_id).__name__, d.img_id, d.img_path) for d in results]
+    number_of = {key: number for number, key in enumerate(sorted(set(keys)), start=1)}
+    annotations = []
+    for key, found in dict(zip(keys, results, strict=True)).items():
+        assert found.truth is not None
+        columns = (found.truth.labels, found.truth.boxes_xywh_px, found.truth.areas, found.truth.crowd)
+        for label, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True):
+            row = {'category_id': category_ids[label], 'bbox': box, 'area': area, 'iscrowd': int(crowd)}
+            annotations.append({'image_id': number_of[key], **row})
+    truth = {
+        'images': [{'id': number} for number in number_of.values()],
+        'categories': [{'id': category_id} for category_id in category_ids],
+        'annotations': annotations,
+    }
+    return truth, [number_of[key] for key in keys]
+
+
 def _coco_rows(detections: ImageDetections, category_ids: list[int]) -> list[dict]:
     """One image's detections in COCO's result format: x, y, w, h in pixels, COCO's category ids."""
     labels = detections.labels.tolist()
     if labels and not 0 <= min(labels) <= max(labels) < len(category_ids):
         raise InputError(
-            f'the detector predicted label {max(labels)}, but the data set has {len(category_ids)} classes, numbered '
-            "from 0: set the head's num_classes to the number of the data set's classes"
+            f'the detector predicted label {max(labels)}, but the dataset has {len(category_ids)} classes, numbered '
+            "from 0: set the head's num_classes to the number of the dataset's classes"
         )
     boxes_xywh = detections.boxes_xyxy_px.copy()  # (N, 4)
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]

@@ -62,6 +62,7 @@ class DetDataPreprocessor(ImgDataPreprocessor):
         batch_augments: configs of modules (B, C, H, W) -> (B, C, H', W') that only pad or recolour; they run
             in training only.
         non_blocking: asynchronous copies to the device.
+        with_pad_mask: give the padding mask, which `BaseDetector` asks for; other models need not know of it.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class DetDataPreprocessor(ImgDataPreprocessor):
         rgb_to_bgr: bool = False,
         batch_augments: list[dict] | None = None,
         non_blocking: bool = False,
+        with_pad_mask: bool = False,
     ):
         super().__init__(mean, std, pad_size_divisor, pad_value, bgr_to_rgb, rgb_to_bgr, non_blocking)
+        self.with_pad_mask = with_pad_mask
         self.batch_augments = nn.ModuleList(MODELS.build(cfg) for cfg in batch_augments or [])
 
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -86,17 +89,19 @@ class DetDataPreprocessor(ImgDataPreprocessor):
             training: Whether `batch_augments` run.
 
         Returns:
-            `inputs` (B, 3, H, W) float; `pad_mask` (B, H, W) bool, True = padding; `data_samples`, or None.
+            `inputs` (B, 3, H, W) float; `data_samples`, or None; with `with_pad_mask`, `pad_mask` (B, H, W) bool,
+            True = padding.
         """
         image_sizes = [tuple(image.shape[-2:]) for image in data['inputs']]
         batch = super().forward(data, training)
         if training:
             for augment in self.batch_augments:
                 batch['inputs'] = augment(batch['inputs'])  # (B, 3, H, W)
-        mask = torch.ones_like(batch['inputs'][:, 0], dtype=torch.bool)  # (B, H, W)
-        for row, (height, width) in zip(mask, image_sizes, strict=True):
-            row[:height, :width] = False
-        batch['pad_mask'] = mask
+        if self.with_pad_mask:
+            mask = torch.ones_like(batch['inputs'][:, 0], dtype=torch.bool)  # (B, H, W)
+            for row, (height, width) in zip(mask, image_sizes, strict=True):
+                row[:height, :width] = False
+            batch['pad_mask'] = mask
         if batch['data_samples'] is not None:
             self._note_shapes(batch['inputs'], batch['data_samples'], image_sizes)
         return batch

@@ -1,4 +1,4 @@
-from .det_data_sample import DetDataSample, Samples
+from .det_data_sample import Annotations, DetDataSample, Samples
 from .image_batch import ImageBatch
 from .region_prediction import AnchorPredictions, Proposals, RoIPredictions, RoITargets, Sampled
 from .set_prediction import (
@@ -19,6 +19,7 @@ from .set_prediction import (
 __all__ = [
     'NO_OBJECT',
     'AnchorPredictions',
+    'Annotations',
     'DecoderInput',
     'DecoderStates',
     'DetDataSample',

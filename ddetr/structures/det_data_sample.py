@@ -1,16 +1,47 @@
-"""What the toolbox knows of one image, from the pipeline to the metric."""
+"""Per-image data, from the pipeline to the metric."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+
+
+@dataclass(frozen=True)  # no tuple: mmengine rebuilds tuples when it gathers results
+class Annotations:
+    """One image's ground truth as the dataset has it, in pixels of the original image: what a metric compares with."""
+
+    labels: np.ndarray  # (N,)
+    boxes_xywh_px: np.ndarray  # (N, 4) float64
+    areas: np.ndarray  # (N,) float64, of the masks where the dataset knows them
+    crowd: np.ndarray  # (N,) bool
+
+    @classmethod
+    def of(cls, instances: Sequence[dict[str, Any]]) -> 'Annotations':
+        """From a dataset's `instances`, where `bbox_xywh`, `area` and `ignore_flag` may be absent."""
+        boxes = [i.get('bbox_xywh') or _xywh(*i['bbox']) for i in instances]
+        return cls(
+            labels=np.array([i['bbox_label'] for i in instances], dtype=np.int64),
+            boxes_xywh_px=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            areas=np.array([i.get('area', w * h) for i, (_, _, w, h) in zip(instances, boxes, strict=True)]),
+            crowd=np.array([i.get('ignore_flag', 0) for i in instances], dtype=bool),
+        )
+
+
+def _xywh(x1: float, y1: float, x2: float, y2: float) -> list[float]:
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 class DetDataSample(BaseDataElement):
     """One image's ground truth, proposals and predictions.
 
-    Boxes are plain tensors, (N, 4) float32, x1 y1 x2 y2 in pixels: of the resized image for `gt_instances`,
-    `ignored_instances` and `proposals`, of the original image for `pred_instances`.
+    Boxes are plain tensors, (N, 4) float32, x1 y1 x2 y2 in pixels. The field decides of which image: always the
+    network's input image, after all transforms, for `gt_instances`, `ignored_instances` and `proposals`; always the
+    original image for `pred_instances`. `to_original` maps the former to the latter.
 
-    The fields are `InstanceData`; a sample has those that its stage of the way has set.
+    The fields are `InstanceData`; a sample has those that have been set so far.
 
     Attributes:
         gt_instances: `bboxes` (N, 4), `labels` (N,) int64.
@@ -20,14 +51,15 @@ class DetDataSample(BaseDataElement):
 
     Metainfo: `img_id`, `img_path`, `ori_shape` (h, w), `img_shape` (h, w) after the pipeline, `pad_shape`,
     `batch_input_shape` (h, w) of the padded batch, `scale_factor` (w, h) = resized / original, `flip`,
-    `flip_direction`.
+    `flip_direction`, `annotations`: the dataset's `Annotations`, for the metric.
     """
 
     def to_original(self, boxes_xyxy_px: Tensor) -> Tensor:
-        """Boxes (N, 4) from pixels of the network's input image to pixels of the original image."""
+        """Boxes (N, 4) of the resized image in pixels of the original image; flips and crops are not undone."""
         if 'scale_factor' not in self:
             return boxes_xyxy_px
         return boxes_xyxy_px / boxes_xyxy_px.new_tensor(self.scale_factor).repeat(2)
 
 
 Samples = list[DetDataSample]
+"""A batch's samples, one per image."""

@@ -1,11 +1,74 @@
-"""What the command lines share."""
+"""Helpers that the command lines share."""
 
+import argparse
+import ast
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch.distributed
+from mmengine.config import DictAction
 
 from .errors import InputError
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Give a command `--cfg-options`: KEY=VALUE pairs that override the config, by dotted key."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=_ConfigOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='override the config: model.num_queries=100 custom_hooks="[dict(type=\'EMAHook\')]" ...',
+    )
+
+
+class _ConfigOptions(argparse.Action):
+    """mmengine's `DictAction`, which knows numbers, words and lists of them, and Python's literals and `dict(...)`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        options = dict(getattr(namespace, self.dest))
+        for pair in values:
+            key, equals, text = pair.partition('=')
+            try:
+                options[key] = _parse(text)
+            except (ValueError, AssertionError, RecursionError):
+                equals = ''
+            if not equals:
+                parser.error(
+                    f'--cfg-options {pair}: write KEY=VALUE, VALUE a word, a number or a Python literal.'
+                )
+        setattr(namespace, self.dest, options)
+
+
+def _parse(text: str) -> Any:
+    if text.startswith(('[', '(', '{', 'dict(', '"', "'")):
+        try:
+            value = _literal(ast.parse(text.strip(), mode='eval').body)
+        except (ValueError, SyntaxError):
+            if 'dict(' in text or '{' in text:
+                raise ValueError from None
+        else:
+            if isinstance(value, (list, tuple, dict, str)):
+                return value
+    return DictAction._parse_iterable(text)
+
+
+def _literal(node: Any) -> Any:
+    """A literal's value; nothing is executed. Names without quotes are words."""
+    match node:
+        case ast.List(elts=items):
+            return [_literal(item) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_literal(item) for item in items)
+        case ast.Dict(keys=keys, values=values):
+            return {_literal(key): _literal(value) for key, value in zip(keys, values, strict=True)}
+        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=pairs) if all(pair.arg for pair in pairs):
+            return {pair.arg: _literal(pair.value) for pair in pairs}
+        case ast.Name(id=word):
+            return DictAction._parse_int_float_bool(word)
+    return ast.literal_eval(node)
 
 
 def run_cli(main: Callable[[], None]) -> None:

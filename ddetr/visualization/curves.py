@@ -3,10 +3,16 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-import matplotlib.figure
+from typing import Any, NamedTuple
 
 from ddetr.utils.errors import InputError
+
+
+class Curve(NamedTuple):
+    """One scalar's values, in the order of steps."""
+
+    points: list[tuple[int, float]]  # (step, value)
+    unit: str  # of the steps: 'iteration', or 'epoch' for the metrics of an epoch-based validation
 
 
 def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -18,11 +24,16 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
     Raises:
         InputError: there is no log in that folder.
     """
-    logs = sorted(Path(work_dir).rglob('vis_data/scalars.json'))
+    return {key: curve.points for key, curve in _read_curves(work_dir).items()}
+
+
+def _read_curves(work_dir: str | Path) -> dict[str, Curve]:
     values: dict[str, dict[int, float]] = {}
-    for log in logs:
-        for line in log.read_text().splitlines():
-            record = json.loads(line)
+    unit_of: dict[str, str] = {}
+    for log in sorted(Path(work_dir).rglob('vis_data/scalars.json')):
+        iteration = 0
+        for record in map(json.loads, log.read_text().splitlines()):
+            iteration = record.get('iter', iteration)
             step = record.get('step', record.get('iter'))
             for key, value in record.items():
                 if (
@@ -31,11 +42,13 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
                     and step is not None
                 ):
                     values.setdefault(key, {})[step] = value
+                    # validation logs either the iteration, which is at least the last one logged, or the epoch
+                    unit_of[key] = 'iteration' if step >= iteration else 'epoch'
     if not values:
         raise InputError(
             f'{work_dir} holds no */vis_data/scalars.json: name the work directory of a training.'
         )
-    return {key: sorted(series.items()) for key, series in values.items()}
+    return {key: Curve(sorted(series.items()), unit_of[key]) for key, series in values.items()}
 
 
 def draw_curves(work_dir: str | Path, keys: Iterable[str], out_file: str | Path) -> Path:
@@ -50,13 +63,11 @@ def draw_curves(work_dir: str | Path, keys: Iterable[str], out_file: str | Path)
         InputError: a key that was not logged; the message names those that were.
     """
     keys = list(keys)
-    scalars = _read(work_dir, keys)
-    figure = matplotlib.figure.Figure(figsize=(7, 2.6 * len(keys)), layout='constrained')
+    curves = _read(work_dir, keys)
+    figure = _figure((7, 2.6 * len(keys)))
     for axes, key in zip(figure.subplots(len(keys), squeeze=False)[:, 0], keys, strict=True):
-        steps, values = zip(*scalars[key], strict=True)
-        axes.plot(steps, values, marker='o' if len(steps) < 30 else None, markersize=3)
-        axes.set_ylabel(key)
-        axes.set_xlabel('step')
+        _plot(axes, curves[key])
+        axes.set(xlabel=curves[key].unit, ylabel=key)
         axes.grid(alpha=0.3)
     return _save(figure, out_file)
 
@@ -72,28 +83,38 @@ def draw_comparison(work_dirs: Mapping[str, str | Path], key: str, out_file: str
     Raises:
         InputError: a training did not log the key; the message names what it did log.
     """
-    figure = matplotlib.figure.Figure(figsize=(7, 4.2), layout='constrained')
+    figure = _figure((7, 4.2))
     axes = figure.subplots()
-    for name, work_dir in work_dirs.items():
-        steps, values = zip(*_read(work_dir, [key])[key], strict=True)
-        axes.plot(steps, values, label=name, marker='o' if len(steps) < 30 else None, markersize=3)
-    axes.set_ylabel(key)
-    axes.set_xlabel('step')
+    curves = {name: _read(work_dir, [key])[key] for name, work_dir in work_dirs.items()}
+    for name, curve in curves.items():
+        _plot(axes, curve, label=name)
+    axes.set(xlabel=' or '.join(sorted({curve.unit for curve in curves.values()})), ylabel=key)
     axes.grid(alpha=0.3)
     axes.legend()
     return _save(figure, out_file)
 
 
-def _read(work_dir: str | Path, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
-    """`read_scalars`, after a check that all `keys` are there."""
-    scalars = read_scalars(work_dir)
+def _read(work_dir: str | Path, keys: Iterable[str]) -> dict[str, Curve]:
+    """All curves, after a check that `keys` are there."""
+    curves = _read_curves(work_dir)
     for key in keys:
-        if key not in scalars:
-            raise InputError(f'{work_dir} has no scalar {key!r}; it has {", ".join(sorted(scalars))}.')
-    return scalars
+        if key not in curves:
+            raise InputError(f'{work_dir} has no scalar {key!r}; it has {", ".join(sorted(curves))}.')
+    return curves
 
 
-def _save(figure: matplotlib.figure.Figure, out_file: str | Path) -> Path:
+def _plot(axes: Any, curve: Curve, **style: Any) -> None:
+    steps, values = zip(*curve.points, strict=True)
+    axes.plot(steps, values, marker='o' if len(steps) < 30 else None, markersize=3, **style)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.figure import Figure  # 0.3 s, which only drawing needs
+
+    return Figure(figsize=size, layout='constrained')
+
+
+def _save(figure: Any, out_file: str | Path) -> Path:
     Path(out_file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_file, dpi=150)
     return Path(out_file)

@@ -60,13 +60,12 @@ class DetLocalVisualizer(Visualizer):
         out_file: str | None = None,
         step: int = 0,
     ) -> None:
-        """Draw one image's boxes, ground truth on the left if both are there.
+        """Draw one image's boxes on the original image, ground truth on the left if both are there.
 
         Args:
             name: of the picture, for windows and backends.
-            image: (H, W, 3) RGB uint8.
-            data_sample: `gt_instances` and `pred_instances` in pixels of `image`. In testing both are of the original
-                image, since the test pipelines load annotations after resizing.
+            image: the original image, (H, W, 3) RGB uint8.
+            data_sample: its `gt_instances`, which are mapped to the original image, and `pred_instances`.
             draw_gt: draw the ground truth, if there is any.
             draw_pred: draw the detections.
             show: open a window for `wait_time` seconds, 0 for until a key is pressed.
@@ -77,7 +76,9 @@ class DetLocalVisualizer(Visualizer):
         """
         pictures = []
         if draw_gt and data_sample is not None and 'gt_instances' in data_sample:
-            pictures.append(self.draw_instances(image, data_sample.gt_instances.cpu().numpy()))
+            truth = data_sample.gt_instances.cpu().clone()
+            truth.bboxes = data_sample.to_original(truth.bboxes)
+            pictures.append(self.draw_instances(image, truth.numpy()))
         if draw_pred and data_sample is not None and 'pred_instances' in data_sample:
             found = data_sample.pred_instances.cpu().numpy()
             pictures.append(self.draw_instances(image, found[found.scores >= pred_score_thr]))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torchvision
 from mmengine.dist import barrier, get_rank
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models
@@ -35,6 +34,8 @@ def load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
 @CheckpointLoader.register_scheme(prefixes=('torchvision://', 'modelzoo://'), force=True)
 def load_from_torchvision(filename: str, map_location: Any = None) -> dict[str, Any]:
     """`torchvision://resnet50`: the first ImageNet weights of that name, as MMDetection's configs mean it."""
+    import torchvision  # takes a second, mostly for torch._dynamo
+
     name = filename.split('://')[1]
     try:
         weights = torchvision.models.get_model_weights(name)['IMAGENET1K_V1']

@@ -9,7 +9,7 @@ import ddetr
 from ddetr.analysis.batches import random_batch
 from ddetr.analysis.building import build_detector
 from ddetr.analysis.flow import trace_functions
-from ddetr.utils.config import load_config
+from ddetr.engine.config import load_config
 from tests.conftest import ROOT
 
 OUTER = """

@@ -11,7 +11,7 @@ from ddetr.analysis import speed
 from ddetr.analysis.batches import random_batch
 from ddetr.analysis.building import build_detector
 from ddetr.analysis.speed import detection_step, device_name, measure, training_step
-from ddetr.utils.config import load_config
+from ddetr.engine.config import load_config
 from tests.conftest import ROOT
 
 CPU = torch.device('cpu')

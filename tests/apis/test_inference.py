@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ddetr.apis import DetInferencer, inference_detector, init_detector, list_images
+from ddetr.apis import DetInferencer, inference_detector, init_detector, list_images, load_config
+from ddetr.datasets import LoadAnnotations
 from ddetr.utils import ConfigError, InputError
 
 
@@ -99,3 +101,27 @@ def test_a_config_without_a_test_pipeline(tiny_run):
     model = init_detector(tiny_run.config, cfg_options={'test_dataloader.dataset.pipeline': []})
     with pytest.raises(ConfigError, match=r'test_dataloader\.dataset\.pipeline'):
         inference_detector(model, np.zeros((64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize('kind', ['mmdet.LoadAnnotations', LoadAnnotations])
+def test_annotation_steps_are_left_out_however_they_are_named(tiny_run, images, kind):
+    cfg = load_config(tiny_run.config)
+    expected = inference_detector(init_detector(cfg, tiny_run.checkpoint, device='cpu'), images[0])
+    steps = cfg.test_dataloader.dataset.pipeline
+    assert steps[2].type == 'LoadAnnotations'
+    steps[2].type = kind
+    found = inference_detector(init_detector(cfg, tiny_run.checkpoint, device='cpu'), images[0])
+    assert torch.equal(found.pred_instances.bboxes, expected.pred_instances.bboxes)
+
+
+def test_pictures_are_of_the_image_that_the_configs_loader_reads(tiny_run, tmp_path):
+    """A camera's rotation is ignored where the config's loader ignores it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 700, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'a.png', exif=exif)
+    options = {'test_dataloader.dataset.pipeline.0.color_type': 'color_ignore_orientation'}
+    detector = DetInferencer(tiny_run.config, tiny_run.checkpoint, 'cpu', options)
+    written = detector.save(tmp_path / 'a.png', tmp_path / 'out', score_thr=2)
+    assert json.loads(written.detections.read_text())['width'] == 700
+    assert (cv2.imread(str(written.picture))[..., ::-1] == pixels).all()

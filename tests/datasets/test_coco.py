@@ -90,12 +90,48 @@ def test_named_classes_set_the_labels_and_leave_the_others_out(tiny_coco):
     assert [len(item['instances']) for item in _items(only)] == [1, 1]
 
 
-def test_only_test_sets_tell_the_metric_their_file(tiny_coco):
+def test_test_sets_have_the_files_boxes_and_category_ids(tiny_coco):
+    outside = {
+        'id': 50,
+        'image_id': 10,
+        'category_id': 7,
+        'bbox': [-9, 5, 0, 10.1],
+        'area': 1.5,
+        'iscrowd': 0,
+    }
+    tiny_coco.data['annotations'].append(outside)
     tiny_coco.write()
-    path = str(tiny_coco.root / 'ann.json')
 
-    assert CocoDataset(**tiny_coco.config(test_mode=True)).metainfo['ann_file'] == path
-    assert 'ann_file' not in CocoDataset(**tiny_coco.config()).metainfo
+    dataset = CocoDataset(**tiny_coco.config(test_mode=True))
+    first, _, crowd = _items(dataset)
+    assert dataset.metainfo['category_ids'] == [3, 7]
+    assert [i['bbox_xywh'] for i in first['instances']] == [
+        [10, 20, 30, 40],
+        [90, 70, 30, 40],
+        [-9, 5, 0, 10.1],
+    ]
+    assert [i['bbox'] for i in first['instances']][1:] == [[90, 70, 120, 110], [-9, 5, -9, 15.1]]
+    assert [i['area'] for i in first['instances'] + crowd['instances']] == [900, 900, 1.5, 99]
+
+    training = CocoDataset(**tiny_coco.config())
+    assert 'category_ids' not in training.metainfo
+    assert [i['bbox'] for i in training.get_data_info(0)['instances']] == [
+        [10, 20, 40, 60],
+        [90, 70, 100, 80],
+    ]
+
+
+def test_images_that_the_filter_leaves_out_are_counted(tiny_coco, warnings_logged):
+    tiny_coco.data['images'][2]['width'] = 6  # wrong: the image is 60 wide
+    tiny_coco.write()
+    dataset = CocoDataset(**tiny_coco.config(filter_cfg={'filter_empty_gt': True, 'min_size': 32}))
+
+    assert [item['img_id'] for item in _items(dataset)] == [10]
+    by_size, empty = [line for line in warnings_logged if 'left out (' in line]
+    assert '1 of 3 images are left out (min_size=32), the first is' in by_size
+    assert 'c.jpg, 6 x 90 pixels by the file' in by_size
+    assert '1 of 3 images are left out (filter_empty_gt=True: no valid box)' in empty
+    assert 'b.jpg' in empty
 
 
 def test_a_test_list_without_annotations_can_be_tested_on(tiny_coco):

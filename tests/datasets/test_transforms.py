@@ -1,3 +1,5 @@
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -328,7 +330,7 @@ def test_boxes_follow_the_pixels_through_detrs_augmentation(tmp_path, repo_root)
     assert 30 < flipped < 90
 
 
-def test_test_pipeline_keeps_boxes_in_original_pixels(tmp_path, repo_root):
+def test_test_pipeline_gives_boxes_of_the_input_image(tmp_path, repo_root):
     pipeline = Compose(Config.fromfile(repo_root / 'configs/_base_/datasets/coco_detection.py').test_pipeline)
 
     packed = pipeline(_painted_file(tmp_path))
@@ -337,9 +339,34 @@ def test_test_pipeline_keeps_boxes_in_original_pixels(tmp_path, repo_root):
     assert packed['inputs'].shape == (3, 800, 1067)
     assert sample.ori_shape == (240, 320)
     assert sample.scale_factor == pytest.approx((1067 / 320, 800 / 240))
-    assert sample.gt_instances.bboxes.tolist() == [[40, 30, 140, 110]]
-    painted = _painted_extent(packed['inputs'][0].numpy())
-    np.testing.assert_allclose(painted / np.tile(sample.scale_factor, 2), [40, 30, 140, 110], atol=0.5)
+    boxes = sample.gt_instances.bboxes
+    np.testing.assert_allclose(_painted_extent(packed['inputs'][0].numpy()), boxes[0], atol=1.5)
+    np.testing.assert_allclose(sample.to_original(boxes), [[40, 30, 140, 110]], rtol=1e-6)
+    assert sample.annotations.boxes_xywh_px.tolist()[0] == [40, 30, 100, 80]
+    assert sample.annotations.crowd.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    'order', list(itertools.permutations(['LoadAnnotations', 'Resize', 'Resize2', 'RandomFlip']))
+)
+def test_boxes_are_of_the_input_image_whatever_the_order_of_steps(tmp_path, order):
+    steps = {
+        'LoadAnnotations': {'type': 'LoadAnnotations'},
+        'Resize': {'type': 'Resize', 'scale': (200, 90)},
+        'Resize2': {'type': 'Resize', 'scale': (400, 500)},
+        'RandomFlip': {'type': 'RandomFlip', 'prob': 1.0},
+    }
+    pipeline = Compose([{'type': 'LoadImageFromFile'}, *map(steps.get, order), {'type': 'PackDetInputs'}])
+    first_w, first_h = (200, 90) if order.index('Resize') > order.index('Resize2') else (400, 500)
+
+    sample = pipeline(_painted_file(tmp_path))['data_samples']
+
+    assert sample.img_shape == (first_h, first_w)
+    x1, y1, x2, y2 = np.array([320 - 140, 30, 320 - 40, 110]) * np.tile([first_w / 320, first_h / 240], 2)
+    np.testing.assert_allclose(sample.gt_instances.bboxes, [[x1, y1, x2, y2]], rtol=1e-5)
+    np.testing.assert_allclose(
+        sample.to_original(sample.gt_instances.bboxes), [[180, 30, 280, 110]], rtol=1e-5
+    )
 
 
 def test_large_scale_jittering_runs(tmp_path):

@@ -11,13 +11,15 @@ from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ddetr.datasets import COCO_CLASSES
+from ddetr.datasets import COCO_CLASSES, CocoDataset
+from ddetr.datasets.shapes import ShapesRecipe, make_shapes
 from ddetr.evaluation import CocoMetric
-from ddetr.structures import DetDataSample
+from ddetr.structures import Annotations, DetDataSample
 from ddetr.utils.errors import InputError
 
 from .simple_ap import average_precision
 
+NUMBERS = ('AR@1', 'AR@10', 'AR@100', 'AR_s@100', 'AR_m@100', 'AR_l@100')
 ROWS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
@@ -42,6 +44,7 @@ def _noisy_detections(ann_file, num_images=128):
     """{image id: (boxes x1 y1 x2 y2, scores, labels)}: the truth shaken, some missed, doubled, mislabelled."""
     coco = json.loads(ann_file.read_text())
     label_of = {category['id']: label for label, category in enumerate(coco['categories'])}
+    classes = len(label_of)
     rng = np.random.default_rng(0)
     detections = {}
     for image in coco['images'][:num_images]:
@@ -53,7 +56,9 @@ def _noisy_detections(ann_file, num_images=128):
             for _ in range(rng.integers(1, 3)):
                 shake = rng.normal(0, 0.08, 4) * np.tile(box[2:] - box[:2], 2)
                 boxes.append(box + shake)
-                labels.append(label_of[annotation['category_id']] if rng.random() < 0.9 else rng.integers(80))
+                labels.append(
+                    label_of[annotation['category_id']] if rng.random() < 0.9 else rng.integers(classes)
+                )
         boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
         detections[image['id']] = (
@@ -69,13 +74,16 @@ def _xyxy(box_xywh):
     return np.array([x, y, x + w, y + h])
 
 
-def _samples(detections):
+def _samples(detections, annotations=None):
     samples = []
     for image_id, (boxes, scores, labels) in detections.items():
         found = InstanceData(
             bboxes=torch.from_numpy(boxes), scores=torch.from_numpy(scores), labels=torch.from_numpy(labels)
         )
-        samples.append(DetDataSample(metainfo={'img_id': image_id}, pred_instances=found).to_dict())
+        sample = DetDataSample(metainfo={'img_id': image_id}, pred_instances=found)
+        if annotations is not None:
+            sample.set_metainfo({'annotations': annotations[image_id]})
+        samples.append(sample.to_dict())
     return samples
 
 
@@ -190,17 +198,95 @@ def test_only_tested_images_count(tmp_path, logged):
     assert any('evaluating the 1 images tested, of 2' in line for line in logged)
 
 
-def test_the_file_may_come_from_the_data_set(tmp_path):
-    ann_file, detections = _tiny(tmp_path)
-    metric = CocoMetric()
-    metric.dataset_meta = {'classes': ('four', 'nine'), 'ann_file': ann_file}
-    metric.process(None, _samples(detections))
-    assert metric.evaluate(2)['coco/bbox_mAP'] == pytest.approx(1)
+def _dataset(ann_file, **changes):
+    return CocoDataset(
+        ann_file=str(ann_file),
+        data_prefix={'img': f'{ann_file.parents[1]}/val2017'},
+        test_mode=True,
+        **changes,
+    )
 
+
+def _annotations_of(dataset):
+    items = [dataset.get_data_info(i) for i in range(len(dataset))]
+    return {item['img_id']: Annotations.of(item['instances']) for item in items}
+
+
+def _evaluate_samples(metainfo, samples):
+    metric = CocoMetric(metric_items=[*ROWS, *NUMBERS], classwise=True)
+    metric.dataset_meta = metainfo
+    metric.process(None, samples)
+    return metric.evaluate(len(samples))
+
+
+@pytest.fixture(params=['coco', 'shapes'])
+def any_file(request, tmp_path):
+    if request.param == 'coco':
+        return request.getfixturevalue('real_file')
+    make_shapes(tmp_path / 'shapes', ShapesRecipe(num_train=1, num_val=12, size=64))
+    return tmp_path / 'shapes/annotations/instances_val2017.json'
+
+
+@pytest.mark.parametrize('num_images', [128, 5])
+def test_the_samples_give_what_the_file_gives(any_file, num_images):
+    """To the last digit: crowds, areas of masks, boxes that stick out of their image."""
+    detections = _noisy_detections(any_file, num_images)
+    for _, scores, _ in detections.values():  # of equal scores, the order of images decides
+        scores[:] = np.round(scores, 1)
+    dataset = _dataset(any_file)
+    samples = _samples(detections, _annotations_of(dataset))
+    samples = [samples[i] for i in np.random.default_rng(0).permutation(len(samples))]
+
+    ours = _evaluate_samples(dataset.metainfo, samples)
+
+    items = [*ROWS, *NUMBERS]
+    names = dataset.metainfo['classes']
+    by_file = _evaluate(detections, names, ann_file=str(any_file), metric_items=items, classwise=True)
+    assert ours == by_file
+    assert 0.1 < ours['coco/bbox_mAP'] < 0.9
+
+
+def test_samples_of_concatenated_datasets_keep_apart(tmp_path):
+    """Images of the same id in two files; one of them has nothing detected, so that mixing them up would show."""
+    _, detections = _tiny(tmp_path)
+    annotations = {1: Annotations.of([{'bbox': [40, 5, 60, 35], 'bbox_label': 0}])}
+    found = {1: tuple(part[:1] for part in detections[1])}
+    nothing = {1: tuple(part[:0] for part in detections[1])}
+    (first,), (second,) = _samples(found, annotations), _samples(nothing, annotations)
+    first['img_path'], second['img_path'] = 'a/1.jpg', 'b/1.jpg'
+
+    results = _evaluate_samples({'classes': ('four', 'nine')}, [first, second])
+
+    assert results['coco/bbox_AR@100'] == pytest.approx(0.5)
+
+
+def test_a_dataset_of_any_format_needs_boxes_and_labels_only(logged):
+    annotations = {
+        'a': Annotations.of([{'bbox': [40, 5, 60, 35], 'bbox_label': 0}]),
+        'b': Annotations.of([]),  # an image without objects
+    }
+    boxes = np.array([[40, 5, 60, 35]], dtype=np.float32)
+    found = {name: (boxes, np.array([0.9], np.float32), np.array([0])) for name in 'ab'}
+
+    results = _evaluate_samples({'classes': ('cat',)}, _samples(found, annotations))
+    assert results['coco/bbox_mAP'] == pytest.approx(1)  # of equal scores, image a comes first
+
+    none = _evaluate_samples({'classes': ('cat',)}, _samples({'b': found['b']}, annotations))
+    assert set(none.values()) == {-1}
+    assert any('no object at all' in line for line in logged)
+
+    with pytest.raises(InputError, match=r'CocoMetric has no ground truth: .* give it ann_file'):
+        _evaluate_samples({'classes': ('cat',)}, _samples(found))
+
+
+def test_a_file_is_read_once(tmp_path):
+    ann_file, detections = _tiny(tmp_path)
+    metric = CocoMetric(ann_file=ann_file)
     metric.dataset_meta = {'classes': ('four', 'nine')}
-    metric.process(None, _samples(detections))
-    with pytest.raises(InputError, match='CocoMetric needs ann_file'):
-        metric.evaluate(2)
+    os.remove(ann_file)
+    for _ in range(2):
+        metric.process(None, _samples(detections))
+        assert metric.evaluate(2)['coco/bbox_mAP'] == pytest.approx(1)
 
 
 def test_per_class_ap_averages_to_the_whole(real_file, logged):
@@ -271,31 +357,35 @@ def test_wrong_arguments_are_named(tmp_path):
             CocoMetric(**arguments)
     with pytest.raises(InputError, match=r"no category named 'five'; it has 'nine', 'four'"):
         _evaluate(detections, ('four', 'five'), ann_file=ann_file)
-    with pytest.raises(InputError, match=r'label 1, but the data set has 1 classes'):
+    with pytest.raises(InputError, match=r'label 1, but the dataset has 1 classes'):
         _evaluate(detections, ('four',), ann_file=ann_file)
     with pytest.raises(InputError, match=r'image id 3 was tested on, but .*tiny\.json does not list it'):
         _evaluate({3: detections[1]}, ('four', 'nine'), ann_file=ann_file)
 
 
-def _evaluate_share(rank, world_size, ann_file, detections, folder):
+def _evaluate_share(rank, world_size, ann_file, detections, folder, from_samples):
     """One of the processes of the test below: the images rank, rank + 2, ..., as mmengine's sampler deals them."""
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=world_size)
     ids = list(detections)
     ids += ids[: -len(ids) % world_size]  # the sampler repeats some, so that all have as many
-    metric = CocoMetric(ann_file=ann_file)
-    metric.dataset_meta = {'classes': COCO_CLASSES}
-    metric.process(None, _samples({i: detections[i] for i in ids[rank::world_size]}))
+    dataset = _dataset(ann_file)
+    metric = CocoMetric(ann_file=None if from_samples else str(ann_file))
+    metric.dataset_meta = dataset.metainfo
+    mine = {i: detections[i] for i in ids[rank::world_size]}
+    metric.process(None, _samples(mine, _annotations_of(dataset) if from_samples else None))
     results = metric.evaluate(len(detections))
     with open(f'{folder}/{rank}.json', 'w') as file:
         json.dump(results, file)
     dist.destroy_process_group()
 
 
-def test_two_processes_give_what_one_gives(real_file, tmp_path):
+@pytest.mark.parametrize('from_samples', [False, True])
+def test_two_processes_give_what_one_gives(real_file, tmp_path, from_samples):
     detections = _noisy_detections(real_file, num_images=31)
     alone = _evaluate(detections, ann_file=str(real_file))
 
-    torch.multiprocessing.spawn(_evaluate_share, (2, str(real_file), detections, str(tmp_path)), nprocs=2)
+    share = (2, real_file, detections, str(tmp_path), from_samples)
+    torch.multiprocessing.spawn(_evaluate_share, share, nprocs=2)
 
     for rank in range(2):
         assert json.loads((tmp_path / f'{rank}.json').read_text()) == alone

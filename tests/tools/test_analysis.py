@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ddetr.analysis.flops import build_for_counting, count_macs, trainable_parameters
-from ddetr.utils.config import load_config
+from ddetr.engine.config import load_config
 from tests.conftest import ROOT
 
 TINY = ROOT / 'tests/configs/tiny_shapes.py'
@@ -175,7 +175,7 @@ def test_mmdet_configs_says_how_far_each_comes(call, tiny_run, config_root):
             'no',
             'no',
             'no',
-            "model.backbone.type='CSPDarknet': no such part is registered.",
+            "model.backbone.type='CSPDarknet' is not registered.",
         ],
         ['faster_rcnn/fpn_key', 'no', 'no', 'no', 'model.neck.start_level: ChannelMapper takes no such key.'],
     ]

@@ -138,3 +138,15 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(tiny_run, run, tmp_path,
     assert says in output
     assert 'Traceback' not in output
     assert not work_dir.exists()
+
+
+def test_training_on_a_dataset_without_objects_is_one_sentence(tiny_run, run, tmp_path):
+    ann_file = tmp_path / 'empty.json'
+    train = json.loads((tiny_run.data_root / 'annotations' / 'instances_train2017.json').read_text())
+    ann_file.write_text(json.dumps({**train, 'annotations': []}))
+    output = run(
+        sys.executable, 'tools/train.py', tiny_run.config, '--work-dir', tmp_path / 'work',
+        '--cfg-options', f'train_dataloader.dataset.ann_file={ann_file}', expect=2,
+    )  # fmt: skip
+    assert 'none of its 8 images has a box of its classes to train on; check ann_file' in output
+    assert 'Traceback' not in output

@@ -34,6 +34,21 @@ def test_picture(work_dir):
     assert picture.shape[:2] == (2 * 390, 1050)  # 2.6 x 7 inches each at 150 dpi
 
 
+def test_the_axis_says_what_a_step_is(work_dir):
+    out = work_dir / 'a.svg'
+    for key, unit in (('loss', 'iteration'), ('coco/bbox_mAP', 'epoch')):
+        draw_curves(work_dir, [key], out)
+        assert f'<!-- {unit} -->' in out.read_text()
+    log = work_dir / '20250102_000000' / 'vis_data' / 'scalars.json'
+    lines = [
+        {'loss': 1.0, 'iter': 50, 'step': 50},
+        {'coco/bbox_mAP': 0.3, 'step': 60},
+    ]  # validated by iteration
+    log.write_text('\n'.join(map(json.dumps, lines)))
+    draw_curves(work_dir, ['coco/bbox_mAP'], out)
+    assert '<!-- iteration -->' in out.read_text()
+
+
 def test_what_was_not_logged_is_named(work_dir, tmp_path_factory):
     with pytest.raises(InputError, match=r"no scalar 'los'; it has coco/bbox_mAP, loss"):
         draw_curves(work_dir, ['los'], work_dir / 'a.png')
@@ -55,7 +70,7 @@ def test_runs_are_compared_from_the_command_line(work_dir, tmp_path_factory, rep
     run(f'DETR={work_dir}', other, '--key', 'loss')
     assert capsys.readouterr().out.strip() == str(picture)
     drawn = picture.read_text()
-    assert all(f'<!-- {text} -->' in drawn for text in ('DETR', other.name, 'loss', 'step'))
+    assert all(f'<!-- {text} -->' in drawn for text in ('DETR', other.name, 'loss', 'iteration'))
     points = re.findall(r'<path d="(M [^"]*)" clip-path', drawn)
     assert [path.count('L') + 1 for path in points][-2:] == [4, 5]  # the runs' curves, after the grid
 

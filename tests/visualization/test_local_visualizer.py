@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.structures import InstanceData
 
 from ddetr.structures import DetDataSample
@@ -68,10 +69,12 @@ def test_truth_and_detections_side_by_side(visualizer, tmp_path):
     found = _instances(
         [100, 200, 300, 400], [350, 100, 550, 450], labels=np.array([1, 1]), scores=np.array([0.9, 0.2])
     ).to_tensor()
-    sample = DetDataSample(gt_instances=truth, pred_instances=found)
+    truth.bboxes *= torch.tensor([2, 0.5, 2, 0.5])  # in pixels of the network's input image
+    sample = DetDataSample(gt_instances=truth, pred_instances=found, metainfo={'scale_factor': (2.0, 0.5)})
     visualizer.add_datasample('a', image, sample, pred_score_thr=0.5, out_file=str(tmp_path / 'b' / 'a.png'))
     picture = cv2.imread(str(tmp_path / 'b' / 'a.png'))[..., ::-1]
     assert picture.shape == (500, 1200, 3)
     assert _near(picture, 100, 300, RED)
     assert _near(picture, 700, 300, BLUE)
     assert not _near(picture, 600 + 450, 450, BLUE)  # scored below the threshold
+    assert truth.bboxes.tolist() == [[200, 100, 600, 200]]  # the sample is left alone

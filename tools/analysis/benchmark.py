@@ -25,8 +25,8 @@ from ddetr.analysis.speed import (
     training_step,
 )
 from ddetr.apis.inference import list_images, prepare_image
+from ddetr.engine.config import load_config
 from ddetr.utils.cli import run_cli
-from ddetr.utils.config import load_config
 from ddetr.utils.tables import FORMATS, render_table
 
 HEADER = ('measured', 'batch', 'images/s', 'ms/step', 'spread', 'peak MiB', 'hours/epoch')

@@ -12,8 +12,8 @@ import ddetr
 from ddetr.analysis.batches import random_batch
 from ddetr.analysis.building import build_detector
 from ddetr.analysis.flow import trace_functions
+from ddetr.engine.config import load_config
 from ddetr.utils.cli import run_cli
-from ddetr.utils.config import load_config
 
 CONFIG = Path(__file__).parents[2] / 'configs/quickstart/deformable-detr-refine-twostage_shapes.py'
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ddetr.analysis.flops import Macs, build_for_counting, mean_macs, sizes_when_tested, trainable_parameters
 from ddetr.analysis.paper_table import PUBLISHED, PublishedRow
+from ddetr.engine.config import load_config
 from ddetr.utils.cli import run_cli
-from ddetr.utils.config import load_config
 from ddetr.utils.progress import track
 from ddetr.utils.tables import FORMATS, render_table
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument('--format', choices=FORMATS, default='text')
     parser.add_argument('--parts', action='store_true', help='the FLOPs of each part too')
     args = parser.parse_args()
-    known = {(CONFIGS / row.config).resolve(): row for row in PUBLISHED}
+    known = {next(CONFIGS.rglob(f'{row.config}.py')).resolve(): row for row in PUBLISHED}
     configs = [config.resolve() for config in args.configs] or list(known)
     rows, parts = [], []
     for config in track(configs, 'models', every_s=0):

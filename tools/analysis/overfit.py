@@ -1,48 +1,42 @@
-"""Can this config learn at all? Train on a few images of a data set and evaluate on the same ones.
+"""Sanity check: train on a few images of a dataset and evaluate on the same ones.
 
     python tools/analysis/overfit.py configs/quickstart/deformable-detr-refine-twostage_small_coco.py
 
-A detector whose code, classes and boxes are right learns a handful of images by heart. If its AP stays low here, it
-will not learn the whole data set either: look at the pictures that this command draws, first of all.
+A detector whose code, classes and boxes are right overfits a handful of images. If the AP stays low here, it will not
+learn the whole dataset either: look at the pictures that this command draws first.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
-from ddetr.utils.cli import run_cli
-from ddetr.utils.config import load_config
+from ddetr.engine.config import load_config
+from ddetr.utils.cli import add_cfg_options, run_cli
 
 
 def overfit_changes(cfg: Config, num_images: int, max_iters: int) -> dict[str, Any]:
-    """What makes of a training config one that learns `num_images` of its training images by heart.
+    """Changes that make a training config overfit `num_images` of its training images.
 
     The images come without augmentation, at the test pipeline's size; the learning rate is constant until the last
     fifth of the iterations, after a short warm-up.
     """
-    test_pipeline = cfg.test_dataloader.dataset.pipeline
-    resize = [step for step in test_pipeline if step['type'] not in ('LoadAnnotations', 'PackDetInputs')]
-    annotate = {'type': 'LoadAnnotations', 'with_bbox': True}
-    images = {**cfg.train_dataloader.dataset, 'indices': num_images}
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    images = {**cfg.train_dataloader.dataset, 'indices': num_images, 'pipeline': pipeline}
     images['filter_cfg'] = {'filter_empty_gt': True}
-    # in the order of the steps lies the difference: training wants boxes in the resized image
-    train_set = {**images, 'pipeline': [resize[0], annotate, *resize[1:], {'type': 'PackDetInputs'}]}
-    test_set = {**images, 'pipeline': test_pipeline}
     loaders = {
         # without end: a loader that starts anew after every few images spends its time on that
         'train_dataloader': {
             **cfg.train_dataloader,
-            'dataset': train_set,
+            'dataset': images,
             'sampler': {'type': 'InfiniteSampler', 'shuffle': True},
         },
-        **{f'{split}_dataloader': {**cfg.test_dataloader, 'dataset': test_set} for split in ('val', 'test')},
+        **{f'{split}_dataloader': {**cfg.test_dataloader, 'dataset': images} for split in ('val', 'test')},
     }
-    # a training set does not name its file to the metric, as it may leave out images
-    ann_file = str(Path(images.get('data_root') or '', images['ann_file']))
-    evaluator = {**cfg.test_evaluator, 'ann_file': ann_file}
+    # the samples' annotations are the ground truth: no file has just these images
+    evaluator = {**cfg.test_evaluator, 'ann_file': None}
     last_fifth = max_iters * 4 // 5
     return loaders | {
         'val_evaluator': evaluator,
@@ -76,9 +70,7 @@ def main() -> None:
     parser.add_argument(
         '--work-dir', help='folder of config, logs, weights, pictures; by default work_dirs/overfit_<config>'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, help='as in tools/train.py'
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     work_dir = Path(args.work_dir or f'work_dirs/overfit_{Path(args.config).stem}')
     cfg = load_config(args.config, args.cfg_options)

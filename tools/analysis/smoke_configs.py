@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=4, help='to train on, and to test')
     parser.add_argument('--format', choices=FORMATS, default='markdown')
     args = parser.parse_args()
-    configs = args.configs or [CONFIGS / row.config for row in PUBLISHED]
+    configs = args.configs or [next(CONFIGS.rglob(f'{row.config}.py')) for row in PUBLISHED]
     rows, fell = [], True
     for config in track(configs, 'configs', every_s=0):
         run = smoke_run(config, args.data_root, tuple(args.size), args.iterations, args.images)

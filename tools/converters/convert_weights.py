@@ -7,10 +7,10 @@ IN is a file or folder of any format that ddetr reads; `identify.py` says which 
 import argparse
 from pathlib import Path
 
+from ddetr.engine.config import load_config
 from ddetr.registry import MODELS
 from ddetr.utils import CheckpointError
 from ddetr.utils.cli import run_cli
-from ddetr.utils.config import load_config
 from ddetr.weights import WeightsFile, load_weights, read_checkpoint, read_weights, write_weights
 from ddetr.weights.convert import PROJECTS
 

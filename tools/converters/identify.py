@@ -2,9 +2,9 @@
 
 import argparse
 
+from ddetr.engine.config import load_config
 from ddetr.registry import MODELS
 from ddetr.utils.cli import run_cli
-from ddetr.utils.config import load_config
 from ddetr.weights import read_weights
 
 

@@ -1,8 +1,8 @@
-# Importing mmcv.transforms registers its Resize, RandomFlip, Pad, RandomChoice, ... for configs.
+# Importing mmcv.transforms registers its RandomFlip, Pad, RandomChoice, ... for configs.
 from mmcv.transforms import Compose
 
 from .formatting import PackDetInputs
-from .geometry import FilterAnnotations, RandomCrop
+from .geometry import FilterAnnotations, RandomCrop, Resize
 from .loading import LoadAnnotations, LoadImageFromFile
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     'LoadImageFromFile',
     'PackDetInputs',
     'RandomCrop',
+    'Resize',
 ]

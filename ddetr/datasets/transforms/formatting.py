@@ -8,7 +8,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.structures import InstanceData
 
 from ddetr.registry import TRANSFORMS
-from ddetr.structures import DetDataSample
+from ddetr.structures import Annotations, DetDataSample
 
 
 def _instances(results: dict, chosen: np.ndarray) -> InstanceData:
@@ -23,7 +23,7 @@ class PackDetInputs(BaseTransform):
     """The last step of a pipeline: `dict(inputs=(3, H, W) tensor, data_samples=DetDataSample)`.
 
     Where annotations were loaded, the sample's `gt_instances` are the plain objects and its
-    `ignored_instances` the crowd regions.
+    `ignored_instances` the crowd regions. Its metainfo `annotations` has the dataset's own, from which it is evaluated.
 
     Args:
         meta_keys: what of the pipeline's results the sample keeps as metainfo; keys that no step has set are
@@ -43,6 +43,8 @@ class PackDetInputs(BaseTransform):
         """The dict described at the class."""
         image = torch.from_numpy(np.ascontiguousarray(results['img'].transpose(2, 0, 1)))  # (3, H, W)
         sample = DetDataSample(metainfo={key: results[key] for key in self.meta_keys if key in results})
+        if 'instances' in results:
+            sample.set_metainfo({'annotations': Annotations.of(results['instances'])})
         if 'gt_bboxes' in results:
             ignored = results['gt_ignore_flags']
             sample.gt_instances = _instances(results, ~ignored)

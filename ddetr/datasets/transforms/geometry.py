@@ -1,7 +1,8 @@
-"""Transforms that change which boxes an image has. Resizing, flipping and padding are mmcv's."""
+"""Transforms of images and their boxes. Flipping and padding are mmcv's."""
 
 import numpy as np
 from mmcv.transforms import BaseTransform
+from mmcv.transforms import Resize as McvResize
 from mmcv.transforms.utils import cache_randomness
 
 from ddetr.registry import TRANSFORMS
@@ -15,6 +16,19 @@ def _keep_boxes(results: dict, keep: np.ndarray) -> None:
     for key in BOX_KEYS:
         if key in results:
             results[key] = results[key][keep]
+
+
+@TRANSFORMS.register_module()
+class Resize(McvResize):
+    """mmcv's Resize, with a `scale_factor` (w, h) of all resizes so far, by which predictions are mapped back."""
+
+    def transform(self, results: dict) -> dict:
+        """Changes `img`, `img_shape`, `scale_factor` and the boxes."""
+        before = results.get('scale_factor', (1.0, 1.0))
+        results = super().transform(results)
+        now = results['scale_factor']
+        results['scale_factor'] = (before[0] * now[0], before[1] * now[1])
+        return results
 
 
 @TRANSFORMS.register_module()

@@ -4,7 +4,7 @@ import logging
 
 import mmcv
 import numpy as np
-from mmcv.transforms import BaseTransform
+from mmcv.transforms import BaseTransform, RandomFlip
 from mmcv.transforms import LoadAnnotations as McvLoadAnnotations
 from mmengine import fileio
 
@@ -95,6 +95,9 @@ class LoadAnnotations(McvLoadAnnotations):
     """Turn `instances` into the arrays `gt_bboxes` (N, 4) float32 x1 y1 x2 y2 in pixels, `gt_bboxes_labels`
     (N,) int64 and `gt_ignore_flags` (N,) bool, True for crowd regions.
 
+    The boxes fit the image as it is now: after a `Resize` or `RandomFlip` they are resized and flipped too. Crops and
+    padding must come later.
+
     Args:
         with_bbox: load the boxes and their flags.
         with_label: load the labels.
@@ -124,6 +127,17 @@ class LoadAnnotations(McvLoadAnnotations):
         """Adds the three arrays."""
         results = super().transform(results)
         if self.with_bbox:
+            results['gt_bboxes'] = self._as_image(results['gt_bboxes'], results)
             flags = [instance.get('ignore_flag', 0) for instance in results['instances']]
             results['gt_ignore_flags'] = np.array(flags, dtype=bool)  # (N,)
         return results
+
+    def _as_image(self, boxes: np.ndarray, results: dict) -> np.ndarray:
+        """Resize, clip and flip boxes (N, 4) as the image already is."""
+        height, width = results.get('img_shape', (np.inf, np.inf))[:2]
+        if 'scale_factor' in results:
+            boxes = boxes * np.tile(results['scale_factor'], 2)
+            boxes = np.clip(boxes, 0, [width, height, width, height])
+        if results.get('flip'):
+            boxes = RandomFlip(prob=0.0)._flip_bbox(boxes, (height, width), results['flip_direction'])
+        return boxes

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from ddetr.datasets.transforms import LoadImageFromFile
-from ddetr.registry import HOOKS
+from ddetr.engine.config import pipeline_of
+from ddetr.registry import HOOKS, TRANSFORMS
 from ddetr.structures import DetDataSample
 
 
@@ -24,7 +25,7 @@ class DetVisualizationHook(Hook):
         wait_time: seconds that the window stays.
         test_out_dir: the folder of the drawings of a test, `tools/test.py --show-dir`. Without one, and in
             validation, they go to the visualizer's backends.
-        backend_args: accepted for MMDetection's configs; images are read from local files.
+        backend_args: accepted for MMDetection's configs; images are read as the dataset's pipeline reads them.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class DetVisualizationHook(Hook):
     ) -> None:
         """Draw the first image of every `interval`-th batch."""
         if self.draw and outputs and batch_idx % self.interval == 0:
-            self._draw(outputs[0], 'val', runner.iter, None)
+            self._draw(runner, outputs[0], 'val', runner.iter, None)
 
     def after_test_iter(
         self,
@@ -70,12 +71,14 @@ class DetVisualizationHook(Hook):
             name = Path(sample.img_path)
             # jpg and png of one name must not overwrite each other: the picture keeps both suffixes
             target = Path(self.test_out_dir, f'{name.name}.png') if self.test_out_dir else None
-            self._draw(sample, f'test/{name.stem}', batch_idx, target)
+            self._draw(runner, sample, f'test/{name.stem}', batch_idx, target)
 
-    def _draw(self, sample: DetDataSample, name: str, step: int, target: Path | None) -> None:
+    def _draw(self, runner: Runner, sample: DetDataSample, name: str, step: int, target: Path | None) -> None:
         height, width = sample.ori_shape
-        # the loader of the pipelines: it turns the image by its EXIF tag exactly where the boxes are turned
-        image = LoadImageFromFile()({'img_path': sample.img_path, 'height': height, 'width': width})['img']
+        # the pipeline's loader: it turns the image by its EXIF tag exactly where the boxes are turned
+        loader = runner.cfg.get(f'{name.split("/")[0]}_dataloader') or {}
+        load = TRANSFORMS.build((pipeline_of(loader) or [{'type': 'LoadImageFromFile'}])[0])
+        image = load({'img_path': sample.img_path, 'height': height, 'width': width})['img'].astype(np.uint8)
         self._visualizer.add_datasample(
             name,
             image[..., ::-1],  # BGR -> RGB

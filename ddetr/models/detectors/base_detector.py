@@ -7,6 +7,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from ddetr.models.data_preprocessor import DetDataPreprocessor
 from ddetr.registry import MODELS
 from ddetr.structures import ImageBatch, Samples
 from ddetr.utils.errors import ConfigError
@@ -21,6 +22,11 @@ class BaseDetector(BaseModel, ABC):
     """
 
     weight_family: ClassVar[WeightFamily | None] = None
+
+    def __init__(self, data_preprocessor: dict | nn.Module | None = None, init_cfg: Any = None) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        if isinstance(self.data_preprocessor, DetDataPreprocessor):
+            self.data_preprocessor.with_pad_mask = True
 
     def forward(
         self,

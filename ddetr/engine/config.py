@@ -16,10 +16,9 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 from ddetr import registry as ours
+from ddetr.utils.errors import ConfigError
 
-from .errors import ConfigError
-
-# Where in a config the parts of which registries stand.
+# The registries of the components under each top-level config key.
 REGISTRIES: dict[str, tuple[Registry, ...]] = {
     'model': (ours.MODELS, ours.TASK_UTILS, engine.WEIGHT_INITIALIZERS),
     'train_dataloader': (ours.DATASETS, ours.TRANSFORMS, ours.DATA_SAMPLERS, engine.FUNCTIONS),
@@ -107,12 +106,18 @@ def check_config(cfg: Config) -> None:
         if key not in READ_KEYS and near and isinstance(value, (dict, list)):
             raise ConfigError(f'config key {key!r} is read by nothing; did you mean {near[0]!r}?')
     places = [place for key, value in cfg.items() if key in REGISTRIES for place in _walk(key, value)]
-    for (
-        place
-    ) in places:  # all of them before the first key: a part that is not there explains more than its keys
+    for place in places:  # all types before any key: a missing component explains more than its keys
         _part_at(place)
     for place in places:
         _check_place(place)
+
+
+def pipeline_of(loader: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pipeline of a loader's dataset; of the first one where several are concatenated."""
+    dataset = loader.get('dataset', {})
+    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
+        dataset = dataset.get('dataset') or dataset['datasets'][0]
+    return list(dataset.get('pipeline', ()))
 
 
 @contextmanager
@@ -142,7 +147,7 @@ def _part_at(place: Place) -> Any:
     found = next((part for registry in registries if (part := registry.get(kind)) is not None), None)
     if found is None:
         raise ConfigError(
-            f'{place.path}.type={kind!r}: no such part is registered'
+            f'{place.path}.type={kind!r} is not registered'
             f'{_did_you_mean(kind, (name for r in registries for name in _names(r)))}'
         )
     return found

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from ddetr.engine.config import check_config, explain_build_errors, load_config
 from ddetr.registry import MODELS
 from ddetr.utils import ConfigError
-from ddetr.utils.config import check_config, explain_build_errors, load_config
 
 TINY = Path(__file__).parents[1] / 'configs' / 'tiny_shapes.py'
 
@@ -50,7 +50,7 @@ def test_options_that_would_change_nothing(option, says):
         (
             'model.type',
             'DeformabelDETR',
-            "model.type='DeformabelDETR': no such part is registered; did you mean",
+            "model.type='DeformabelDETR' is not registered; did you mean",
         ),
         (
             'model.num_querys',
@@ -94,7 +94,7 @@ def test_a_misspelt_top_level_key(tmp_path):
 def test_a_part_that_is_not_here_is_named_before_keys_of_others():
     cfg = load_config(TINY)
     cfg.merge_from_dict({'model.backbone.depht': 18, 'model.bbox_head.type': 'FCOSHead'})
-    with pytest.raises(ConfigError, match=r"model\.bbox_head\.type='FCOSHead': no such part is registered"):
+    with pytest.raises(ConfigError, match=r"model\.bbox_head\.type='FCOSHead' is not registered"):
         check_config(cfg)
 
 
