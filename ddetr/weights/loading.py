@@ -73,14 +73,14 @@ def load_weights(
     # a copy: what is read once may be asked about again
     state, notes = dict(weights.state), list(weights.notes)
 
-    anew = _fresh_classes(model, own, state) if finetune else {}
+    built = family.layout_of(own, family.hints_from(model)) if family else Layout()
+    anew = _fresh_classes(model, own, file, built) if finetune else {}
     if anew:
         state = {name: tensor for name, tensor in state.items() if name not in anew}
         numbers = getattr(model, 'num_classes', 0), weights.layout.num_classes
         if numbers[1] and numbers[0] != numbers[1]:
             notes.append(f'{numbers[0]} classes instead of {numbers[1]}')
     if family and not allow_partial:
-        built = family.layout_of(own, family.hints_from(model))
         _refuse_other_model(file, family, built, ignore_classes=bool(anew))
     notes += _settle_optional_zeros(state, own, file)
     state, missing, unexpected, shapes = _sort_out(state, own, list(anew))
@@ -104,17 +104,21 @@ def load_weights(
     return report
 
 
-def _fresh_classes(model: Any, own: State, state: State) -> State:
-    """Freshly initialised class tensors, if the file's have other shapes; empty if they fit.
+def _fresh_classes(model: Any, own: State, file: WeightsFile, built: Layout) -> State:
+    """Freshly initialised class tensors, if the file's are for other classes; empty if they fit.
 
     `reset_classes` is called on a copy: optimizer and process group hold the model's own parameters already.
     """
+    state, held = file.weights.state, file.weights.layout
+    # K classes and a background have the shapes of K + 1 classes
+    relabelled = held.comparable() != built.comparable() and held.comparable(True) == built.comparable(True)
+    relabelled &= file.weights.family is not None and file.weights.family is family_of(model)
     misshapen = {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape}
-    if not misshapen or not hasattr(model, 'reset_classes'):
+    if not (misshapen or relabelled) or not hasattr(model, 'reset_classes'):
         return {}
     fresh = copy.deepcopy(model)
     names, values = fresh.reset_classes(model.num_classes), fresh.state_dict()
-    return {name: values[name] for name in names} if misshapen & set(names) else {}
+    return {name: values[name] for name in names} if relabelled or misshapen & set(names) else {}
 
 
 def _refuse_other_model(file: WeightsFile, family: WeightFamily, built: Layout, ignore_classes: bool) -> None:

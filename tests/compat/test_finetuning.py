@@ -47,6 +47,15 @@ def test_six_classes_become_three(tiny_run, tmp_path):
     assert tuple(model.dataset_meta['classes']) == THREE
 
 
+def test_testing_reads_a_checkpoint_once(tiny_run, tmp_path, monkeypatch):
+    read, load = [], torch.load
+    monkeypatch.setattr(
+        torch, 'load', lambda path, *args, **kwargs: (read.append(path), load(path, *args, **kwargs))[1]
+    )
+    evaluate_detector(tiny_run.config, tiny_run.checkpoint, EvalOptions(work_dir=str(tmp_path)))
+    assert read == [tiny_run.checkpoint]
+
+
 def test_testing_warns_of_classes_of_other_names(tiny_run, tmp_path):
     classes = ['square', 'circle', 'triangle', 'star', 'ring', 'cross']
     options = EvalOptions(

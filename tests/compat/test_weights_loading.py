@@ -135,6 +135,52 @@ def test_fine_tuning_detr_and_faster_rcnn(repo_root, tmp_path):
         assert report.missing == report.unexpected == ()
 
 
+@pytest.fixture
+def build_detr(repo_root):
+    """A narrow DETR: `build_detr(79, sigmoid=False)`."""
+
+    def build_variant(classes: int, sigmoid: bool) -> nn.Module:
+        config = Config.fromfile(repo_root / 'configs/detr/detr_r50_8xb2-150e_coco.py').model
+        config.backbone.update(depth=18, base_channels=8, init_cfg=None)
+        config.neck.in_channels = [64]
+        config.bbox_head.num_classes = classes
+        if sigmoid:
+            config.bbox_head.loss_cls = {'type': 'FocalLoss', 'use_sigmoid': True}
+        return MODELS.build(config)
+
+    return build_variant
+
+
+def test_80_class_rows_are_79_classes_with_softmax_or_80_with_sigmoids(build_detr, tmp_path):
+    softmax, sigmoid = build_detr(79, sigmoid=False), build_detr(80, sigmoid=True)
+    for model, number in ((softmax, 79), (sigmoid, 80)):
+        path = save(model, tmp_path / f'{number}.pth')
+        assert read_weights(path).weights.layout.num_classes == 79  # nobody to ask: as in the published files
+        assert load_weights(model, path).layout.num_classes == number  # the model is asked
+        names = tuple(map(str, range(number)))
+        path = save(model, tmp_path / f'named{number}.pth', dataset_meta={'classes': names})
+        assert read_weights(path).weights.layout.num_classes == number
+        assert load_weights(model, path).classes == names
+        write_weights(tmp_path / 'converted.safetensors', read_weights(path, model=model), 'ddetr')
+        assert read_weights(tmp_path / 'converted.safetensors').weights.layout.num_classes == number
+    with pytest.raises(
+        CheckpointError, match=r'80 classes by sigmoid, but the config builds .* 79 classes: use '
+    ):
+        load_weights(softmax, path)
+    with pytest.raises(CheckpointError, match=r'79 classes, but .*: use .*bbox_head.num_classes=79'):
+        load_weights(sigmoid, tmp_path / 'named79.pth')
+    report = load_weights(sigmoid, tmp_path / 'named79.pth', finetune=True)
+    assert report.reinitialised == (
+        'bbox_head.fc_cls.weight',
+        'bbox_head.fc_cls.bias',
+    )  # in spite of their shapes
+
+
+def test_backbones_without_a_known_depth_are_not_called_resnets(build):
+    state = {name.replace('backbone.layer', 'backbone.stage'): t for name, t in build().state_dict().items()}
+    assert 'Deformable DETR (another backbone), 4 feature levels' in str(convert_state(state).layout)
+
+
 def test_classes_travel_with_the_file(build, tmp_path):
     path = save(build(classes=3), tmp_path / 'a.pth', dataset_meta={'classes': ('cat', 'dog', 'owl')})
     assert load_weights(build(classes=3), path).classes == ('cat', 'dog', 'owl')

@@ -256,12 +256,7 @@ DEFORMABLE_DETR = WeightFamily(
     proposal_branch=lambda layout: (
         f'bbox_head.cls_branches.{layout.decoder_layers}.' if layout.as_two_stage else ''
     ),
-    stacks=(
-        'encoder.layers.',
-        'decoder.layers.',
-        'bbox_head.cls_branches.',
-        'bbox_head.reg_branches.',
-    ),
+    stacks=('encoder.layers.', 'decoder.layers.', 'bbox_head.cls_branches.', 'bbox_head.reg_branches.'),
     optional_zeros=OptionalZeros(
         'biases of the neck',
         ('neck.convs.{i}.conv.bias', 'neck.extra_convs.{i}.conv.bias'),
