@@ -67,7 +67,7 @@ def _changes(cfg: Config, data_root: str, size_wh: tuple[int, int]) -> dict[str,
         'load_from': None,
         'log_level': 'ERROR',
     }
-    for index, augment in enumerate(cfg.model.data_preprocessor.get('batch_augments') or ()):
+    for index, augment in enumerate((cfg.model.get('data_preprocessor') or {}).get('batch_augments') or ()):
         if 'size' in augment:  # images are padded to it
             changes[f'model.data_preprocessor.batch_augments.{index}.size'] = size_wh[::-1]
     return changes

@@ -13,7 +13,7 @@ from torch import nn
 
 from ddetr.datasets.coco import COCO_CLASSES
 from ddetr.datasets.transforms import LoadAnnotations
-from ddetr.engine.config import check_config, explain_build_errors, load_config, pipeline_of
+from ddetr.engine.config import check_config, dataset_of, explain_build_errors, load_config
 from ddetr.engine.weights import load_weights
 from ddetr.registry import MODELS, SCOPE, TRANSFORMS
 from ddetr.structures import DetDataSample
@@ -199,7 +199,7 @@ def _pipeline(cfg: Config) -> list[dict[str, Any]]:
     """The steps of testing but for the annotations, which the user's images do not have."""
     steps = [
         step
-        for step in pipeline_of(cfg.get('test_dataloader', {}))
+        for step in dataset_of(cfg.get('test_dataloader', {})).get('pipeline', ())
         if _component(step) is not LoadAnnotations
     ]
     if not steps or not _component(steps[0]).__name__.startswith('Load'):
@@ -216,9 +216,9 @@ def _component(step: dict[str, Any]) -> Any:
 
 
 def _classes_of(model: Any) -> Sequence[str]:
-    dataset = model.cfg.get('test_dataloader', {}).get('dataset', {})
-    if 'classes' in dataset.get('metainfo', {}):
-        return dataset.metainfo.classes
+    metainfo = dataset_of(model.cfg.get('test_dataloader', {})).get('metainfo') or {}
+    if 'classes' in metainfo:
+        return metainfo['classes']
     numbers = [getattr(module, 'num_classes', None) for module in model.modules()]
     # a head that tells objects from background has one class
     number = max((n for n in numbers if isinstance(n, int)), default=len(COCO_CLASSES))
