@@ -20,6 +20,7 @@ CONFIGS = sorted(
     for path in (ROOT / 'configs').rglob('*.py')
     if '_base_' not in path.parts
 )
+SET_DETECTORS = [path for path in CONFIGS if path.parent.name in ('detr', 'deformable_detr')]
 SIZE = (128, 192)  # (h, w): 510 tokens of strides 8 to 64, enough for the 300 queries that two stages choose
 
 
@@ -101,3 +102,13 @@ def _read_data(cfg, data_root):
         assert 'gt_instances' in item['data_samples']
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         METRICS.build(evaluator)
+
+
+@pytest.mark.parametrize('config', SET_DETECTORS, ids=str)
+def test_batches_are_drawn_as_in_the_original(config):
+    """At random, with images of any size and without boxes, and no smaller batch at an epoch's end."""
+    loader = load_config(ROOT / 'configs' / config).train_dataloader
+    assert loader.batch_sampler is None
+    assert loader.drop_last
+    assert loader.sampler == {'type': 'DefaultSampler', 'shuffle': True}
+    assert loader.dataset.filter_cfg == {'filter_empty_gt': False}

@@ -15,8 +15,12 @@ model = dict(
         )
     )
 )
-# empty images have nothing to learn proposals from
-train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty_gt=True)))
+# batches by aspect ratio, as Detectron2 has them; empty images have nothing to learn proposals from
+train_dataloader = dict(
+    batch_sampler=dict(_delete_=True, type='AspectRatioBatchSampler'),
+    drop_last=False,
+    dataset=dict(filter_cfg=dict(filter_empty_gt=True, min_size=32)),
+)
 # 810,000 iterations of 16 images; the learning rate falls 60,000 and 20,000 iterations before the end
 max_epochs = 109
 train_cfg = dict(max_epochs=max_epochs)

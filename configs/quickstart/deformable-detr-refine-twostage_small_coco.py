@@ -1,5 +1,5 @@
 # A small two-stage Deformable DETR on COCO, or data in its layout, without pretrained weights: what
-# tools/analysis/overfit.py learns a few images by heart with. Too small for a good detector of 80 classes.
+# tools/analysis/overfit.py overfits a few images with. Too small for a good detector of 80 classes.
 _base_ = [
     '../_base_/models/deformable-detr_tiny.py',
     '../_base_/datasets/coco_detection_detr.py',
@@ -7,11 +7,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 model = dict(num_queries=100, bbox_head=dict(num_classes=80))
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(320, 320), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+resize = dict(type='Resize', scale=(320, 320), keep_ratio=True)
+test_pipeline = [{{_base_.load_image}}, resize, {{_base_.load_boxes}}, {{_base_.pack}}]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

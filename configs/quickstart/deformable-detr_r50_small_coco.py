@@ -6,19 +6,16 @@ model = dict(
     # trained too: the frozen batch norms of a network that was never trained normalise nothing
     backbone=dict(init_cfg=None, norm_cfg=dict(requires_grad=True), norm_eval=False, frozen_stages=-1)
 )
+random_resize = dict(type='RandomChoiceResize', scales=[(128, 112), (144, 128), (160, 144)], keep_ratio=True)
+resize = dict(type='Resize', scale=(160, 144), keep_ratio=True)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='RandomChoiceResize', scales=[(128, 112), (144, 128), (160, 144)], keep_ratio=True),
-    dict(type='PackDetInputs'),
+    {{_base_.load_image}},
+    {{_base_.load_boxes}},
+    {{_base_.flip}},
+    random_resize,
+    {{_base_.pack}},
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(160, 144), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+test_pipeline = [{{_base_.load_image}}, resize, {{_base_.load_boxes}}, {{_base_.pack}}]
 train_dataloader = dict(batch_size=2, dataset=dict(indices=16, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -12,13 +12,7 @@ from ddetr.engine.config import load_config
 
 MEAN_OF = 5  # iterations; a single one's loss depends on its crops
 # keys by which backbones load weights and freeze layers, of which a config has some
-UNFROZEN = {
-    'init_cfg': None,
-    'pretrained': False,
-    'norm_eval': False,
-    'frozen_stages': -1,
-    'norm_cfg.requires_grad': True,
-}
+UNFROZEN = {'init_cfg': None, 'pretrained': False, 'norm_eval': False, 'frozen_stages': -1}
 
 
 class SmokeRun(NamedTuple):
@@ -91,10 +85,11 @@ def reduced(cfg: Config, data_root: str, size_wh: tuple[int, int], images: int) 
         'test_dataloader': _data(cfg.test_dataloader, data_root, size_wh, images),
     }
     backbone = cfg.model.get('backbone') or {}
+    unfrozen = {key: value for key, value in UNFROZEN.items() if backbone.get(key) is not None}
+    if 'requires_grad' in (backbone.get('norm_cfg') or {}):
+        unfrozen['norm_cfg.requires_grad'] = True
     return {
-        **{
-            f'model.backbone.{key}': value for key, value in UNFROZEN.items() if key.split('.')[0] in backbone
-        },
+        **{f'model.backbone.{key}': value for key, value in unfrozen.items()},
         **{f'{top}.{key}': value for top, changes in data.items() for key, value in changes.items()},
         'train_dataloader.batch_size': 2,
         **dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator')),

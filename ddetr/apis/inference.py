@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
 from ddetr.datasets.transforms import LoadAnnotations
-from ddetr.engine.config import check_config, explain_build_errors, load_config, pipeline_of
+from ddetr.engine.config import check_config, dataset_of, explain_build_errors, load_config
 from ddetr.registry import MODELS, SCOPE, TRANSFORMS
 from ddetr.structures import DetDataSample
 from ddetr.utils.coco_classes import COCO_CLASSES
@@ -199,7 +199,7 @@ def _pipeline(cfg: Config) -> list[dict[str, Any]]:
     """The steps of testing but for the annotations, which the user's images do not have."""
     steps = [
         step
-        for step in pipeline_of(cfg.get('test_dataloader', {}))
+        for step in dataset_of(cfg.get('test_dataloader', {})).get('pipeline', ())
         if _component(step) is not LoadAnnotations
     ]
     if not steps or not _component(steps[0]).__name__.startswith('Load'):
@@ -216,8 +216,8 @@ def _component(step: dict[str, Any]) -> Any:
 
 
 def _classes_of(cfg: Config, model: nn.Module) -> Sequence[str]:
-    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
-    if 'classes' in dataset.get('metainfo', {}):
-        return dataset.metainfo.classes
+    metainfo = dataset_of(cfg.get('test_dataloader', {})).get('metainfo') or {}
+    if 'classes' in metainfo:
+        return metainfo['classes']
     number: Any = getattr(model, 'num_classes', len(COCO_CLASSES))
     return COCO_CLASSES if number == len(COCO_CLASSES) else [f'class {label}' for label in range(number)]

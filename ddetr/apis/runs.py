@@ -86,7 +86,7 @@ def train_detector(config: str | Path, options: TrainOptions) -> DetRunner:
         _require(cfg.load_from)
     loops = ['train', 'val'] if cfg.get('val_cfg') else ['train']
     runner = build_runner(cfg, loops)
-    _require_objects(runner.train_loop.dataloader.dataset)
+    _require_objects(runner.train_loop.dataloader)
     runner.train()
     return runner
 
@@ -164,8 +164,14 @@ def _learned_classes(cfg: Config, checkpoint: str, content: Mapping[str, Any]) -
     return {} if classes is None else {'test_dataloader.dataset.metainfo.classes': classes}
 
 
-def _require_objects(dataset: Any) -> None:
-    """Refuse to train on a dataset without any object, which would teach a detector to find nothing."""
+def _require_objects(loader: Any) -> None:
+    """Refuse to train on no batch, or on a dataset without any object, which would teach a detector to find nothing."""
+    dataset = loader.dataset
+    if not len(loader):
+        raise ConfigError(
+            f'train_dataloader: {len(dataset)} images make no batch of batch_size={loader.batch_size} with '
+            'drop_last=True; use smaller batches or drop_last=False.'
+        )
     items = (dataset.get_data_info(index) for index in range(len(dataset)))
     if hasattr(dataset, 'get_data_info') and not any(item.get('instances', True) for item in items):
         raise ConfigError(

@@ -112,12 +112,12 @@ def check_config(cfg: Config) -> None:
         _check_place(place)
 
 
-def pipeline_of(loader: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The pipeline of a loader's dataset; of the first one where several are concatenated."""
+def dataset_of(loader: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A loader's dataset config, out of its wrappers; the first one where several are concatenated."""
     dataset = loader.get('dataset', {})
-    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
+    while 'dataset' in dataset or 'datasets' in dataset:
         dataset = dataset.get('dataset') or dataset['datasets'][0]
-    return list(dataset.get('pipeline', ()))
+    return dataset
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ddetr.registry import METRICS
 from ddetr.structures import Annotations
 from ddetr.utils.errors import InputError
 from ddetr.utils.files import write_json
+from ddetr.utils.tables import render_table
 
 AP_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')  # in the order of pycocotools' table
 
@@ -309,8 +310,5 @@ def class_table(evaluation: COCOeval, name_of: dict[int, str]) -> list[ClassRow]
 
 
 def _format_class_table(rows: list[ClassRow]) -> str:
-    width = max(len(row.name) for row in rows)
-    lines = [f'{"class":<{width}}     AP   AP50   AP75    APs    APm    APl']
-    for name, *values in rows:
-        lines.append(f'{name:<{width}}' + ''.join('      -' if v < 0 else f' {v:6.3f}' for v in values))
-    return '\n'.join(lines)
+    cells = [(row.name, *('-' if v < 0 else f'{v:.3f}' for v in row[1:])) for row in rows]
+    return render_table(('class', 'AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'), cells, 'text')

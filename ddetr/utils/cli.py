@@ -33,7 +33,7 @@ class _ConfigOptions(argparse.Action):
             key, equals, text = pair.partition('=')
             try:
                 options[key] = _parse(text)
-            except (ValueError, AssertionError, RecursionError):
+            except (ValueError, TypeError, AssertionError, RecursionError):
                 equals = ''
             if not equals:
                 parser.error(
@@ -46,7 +46,7 @@ def _parse(text: str) -> Any:
     if text.startswith(('[', '(', '{', 'dict(', '"', "'")):
         try:
             value = _literal(ast.parse(text.strip(), mode='eval').body)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError):
             if 'dict(' in text or '{' in text:
                 raise ValueError from None
         else:

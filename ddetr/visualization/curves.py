@@ -18,8 +18,7 @@ class Curve(NamedTuple):
 def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar logged in a work directory, over all of its runs, as (step, value) in the order of steps.
 
-    Where a resumed run logged a step again, the later value counts. Steps are iterations for what training logs,
-    epochs for the metrics of an epoch-based validation.
+    Where a resumed run logged a step again, the later value counts.
 
     Raises:
         InputError: there is no log in that folder.

@@ -1,11 +1,14 @@
 import json
 import logging
 import os
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
@@ -26,6 +29,20 @@ ROWS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 @pytest.fixture(scope='module')
 def real_file(coco_root):
     return coco_root / 'annotations/instances_val2017.json'
+
+
+@pytest.fixture(params=['coco', 'shapes'])
+def any_file(request, tmp_path):
+    """Real annotations, and drawn ones with crowds and areas that are not the boxes'."""
+    if request.param == 'coco':
+        return request.getfixturevalue('real_file')
+    make_shapes(tmp_path / 'shapes', ShapesRecipe(num_train=1, num_val=40, size=64))
+    path = tmp_path / 'shapes/annotations/instances_val2017.json'
+    coco = json.loads(path.read_text())
+    for annotation in coco['annotations'][::7]:
+        annotation['iscrowd'] = 1
+    path.write_text(json.dumps(coco))
+    return path
 
 
 @pytest.fixture
@@ -96,9 +113,13 @@ def _evaluate(detections, classes=COCO_CLASSES, **arguments):
     return metric.evaluate(len(samples))
 
 
-def test_equals_pycocotools_run_by_hand(real_file, tmp_path):
-    detections = _noisy_detections(real_file)
-    truth = COCO(str(real_file))
+def _classes(ann_file):
+    return [category['name'] for category in json.loads(ann_file.read_text())['categories']]
+
+
+def test_equals_pycocotools_run_by_hand(any_file, tmp_path):
+    detections = _noisy_detections(any_file)
+    truth = COCO(str(any_file))
     categories = sorted(truth.getCatIds())
     results = [
         {
@@ -115,16 +136,16 @@ def test_equals_pycocotools_run_by_hand(real_file, tmp_path):
     by_hand.summarize()
 
     items = [*ROWS, 'AR@1', 'AR@10', 'AR@100', 'AR_s@100', 'AR_m@100', 'AR_l@100']
-    ours = _evaluate(detections, ann_file=str(real_file), metric_items=items)
+    ours = _evaluate(detections, _classes(any_file), ann_file=str(any_file), metric_items=items)
 
     assert 0.2 < by_hand.stats[0] < 0.8  # neither trivially good nor bad
     assert list(ours) == [f'coco/bbox_{item}' for item in items]
     np.testing.assert_allclose(list(ours.values()), by_hand.stats, atol=1e-6)
 
 
-def test_equals_the_definition_of_ap(real_file):
-    detections = _noisy_detections(real_file, num_images=40)
-    coco = json.loads(real_file.read_text())
+def test_equals_the_definition_of_ap(any_file):
+    detections = _noisy_detections(any_file, num_images=40)
+    coco = json.loads(any_file.read_text())
     label_of = {category['id']: label for label, category in enumerate(coco['categories'])}
     truths = [
         {
@@ -141,7 +162,7 @@ def test_equals_the_definition_of_ap(real_file):
         for box, score, label in zip(*rows, strict=True)
     ]
 
-    ours = _evaluate(detections, ann_file=str(real_file))
+    ours = _evaluate(detections, _classes(any_file), ann_file=str(any_file))
 
     for name, thresholds in (('mAP', np.linspace(0.5, 0.95, 10)), ('mAP_50', [0.5]), ('mAP_75', [0.75])):
         assert ours[f'coco/bbox_{name}'] == pytest.approx(
@@ -219,14 +240,6 @@ def _evaluate_samples(metainfo, samples):
     return metric.evaluate(len(samples))
 
 
-@pytest.fixture(params=['coco', 'shapes'])
-def any_file(request, tmp_path):
-    if request.param == 'coco':
-        return request.getfixturevalue('real_file')
-    make_shapes(tmp_path / 'shapes', ShapesRecipe(num_train=1, num_val=12, size=64))
-    return tmp_path / 'shapes/annotations/instances_val2017.json'
-
-
 @pytest.mark.parametrize('num_images', [128, 5])
 def test_the_samples_give_what_the_file_gives(any_file, num_images):
     """To the last digit: crowds, areas of masks, boxes that stick out of their image."""
@@ -277,6 +290,45 @@ def test_a_dataset_of_any_format_needs_boxes_and_labels_only(logged):
 
     with pytest.raises(InputError, match=r'CocoMetric has no ground truth: .* give it ann_file'):
         _evaluate_samples({'classes': ('cat',)}, _samples(found))
+
+
+class _Folder(BaseDataset):
+    """A dataset of a format of its own: one box in each picture of a folder; ids are file names."""
+
+    METAINFO = {'classes': ('square',)}
+
+    def load_data_list(self):
+        instances = [{'bbox': [4, 6, 24, 36], 'bbox_label': 0}]
+        return [
+            {'img_id': path.name, 'img_path': str(path), 'instances': instances}
+            for path in sorted(Path(self.data_root).glob('*.png'))
+        ]
+
+
+def test_another_format_is_evaluated_end_to_end(tmp_path):
+    """Two folders with the same file names, joined; every box is found, in the frame of the resized image."""
+    for folder in 'ab':
+        (tmp_path / folder).mkdir()
+        for name in ('1.png', '2.png'):
+            cv2.imwrite(str(tmp_path / folder / name), np.zeros((40, 60, 3), np.uint8))
+    steps = [
+        {'type': 'LoadImageFromFile'},
+        {'type': 'Resize', 'scale': (90, 120)},
+        {'type': 'LoadAnnotations'},
+    ]
+    pipeline = [*steps, {'type': 'PackDetInputs', 'meta_keys': ('img_id', 'img_path', 'scale_factor')}]
+    parts = [_Folder(data_root=str(tmp_path / folder), test_mode=True, pipeline=pipeline) for folder in 'ab']
+    dataset = ConcatDataset(parts)
+
+    samples = [dataset[i]['data_samples'] for i in range(len(dataset))]
+    for sample in samples:
+        boxes = sample.to_original(sample.gt_instances.bboxes)
+        sample.pred_instances = InstanceData(bboxes=boxes, scores=torch.ones(1), labels=torch.zeros(1).long())
+    found = [sample.to_dict() for sample in samples]
+    results = _evaluate_samples(dataset.metainfo, found)
+    assert (results['coco/bbox_mAP'], results['coco/bbox_AR@1']) == (pytest.approx(1), pytest.approx(1))
+    found[3]['pred_instances']['bboxes'] += 50
+    assert _evaluate_samples(dataset.metainfo, found)['coco/bbox_AR@1'] == pytest.approx(0.75)
 
 
 def test_a_file_is_read_once(tmp_path):
@@ -380,11 +432,11 @@ def _evaluate_share(rank, world_size, ann_file, detections, folder, from_samples
 
 
 @pytest.mark.parametrize('from_samples', [False, True])
-def test_two_processes_give_what_one_gives(real_file, tmp_path, from_samples):
-    detections = _noisy_detections(real_file, num_images=31)
-    alone = _evaluate(detections, ann_file=str(real_file))
+def test_two_processes_give_what_one_gives(any_file, tmp_path, from_samples):
+    detections = _noisy_detections(any_file, num_images=31)
+    alone = _evaluate(detections, _classes(any_file), ann_file=str(any_file))
 
-    share = (2, real_file, detections, str(tmp_path), from_samples)
+    share = (2, any_file, detections, str(tmp_path), from_samples)
     torch.multiprocessing.spawn(_evaluate_share, share, nprocs=2)
 
     for rank in range(2):

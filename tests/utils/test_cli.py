@@ -78,6 +78,7 @@ def test_config_options_are_words_numbers_lists_and_dicts(text, value):
         "key=[dict(type=__import__('os').getcwd())]",
         "key=dict(print('executed'))",
         'key=dict(**a)',
+        'key={[]: 1}',
         'key=' + '[' * 5000 + ']' * 5000,
     ],
 )

@@ -1,6 +1,6 @@
 """Speed and memory of a detector on this machine: `python tools/analysis/benchmark.py CONFIG`.
 
-Detection with 1 and 4 images at a time, the two columns of Deformable DETR's main table, and training with the
+Detection with 1 and 4 images at a time, as the paper's main table has it, and training with the
 config's batch size: images a second (from the median step), the quartiles' distance, peak memory, and the device
 hours that an epoch of COCO would take. Images are in memory already: reading them is not measured. Weights are
 random, which costs the same, but for NMS: with random weights it has other boxes to drop.

@@ -1,4 +1,4 @@
-"""Draw one curve of several trainings: `python tools/analysis/compare_curves.py DETR=work_dirs/A work_dirs/B`."""
+"""Draw one curve of several trainings: `python tools/analysis/compare_curves.py NAME=work_dirs/A work_dirs/B`."""
 
 import argparse
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Parameters and multiply-adds of detectors: `python tools/analysis/model_table.py [CONFIG ...]`.
 
-Without configs: the ten systems of Deformable DETR's main table, beside the published figures. FLOPs are averaged
+Without configs: the ten systems of the paper's main table, beside the published figures. FLOPs are averaged
 over the first 100 images of COCO's val2017, as published, of which only the annotation file is read; or counted at
 one size. docs/results.md says what is counted. No weights are needed.
 """

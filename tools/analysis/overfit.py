@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
-from ddetr.engine.config import load_config
+from ddetr.engine.config import dataset_of, load_config
 from ddetr.utils.cli import add_cfg_options, run_cli
 
 
@@ -23,8 +23,8 @@ def overfit_changes(cfg: Config, num_images: int, max_iters: int) -> dict[str, A
     The images come without augmentation, at the test pipeline's size; the learning rate is constant until the last
     fifth of the iterations, after a short warm-up.
     """
-    pipeline = cfg.test_dataloader.dataset.pipeline
-    images = {**cfg.train_dataloader.dataset, 'indices': num_images, 'pipeline': pipeline}
+    pipeline = dataset_of(cfg.test_dataloader)['pipeline']
+    images = {**dataset_of(cfg.train_dataloader), 'indices': num_images, 'pipeline': pipeline}
     images['filter_cfg'] = {'filter_empty_gt': True}
     loaders = {
         # without end: a loader that starts anew after every few images spends its time on that

@@ -28,7 +28,7 @@ class Difference(NamedTuple):
 
 @torch.no_grad()
 def compare(model: Any, image: str, factor: float, score_thr: float) -> Difference:
-    """Run a DETR-family model on an image and on the image padded to `factor` times its sides."""
+    """Run a detector on an image and on the image padded to `factor` times its sides."""
     data = model.data_preprocessor(prepare_image(model, image))
     pixels, samples = data['inputs'], data['data_samples']
     height, width = pixels.shape[-2:]
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='of a detector of the DETR family')
+    parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='its weights')
     parser.add_argument('images', help='an image or a folder')
     parser.add_argument('--num-images', type=int, default=20, help='of the folder (default: %(default)s)')

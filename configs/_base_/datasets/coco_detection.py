@@ -1,22 +1,15 @@
-# COCO 2017, or any data set in its layout, at one scale: shorter side 800, longer side at most 1333 pixels.
+# COCO 2017, or any dataset in its layout, at one scale: shorter side 800, longer side at most 1333 pixels.
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 backend_args = None
 
-train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=backend_args),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=backend_args),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    # after Resize: ground truth stays in the pixels of the original image, as predictions are
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+load_image = dict(type='LoadImageFromFile', backend_args=backend_args)
+load_boxes = dict(type='LoadAnnotations', with_bbox=True)
+resize = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+flip = dict(type='RandomFlip', prob=0.5)
+pack = dict(type='PackDetInputs')
+train_pipeline = [load_image, load_boxes, resize, flip, pack]
+test_pipeline = [load_image, resize, load_boxes, pack]
 train_dataloader = dict(
     batch_size=2,
     num_workers=2,
@@ -50,6 +43,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-# without ann_file the metric reads the annotation file of the data set that it evaluates
-val_evaluator = dict(type='CocoMetric', metric='bbox', backend_args=backend_args)
+# without ann_file the ground truth comes with the images
+val_evaluator = dict(type='CocoMetric', metric='bbox')
 test_evaluator = val_evaluator

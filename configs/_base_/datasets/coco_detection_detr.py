@@ -13,14 +13,19 @@ resize_for_crop = dict(  # 4200: the longer side is not limited
 random_crop = dict(
     type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True
 )
+augment = dict(
+    type='RandomChoice', transforms=[[random_resize], [resize_for_crop, random_crop, random_resize]]
+)
 train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args={{_base_.backend_args}}),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(
-        type='RandomChoice',
-        transforms=[[random_resize], [resize_for_crop, random_crop, random_resize]],
-    ),
-    dict(type='PackDetInputs'),
+    {{_base_.load_image}},
+    {{_base_.load_boxes}},
+    {{_base_.flip}},
+    augment,
+    {{_base_.pack}},
 ]
-train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline))
+# As the original: images are drawn at random, whatever their aspect ratio and size; a last, smaller batch is left out.
+train_dataloader = dict(
+    batch_sampler=None,
+    drop_last=True,
+    dataset=dict(filter_cfg=dict(_delete_=True, filter_empty_gt=False), pipeline=train_pipeline),
+)

@@ -1,20 +1,17 @@
-# The built-in data set of drawn shapes (tools/make_shapes.py), its 192 pixels brought down to about 128 for speed.
+# The built-in dataset of drawn shapes (tools/make_shapes.py), its 192 pixels brought down to about 128 for speed.
 _base_ = 'coco_detection.py'
 data_root = 'data/shapes/'
 
+random_resize = dict(type='RandomChoiceResize', scales=[(112, 112), (128, 128), (144, 144)], keep_ratio=True)
+resize = dict(type='Resize', scale=(128, 128), keep_ratio=True)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='RandomChoiceResize', scales=[(112, 112), (128, 128), (144, 144)], keep_ratio=True),
-    dict(type='PackDetInputs'),
+    {{_base_.load_image}},
+    {{_base_.load_boxes}},
+    {{_base_.flip}},
+    random_resize,
+    {{_base_.pack}},
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(128, 128), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+test_pipeline = [{{_base_.load_image}}, resize, {{_base_.load_boxes}}, {{_base_.pack}}]
 train_dataloader = dict(
     # in the training's own process: its images cost less than the processor time that workers would take from it
     num_workers=0,

@@ -1,4 +1,5 @@
 # Deformable DETR, multi-scale (Zhu et al., 2021): the model that the other four variants are changes of.
+# 256 channels (embed_dims), 8 heads and 4 points are the defaults of attention, FFN and head.
 model = dict(
     type='DeformableDETR',
     num_queries=300,
@@ -36,16 +37,16 @@ model = dict(
     encoder=dict(
         num_layers=6,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=256, num_heads=8, num_points=4, dropout=0.1),
-            ffn_cfg=dict(embed_dims=256, feedforward_channels=1024, ffn_drop=0.1),
+            self_attn_cfg=dict(dropout=0.1),
+            ffn_cfg=dict(feedforward_channels=1024, ffn_drop=0.1),
         ),
     ),
     decoder=dict(
         num_layers=6,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1),
-            cross_attn_cfg=dict(embed_dims=256, num_heads=8, num_points=4, dropout=0.1),
-            ffn_cfg=dict(embed_dims=256, feedforward_channels=1024, ffn_drop=0.1),
+            self_attn_cfg=dict(dropout=0.1),
+            cross_attn_cfg=dict(dropout=0.1),
+            ffn_cfg=dict(feedforward_channels=1024, ffn_drop=0.1),
         ),
     ),
     positional_encoding=dict(num_feats=128, normalize=True, offset=-0.5),

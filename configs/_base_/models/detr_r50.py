@@ -1,4 +1,5 @@
 # DETR (Carion et al., 2020): the model that DETR-DC5 and DETR-DC5+ are changes of.
+# 256 channels (embed_dims) and 8 heads are the defaults of attention, FFN and head.
 model = dict(
     type='DETR',
     num_queries=100,
@@ -32,23 +33,22 @@ model = dict(
     encoder=dict(
         num_layers=6,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1),
-            ffn_cfg=dict(embed_dims=256, feedforward_channels=2048, ffn_drop=0.1),
+            self_attn_cfg=dict(dropout=0.1),
+            ffn_cfg=dict(feedforward_channels=2048, ffn_drop=0.1),
         ),
     ),
     decoder=dict(
         num_layers=6,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1),
-            cross_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1),
-            ffn_cfg=dict(embed_dims=256, feedforward_channels=2048, ffn_drop=0.1),
+            self_attn_cfg=dict(dropout=0.1),
+            cross_attn_cfg=dict(dropout=0.1),
+            ffn_cfg=dict(feedforward_channels=2048, ffn_drop=0.1),
         ),
     ),
     positional_encoding=dict(num_feats=128, normalize=True),
     bbox_head=dict(
         type='DETRHead',
         num_classes=80,
-        embed_dims=256,
         loss_cls=dict(type='CrossEntropyLoss', bg_cls_weight=0.1, class_weight=1.0, loss_weight=1.0),
         loss_bbox=dict(type='L1Loss', loss_weight=5.0),
         loss_iou=dict(type='GIoULoss', loss_weight=2.0),

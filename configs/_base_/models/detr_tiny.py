@@ -1,7 +1,7 @@
 # A small DETR for the built-in data set: the backbone, width, layers and queries of deformable-detr_tiny.py.
 _base_ = 'detr_r50.py'
-self_attn_cfg = dict(embed_dims=256, num_heads=8, dropout=0.0)
-ffn_cfg = dict(embed_dims=256, feedforward_channels=512, ffn_drop=0.0)
+self_attn_cfg = dict(dropout=0.0)
+ffn_cfg = dict(feedforward_channels=512, ffn_drop=0.0)
 model = dict(
     data_preprocessor=dict(pad_size_divisor=16),
     num_queries=20,

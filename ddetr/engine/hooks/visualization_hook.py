@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from ddetr.engine.config import pipeline_of
+from ddetr.engine.config import dataset_of
 from ddetr.registry import HOOKS, TRANSFORMS
 from ddetr.structures import DetDataSample
 
@@ -77,7 +77,7 @@ class DetVisualizationHook(Hook):
         height, width = sample.ori_shape
         # the pipeline's loader: it turns the image by its EXIF tag exactly where the boxes are turned
         loader = runner.cfg.get(f'{name.split("/")[0]}_dataloader') or {}
-        load = TRANSFORMS.build((pipeline_of(loader) or [{'type': 'LoadImageFromFile'}])[0])
+        load = TRANSFORMS.build(dataset_of(loader).get('pipeline', [{'type': 'LoadImageFromFile'}])[0])
         image = load({'img_path': sample.img_path, 'height': height, 'width': width})['img'].astype(np.uint8)
         self._visualizer.add_datasample(
             name,

@@ -10,7 +10,9 @@ from ddetr.structures import DetDataSample
 
 def test_mask_of_a_batch_and_of_its_feature_map():
     sizes = [(5, 8), (8, 3)]
-    batch = DetDataPreprocessor(with_pad_mask=True)({'inputs': [torch.zeros(3, *size, dtype=torch.uint8) for size in sizes]})
+    batch = DetDataPreprocessor(with_pad_mask=True)(
+        {'inputs': [torch.zeros(3, *size, dtype=torch.uint8) for size in sizes]}
+    )
     mask = batch['pad_mask']
     assert mask.shape == (2, 8, 8)
     for image, (height, width) in zip(mask.tolist(), sizes, strict=True):
