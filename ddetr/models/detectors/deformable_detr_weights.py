@@ -11,8 +11,17 @@ from typing import Any
 import torch
 
 from ddetr.utils.errors import CheckpointError
-from ddetr.weights import ClassRows, Layout, Rule, State, Style, WeightFamily, WeightFormat, count
-from ddetr.weights.family import OptionalZeros
+from ddetr.weights import (
+    ClassRows,
+    Layout,
+    OptionalZeros,
+    Rule,
+    State,
+    Style,
+    WeightFamily,
+    WeightFormat,
+    count,
+)
 from ddetr.weights.huggingface import in_both_versions
 
 from ..backbones.resnet_weights import hf_backbone_rules
