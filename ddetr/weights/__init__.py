@@ -1,7 +1,7 @@
 from . import remote  # noqa: F401 (from here on mmengine loads checkpoints through `read_checkpoint` only)
 from .checkpoint import read_checkpoint
 from .classes import ClassRows
-from .family import WeightFamily, WeightFormat, known_families
+from .family import OptionalZeros, WeightFamily, WeightFormat, known_families
 from .files import WeightsFile, read_weights, write_weights
 from .huggingface import Style
 from .layout import Layout, count
@@ -13,6 +13,7 @@ __all__ = [
     'ClassRows',
     'Layout',
     'LoadReport',
+    'OptionalZeros',
     'PretrainedInit',
     'Rule',
     'State',

@@ -37,9 +37,9 @@ class ResNetLayout(Layout):
         """`ResNet-50`."""
         return f'ResNet-{self.depth}' if self.depth else 'another backbone'
 
-    def config_changes(self) -> dict[str, Any]:
-        """The depth, where it is not the 50 of our configs."""
-        return {} if self.depth in (0, 50) else {'model.backbone.depth': self.depth}
+    def config_changes(self, depth: int = 50) -> dict[str, Any]:
+        """The depth, where it is not that of the fitting configs."""
+        return {} if self.depth in (0, depth) else {'model.backbone.depth': self.depth}
 
 
 ANOTHER_BACKBONE = ResNetLayout()

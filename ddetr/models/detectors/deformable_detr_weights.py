@@ -11,13 +11,23 @@ from typing import Any
 import torch
 
 from ddetr.utils.errors import CheckpointError
-from ddetr.weights import ClassRows, Layout, Rule, State, Style, WeightFamily, WeightFormat, count
-from ddetr.weights.family import OptionalZeros
+from ddetr.weights import (
+    ClassRows,
+    Layout,
+    OptionalZeros,
+    Rule,
+    State,
+    Style,
+    WeightFamily,
+    WeightFormat,
+    count,
+)
 from ddetr.weights.huggingface import in_both_versions
 
-from ..backbones.resnet_weights import ANOTHER_BACKBONE, ResNetLayout, hf_backbone_rules, resnet_layout
+from ..backbones.resnet_weights import hf_backbone_rules
 from .transformer_weights import (
     ORIGINAL_BACKBONE,
+    TransformerLayout,
     attention_of,
     branch_rules,
     hf_decoder_layers,
@@ -27,6 +37,7 @@ from .transformer_weights import (
     original_decoder_layers,
     original_encoder_layers,
     proposal_rules,
+    transformer_facts,
 )
 
 _CONFIGS = {  # (several levels, with_box_refine, as_two_stage) -> variant in the config's name
@@ -38,17 +49,13 @@ _CONFIGS = {  # (several levels, with_box_refine, as_two_stage) -> variant in th
 
 
 @dataclass(frozen=True)
-class DeformableDETRLayout(Layout):
+class DeformableDETRLayout(TransformerLayout):
     """Its five variants, and the two-stage one with mixed query selection."""
 
-    num_queries: int = 0  # learned ones
-    encoder_layers: int = 0
-    decoder_layers: int = 0
     levels: int = 0
     lateral_convs: int = 0  # of the levels, those that come straight from the backbone
     with_box_refine: bool = False
     as_two_stage: bool = False
-    backbone: ResNetLayout = ANOTHER_BACKBONE
 
     def __str__(self) -> str:
         parts = [
@@ -81,17 +88,12 @@ class DeformableDETRLayout(Layout):
         names = _CONFIGS.get(variant, ())
         return tuple(f'configs/deformable_detr/deformable-detr{name}_r50_16xb2-50e_coco.py' for name in names)
 
-    def config_changes(self) -> dict[str, Any]:
-        """Depth, classes and mixed query selection where they are not the config's."""
-        depth, num_classes = (18, 6) if self._is_quickstart else (50, 80)
-        changes: dict[str, Any] = {}
-        if self.backbone.depth not in (0, depth):
-            changes['model.backbone.depth'] = self.backbone.depth
-        if self.num_classes not in (0, num_classes):
-            changes['model.bbox_head.num_classes'] = self.num_classes
-        if self.as_two_stage and self.num_queries and not self._is_quickstart:
-            changes['model.mixed_query_selection'] = True
-        return changes
+    def config_changes(self, depth: int = 50, num_classes: int = 80) -> dict[str, Any]:
+        """Depth, classes and mixed query selection, where they are not the config's."""
+        if self._is_quickstart:
+            return super().config_changes(depth=18, num_classes=6)
+        mixed = {'model.mixed_query_selection': True} if self.as_two_stage and self.num_queries else {}
+        return {**super().config_changes(depth, num_classes), **mixed}
 
 
 def layout_of(state: State, hints: Mapping[str, Any]) -> DeformableDETRLayout:
@@ -99,19 +101,16 @@ def layout_of(state: State, hints: Mapping[str, Any]) -> DeformableDETRLayout:
 
     Box refinement does not show in our names: with it, the layers' box branches differ.
     """
-    bias, queries = state.get('bbox_head.cls_branches.0.bias'), state.get('query_embedding.weight')
+    bias = state.get('bbox_head.cls_branches.0.bias')
     lateral = count(state, 'neck.convs.')
     refine = hints.get('with_box_refine')
     return DeformableDETRLayout(
         num_classes=0 if bias is None else len(bias),
-        num_queries=0 if queries is None else len(queries),
-        encoder_layers=count(state, 'encoder.layers.'),
-        decoder_layers=count(state, 'decoder.layers.'),
         levels=lateral + count(state, 'neck.extra_convs.'),
         lateral_convs=lateral,
         with_box_refine=_branches_differ(state) if refine is None else bool(refine),
         as_two_stage='memory_trans_fc.weight' in state,
-        backbone=resnet_layout(state),
+        **transformer_facts(state),
     )
 
 

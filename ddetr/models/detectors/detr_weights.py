@@ -7,29 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ddetr.weights import ClassRows, Layout, Rule, State, Style, WeightFamily, WeightFormat, count
+from ddetr.weights import ClassRows, Rule, State, Style, WeightFamily, WeightFormat
 from ddetr.weights.huggingface import in_both_versions
 
-from ..backbones.resnet_weights import ANOTHER_BACKBONE, ResNetLayout, hf_backbone_rules, resnet_layout
+from ..backbones.resnet_weights import hf_backbone_rules
 from .transformer_weights import (
     ORIGINAL_BACKBONE,
+    TransformerLayout,
     hf_decoder_layers,
     hf_encoder_layers,
     hf_transformer_config,
     original_decoder_layers,
     original_encoder_layers,
+    transformer_facts,
 )
 
 
 @dataclass(frozen=True)
-class DETRLayout(Layout):
+class DETRLayout(TransformerLayout):
     """DETR, with DC5 or without: DC5 has no weights of its own."""
 
-    num_queries: int = 0
-    encoder_layers: int = 0
-    decoder_layers: int = 0
     sigmoid: bool = False  # no row for "no object", as in DETR-DC5+ of Deformable DETR's table 1
-    backbone: ResNetLayout = ANOTHER_BACKBONE
 
     def __str__(self) -> str:
         classes = f'{self.num_classes} classes{" by sigmoid" if self.sigmoid else ""}'
@@ -45,11 +43,6 @@ class DETRLayout(Layout):
             return ('configs/detr/detr-dc5-plus_r50_16xb2-50e_coco.py',)
         return ('configs/detr/detr_r50_8xb2-150e_coco.py', 'configs/detr/detr-dc5_r50_64xb1-500e_coco.py')
 
-    def config_changes(self) -> dict[str, Any]:
-        """Depth and classes where they are not the config's."""
-        classes = {'model.bbox_head.num_classes': self.num_classes} if self.num_classes not in (0, 80) else {}
-        return {**self.backbone.config_changes(), **classes}
-
 
 def layout_of(state: State, hints: Mapping[str, Any]) -> DETRLayout:
     """Read the layout off tensors under our names.
@@ -58,17 +51,10 @@ def layout_of(state: State, hints: Mapping[str, Any]) -> DETRLayout:
     of the file's class names, or of the model that the weights are for. Without it they are softmax, as in the models
     that the original project and MMDetection published.
     """
-    bias, queries = state.get('bbox_head.fc_cls.bias'), state.get('query_embedding.weight')
+    bias = state.get('bbox_head.fc_cls.bias')
     rows = 0 if bias is None else len(bias)
     sigmoid = hints.get('num_classes') == rows
-    return DETRLayout(
-        num_classes=rows if sigmoid else max(rows - 1, 0),
-        num_queries=0 if queries is None else len(queries),
-        encoder_layers=count(state, 'encoder.layers.'),
-        decoder_layers=count(state, 'decoder.layers.'),
-        sigmoid=sigmoid,
-        backbone=resnet_layout(state),
-    )
+    return DETRLayout(rows if sigmoid else max(rows - 1, 0), sigmoid=sigmoid, **transformer_facts(state))
 
 
 def original_rules(layout: DETRLayout, style: Style) -> tuple[Rule, ...]:

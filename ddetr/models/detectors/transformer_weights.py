@@ -5,18 +5,46 @@ Hugging Face's: transformers, `models/detr` and `models/deformable_detr`.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ddetr.weights import Rule, State
+from ddetr.weights import Layout, Rule, State, count
 from ddetr.weights.huggingface import MULTI_HEAD
 from ddetr.weights.rules import within
 
-from ..backbones.resnet_weights import hf_backbone_config
+from ..backbones.resnet_weights import ANOTHER_BACKBONE, ResNetLayout, hf_backbone_config, resnet_layout
 
 _FFN = (Rule('linear1.{p}', 'ffn.layers.0.0.{p}'), Rule('linear2.{p}', 'ffn.layers.1.{p}'))
 _HF_FFN = (Rule('fc1.{p}', 'ffn.layers.0.0.{p}'), Rule('fc2.{p}', 'ffn.layers.1.{p}'))
 
 ORIGINAL_BACKBONE = (Rule('backbone.0.body.{p}', 'backbone.{p}'),)
+
+
+@dataclass(frozen=True)
+class TransformerLayout(Layout):
+    """What all of them have; see `transformer_facts`."""
+
+    num_queries: int = 0  # learned ones
+    encoder_layers: int = 0
+    decoder_layers: int = 0
+    backbone: ResNetLayout = ANOTHER_BACKBONE
+
+    def config_changes(self, depth: int = 50, num_classes: int = 80) -> dict[str, Any]:
+        """Depth and classes, where they are not these of the fitting configs."""
+        classes = {'model.bbox_head.num_classes': self.num_classes}
+        same = self.num_classes in (0, num_classes)
+        return {**self.backbone.config_changes(depth), **({} if same else classes)}
+
+
+def transformer_facts(state: State) -> dict[str, Any]:
+    """The fields of `TransformerLayout` but for the classes, read off tensors under our names."""
+    queries = state.get('query_embedding.weight')
+    return {
+        'num_queries': 0 if queries is None else len(queries),
+        'encoder_layers': count(state, 'encoder.layers.'),
+        'decoder_layers': count(state, 'decoder.layers.'),
+        'backbone': resnet_layout(state),
+    }
 
 
 def original_encoder_layers(deformable: bool) -> tuple[Rule, ...]:
@@ -35,9 +63,8 @@ def original_decoder_layers(deformable: bool) -> tuple[Rule, ...]:
     """The original projects' decoder layers; norm1 follows the first attention in DETR and the second in its heirs."""
     rules = (
         Rule('self_attn.{p}', 'self_attn.attn.{p}'),
-        Rule('cross_attn.{p}', 'cross_attn.{p}')
-        if deformable
-        else Rule('multihead_attn.{p}', 'cross_attn.attn.{p}'),
+        Rule('cross_attn.{p}', 'cross_attn.{p}', written=deformable),
+        Rule('multihead_attn.{p}', 'cross_attn.attn.{p}'),
         Rule('norm1.{p}', f'norms.{1 if deformable else 0}.{{p}}'),
         Rule('norm2.{p}', f'norms.{0 if deformable else 1}.{{p}}'),
         *_FFN,
@@ -59,15 +86,11 @@ def hf_encoder_layers(deformable: bool) -> tuple[Rule, ...]:
 
 def hf_decoder_layers(deformable: bool) -> tuple[Rule, ...]:
     """Hugging Face's decoder layers, version 4."""
-    cross = (
-        [Rule('encoder_attn.{p}', 'cross_attn.{p}')]
-        if deformable
-        else _multi_head('encoder_attn', 'cross_attn')
-    )
+    cross = (Rule('encoder_attn.{p}', 'cross_attn.{p}'),)
     rules = (
         *_multi_head('self_attn', 'self_attn'),
         Rule('self_attn_layer_norm.{p}', 'norms.0.{p}'),
-        *cross,
+        *(cross if deformable else _multi_head('encoder_attn', 'cross_attn')),
         Rule('encoder_attn_layer_norm.{p}', 'norms.1.{p}'),
         *_HF_FFN,
         Rule('final_layer_norm.{p}', 'norms.2.{p}'),
@@ -128,12 +151,8 @@ def hf_transformer_config(state: State, model_cfg: Mapping[str, Any] | None) -> 
     """
     attention = attention_of(model_cfg)
     heads = attention.get('num_heads', 8)
-    layers = {
-        part: len({name.split('.')[2] for name in state if name.startswith(f'{part}.layers.')})
-        for part in ('encoder', 'decoder')
-    }
+    layers = {part: count(state, f'{part}.layers.') for part in ('encoder', 'decoder')}
     dilations = model_cfg['backbone'].get('dilations', (1,)) if model_cfg else (1,)
-    laterals = {name.split('.')[2] for name in state if name.startswith('neck.convs.')}
     return {
         'd_model': len(state['encoder.layers.0.norms.0.weight']),
         **{f'{part}_layers': number for part, number in layers.items()},
@@ -141,7 +160,7 @@ def hf_transformer_config(state: State, model_cfg: Mapping[str, Any] | None) -> 
         **{f'{part}_ffn_dim': len(state[f'{part}.layers.0.ffn.layers.0.0.weight']) for part in layers},
         'dilation': tuple(dilations)[-1] == 2,
         'position_embedding_type': 'sine',
-        **hf_backbone_config(state, len(laterals)),
+        **hf_backbone_config(state, count(state, 'neck.convs.')),
     }
 
 
