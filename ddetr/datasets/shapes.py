@@ -1,4 +1,4 @@
-"""The built-in data set: drawn shapes on textured backgrounds, in COCO's format and folder layout.
+"""The built-in dataset: drawn shapes on textured backgrounds, in COCO's format and folder layout.
 
 It stands in for COCO where nothing can be downloaded: for the quickstart, for tests, for a first look at a
 change. Six classes in random sizes, proportions, rotations, colours and fills lie over one another on random
@@ -39,7 +39,7 @@ Color = np.ndarray  # (3,) float BGR in [0, 255]
 
 @dataclass(frozen=True)
 class ShapesRecipe:
-    """What determines every pixel of the data set.
+    """What determines every pixel of the dataset.
 
     Attributes:
         num_train: images in `train2017/`.
@@ -298,7 +298,7 @@ def _write_split(folder: Path, split: str, count: int, recipe: ShapesRecipe) -> 
     images: list[dict] = []
     annotations: list[dict] = []
     for image_id in track(range(1, count + 1), f'drawing {split}'):
-        # every image has a generator of its own: the first n images of a larger data set are the same
+        # every image has a generator of its own: the first n images of a larger dataset are the same
         rng = np.random.default_rng([recipe.seed, int(split.startswith('val')), image_id])
         image, found = draw_image(rng, recipe)
         name = f'{image_id:012d}.jpg'
@@ -320,12 +320,12 @@ def _write_split(folder: Path, split: str, count: int, recipe: ShapesRecipe) -> 
 
 
 def make_shapes(out_dir: str | Path, recipe: ShapesRecipe | None = None) -> bool:
-    """Draw the data set into a folder, whole or not at all.
+    """Draw the dataset into a folder, whole or not at all.
 
     The folder gets COCO's layout: `train2017/`, `val2017/`, `annotations/instances_{train2017,val2017}.json`.
 
     Args:
-        out_dir: does not exist yet, or holds the data set of the same recipe, which is kept.
+        out_dir: does not exist yet, or holds the dataset of the same recipe, which is kept.
         recipe: see `ShapesRecipe`.
 
     Returns:
@@ -339,7 +339,7 @@ def make_shapes(out_dir: str | Path, recipe: ShapesRecipe | None = None) -> bool
     if out_dir.exists():
         if _holds(out_dir, recipe):
             return False
-        raise InputError(f'{out_dir} exists and is not this data set: remove it or choose another folder')
+        raise InputError(f'{out_dir} exists and is not this dataset: remove it or choose another folder')
     unfinished = out_dir.with_name(f'{out_dir.name}.unfinished')
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was interrupted
     _write_split(unfinished, 'train2017', recipe.num_train, recipe)

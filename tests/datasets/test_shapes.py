@@ -130,7 +130,7 @@ def test_it_is_kept_never_overwritten_and_never_half_there(tmp_path, monkeypatch
     assert make_shapes(folder, SMALL)
     assert [path.name for path in folder.parent.iterdir()] == ['shapes']
     assert not make_shapes(folder, SMALL)
-    with pytest.raises(InputError, match=r'shapes exists and is not this data set'):
+    with pytest.raises(InputError, match=r'shapes exists and is not this dataset'):
         make_shapes(folder, ShapesRecipe(num_train=12, num_val=4, size=128))
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'precious.txt').write_text('mine')

@@ -42,7 +42,7 @@ class RandomCrop(BaseTransform):
             the image.
         crop_type: see above.
         allow_negative_crop: windows without any box are fine. Where they are not, such a window makes the
-            data set choose another image.
+            dataset choose another image.
         recompute_bbox: of MMDetection's configs; it concerns masks, so it changes nothing here.
         bbox_clip_border: clip boxes to the window.
 
@@ -120,7 +120,7 @@ class FilterAnnotations(BaseTransform):
     Args:
         min_gt_bbox_wh: smallest (w, h) in pixels that is kept.
         keep_empty: False keeps images that have no box left; True, MMDetection's default in spite of the
-            name, makes the data set choose another image for them.
+            name, makes the dataset choose another image for them.
     """
 
     def __init__(self, min_gt_bbox_wh: tuple[float, float] = (1, 1), keep_empty: bool = True):
