@@ -1,6 +1,6 @@
 """Parameters and multiply-adds of a detector, without computing its layers.
 
-The convention is that of the DETR and Deformable DETR papers, who extended detectron2's counter: a FLOP is one
+The convention is that of Carion et al. (2020) and Zhu et al. (2021), who extended detectron2's counter: a FLOP is one
 multiply-add; convolutions and matrix products count, with attention's two products among them; biases, norms,
 activations, interpolation, NMS and losses do not. Deformable attention's sampling counts as the layer itself says
 (`uncounted_macs`). RoIAlign does not: its number of samples depends on the boxes, and with 2 x 2 a bin it would be

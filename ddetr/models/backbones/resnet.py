@@ -31,7 +31,7 @@ class ResNet(BaseModule):
         num_stages: how many of the four stages are built.
         strides: of each stage.
         dilations: of each stage's 3x3 convolutions. DC5 is `strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)`; as in
-            torchvision and the original DETR the first block of a stage keeps the dilation of the stage before.
+            torchvision and Carion et al.'s code the first block of a stage keeps the dilation of the stage before.
         out_indices: the stages (0 to 3) whose output is returned, in ascending order.
         style: `pytorch` puts a bottleneck's stride on its 3x3 convolution, `caffe` on its first 1x1.
         frozen_stages: the stem and that many stages get no gradient; -1 freezes nothing, 0 only the stem.

@@ -94,8 +94,8 @@ class CrossEntropyLoss(nn.Module):
     Args:
         use_sigmoid: binary cross entropy over one-hot labels, the label K (number of logits) being background;
             otherwise softmax, where every label is a class of its own.
-        class_weight: one factor per class, softmax only. The DETR heads build it from `bg_cls_weight`.
-        bg_cls_weight: factor of the last class, DETR's "no object"; the head reads it.
+        class_weight: one factor per class, softmax only. None for 1.
+        bg_cls_weight: factor of the last class, "no object" (Carion et al., 2020, section 3.1).
         reduction, loss_weight: as everywhere.
     """
 

@@ -1,4 +1,4 @@
-"""Brings the backbone's levels to one width and adds coarser ones (Deformable DETR, appendix A.1)."""
+"""Brings the backbone's levels to one width and adds coarser ones (Zhu et al., 2021, appendix A.1)."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ class ChannelMapper(BaseModule):
         out_channels: of all resulting levels.
         kernel_size: of the convolutions on the backbone's levels.
         conv_cfg, norm_cfg, act_cfg: as in mmcv's `ConvModule`.
-        bias: of the convolutions; `auto` leaves it out where a norm follows. The original Deformable DETR has a
+        bias: of the convolutions; `auto` leaves it out where a norm follows. Zhu et al.'s code has a
             bias in spite of its group norm, so its weights need `True`.
         num_outs: number of resulting levels, at least `len(in_channels)`; None for just those.
 

@@ -42,8 +42,8 @@ class LossTerm(Protocol):
 class ClassTerm(nn.Module):
     """Classification loss over all queries of a group.
 
-    It is divided by the number of pairs with sigmoids (Deformable DETR, appendix A.3), and with softmax by the summed
-    weights of all queries, where those without an object have `bg_cls_weight` (DETR, section 3.1).
+    It is divided by the number of pairs with sigmoids (Zhu et al., 2021, appendix A.3), and with softmax by the summed
+    weights of all queries, where those without an object have `bg_cls_weight` (Carion et al., 2020, section 3.1).
 
     Args:
         loss: Config of a registered loss of logits and labels, such as `FocalLoss`.

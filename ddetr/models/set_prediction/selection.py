@@ -23,7 +23,7 @@ def select_detections(
     """The best detections of one image, best first, in pixels of the original image.
 
     Sigmoid heads choose among all (query, class) pairs, so that a query can give several detections
-    (Deformable DETR, section 5); softmax heads take each query's best class (DETR, section 4).
+    (Zhu et al., 2021, section 5); softmax heads take each query's best class (Carion et al., 2020, section 4).
 
     Args:
         cls_logits: (Q, K), softmax heads (Q, K + 1).

@@ -1,4 +1,4 @@
-"""Anchors: the reference boxes of the region proposal network (Ren et al., "Faster R-CNN", section 3.1.1)."""
+"""Anchors: the reference boxes of the region proposal network (Ren et al., 2015, section 3.1.1)."""
 
 from collections.abc import Sequence
 

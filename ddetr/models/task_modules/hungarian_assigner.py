@@ -1,4 +1,4 @@
-"""One-to-one matching of predictions and ground truth, and what a match costs (DETR, section 3.1)."""
+"""One-to-one matching of predictions and ground truth, and what a match costs (Carion et al., 2020, section 3.1)."""
 
 from abc import ABC, abstractmethod
 

@@ -1,4 +1,4 @@
-"""Which ground-truth box a candidate box has to find (Ren et al., "Faster R-CNN", section 3.1.2)."""
+"""Which ground-truth box a candidate box has to find (Ren et al., 2015, section 3.1.2)."""
 
 import torch
 from torch import Tensor

@@ -36,7 +36,7 @@ def fill_quota(gt_index: Tensor, quota: Quota, pick: Callable[[Tensor, int], Ten
 
 @TASK_UTILS.register_module()
 class RandomSampler:
-    """Samples at random (Ren et al., "Faster R-CNN", section 3.1.3).
+    """Samples at random (Ren et al., 2015, section 3.1.3).
 
     Args:
         num, pos_fraction, neg_pos_ub: see `Quota`.

@@ -1,0 +1,32 @@
+"""Which files may know which: no generic file names a detector family, and dependencies point one way."""
+
+import ast
+import re
+
+from tests.conftest import ROOT
+
+FAMILY = re.compile(r'DETR|R-?CNN|DINO')
+ANATOMY = re.compile(r'bbox_head|roi_head|encoder\.layers|neck\.convs|configs/')
+OWN = re.compile(r'models/(detectors|heads|layers)/|/__init__\.py$|analysis/paper_table\.py$')
+
+
+def test_no_file_outside_a_familys_own_names_a_family():
+    for path in sorted((ROOT / 'ddetr').rglob('*.py')):
+        if not OWN.search(path.as_posix()):
+            assert not FAMILY.findall(path.read_text()), path
+
+
+def test_generic_code_does_not_look_into_detectors():
+    for package in ('weights', 'engine', 'apis', 'analysis', 'visualization', 'evaluation'):
+        for path in sorted((ROOT / 'ddetr' / package).rglob('*.py')):
+            if not OWN.search(path.as_posix()):
+                assert not ANATOMY.findall(path.read_text()), path
+
+
+def test_weights_stand_below_models():
+    allowed = re.compile(r'ddetr\.(registry|structures|utils)\b')
+    for path in (ROOT / 'ddetr/weights').glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level < 2, path
+                assert not (node.module or '').startswith('ddetr') or allowed.match(node.module), path
