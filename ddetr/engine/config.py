@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """Read a config file of ours or of MMDetection and apply `--cfg-options` to it.
 
     Args:
-        path: a `.py`, `.json` or `.yaml` config. A Python config is a program and is run.
+        path: a `.py`, `.json` or `.yaml` config. A Python config is a program and is run; modules that its
+            `custom_imports` name may lie beside it.
         options: values by dotted key, `{'model.num_queries': 100, 'custom_hooks.0.interval': 5}`.
 
     Returns:
@@ -78,6 +80,9 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """
     if not Path(path).is_file():
         raise ConfigError(f'config {path} does not exist: give the path of a config file.')
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last: it hides no installed module
     try:
         cfg = Config.fromfile(path)
     except (ConfigParsingError, SyntaxError, OSError, ImportError, NameError, KeyError, TypeError) as error:

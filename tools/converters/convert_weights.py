@@ -7,8 +7,8 @@ IN is a file or folder of any format that ddetr reads; `identify.py` says which 
 import argparse
 from pathlib import Path
 
+from ddetr.analysis.building import build_detector
 from ddetr.engine.config import load_config
-from ddetr.registry import MODELS
 from ddetr.utils import CheckpointError
 from ddetr.utils.cli import run_cli
 from ddetr.weights import WeightsFile, load_weights, read_checkpoint, read_weights, write_weights
@@ -35,8 +35,8 @@ def main() -> None:
         raise CheckpointError(f'{args.out} would overwrite what is read: name another OUT.')
     content, model_cfg, model = read_checkpoint(args.source), None, None
     if args.config:
-        model_cfg = load_config(args.config).model
-        model = MODELS.build(model_cfg)
+        cfg = load_config(args.config)
+        model_cfg, model = cfg.model, build_detector(cfg)
         load_weights(model, args.source, content, allow_partial=args.allow_partial)
     file = read_weights(args.source, content, model)
     faults = list_faults(file)

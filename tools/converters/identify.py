@@ -2,8 +2,8 @@
 
 import argparse
 
+from ddetr.analysis.building import build_detector
 from ddetr.engine.config import load_config
-from ddetr.registry import MODELS
 from ddetr.utils.cli import run_cli
 from ddetr.weights import read_weights
 
@@ -16,7 +16,7 @@ def main() -> None:
         help='of the detector that the file is for: one of your own, which custom_imports brings in',
     )
     args = parser.parse_args()
-    model = MODELS.build(load_config(args.config).model) if args.config else None
+    model = build_detector(load_config(args.config)) if args.config else None
     file = read_weights(args.file, model=model)
     weights, layout = file.weights, file.weights.layout
     values = sum(tensor.numel() for tensor in weights.state.values())

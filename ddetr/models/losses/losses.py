@@ -181,7 +181,7 @@ class L1Loss(_BoxLoss):
 
 @MODELS.register_module()
 class SmoothL1Loss(_BoxLoss):
-    """Squared below `beta`, absolute above it (Girshick, "Fast R-CNN", section 2.3)."""
+    """Squared below `beta`, absolute above it (Girshick, 2015, section 2.3)."""
 
     def __init__(self, beta: float = 1.0, reduction: str = 'mean', loss_weight: float = 1.0) -> None:
         super().__init__(partial(F.smooth_l1_loss, beta=beta, reduction='none'), reduction, loss_weight)

@@ -1,4 +1,4 @@
-"""Boxes as differences from reference boxes (Girshick et al., "R-CNN", appendix C)."""
+"""Boxes as differences from reference boxes (Girshick et al., 2014, appendix C)."""
 
 import math
 from collections.abc import Sequence
