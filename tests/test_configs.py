@@ -86,7 +86,7 @@ def _predict(model, cfg):
     (sample,) = model.test_step(random_batch(1, SIZE, model.num_classes))
     found = sample.pred_instances
     assert found.bboxes.shape == (len(found), 4)
-    assert len(found) == len(found.scores) == len(found.labels) <= 100
+    assert len(found) == len(found.scores) == len(found.labels) <= cfg.model.test_cfg.get('max_per_img', 100)
     assert found.scores.isfinite().all()
     assert (found.bboxes >= 0).all()
     assert (found.bboxes <= torch.tensor([192, 128, 192, 128]) + 1e-3).all()

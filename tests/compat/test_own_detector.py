@@ -8,20 +8,6 @@ import torch
 from torch import nn
 
 from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
-from ddetr.models.detectors.deformable_detr_weights import (
-    DEFORMABLE_DETR,
-    DeformableDETRLayout,
-    layout_from,
-)
-from ddetr.models.detectors.transformer_weights import (
-    ORIGINAL_BACKBONE,
-    box_branch_rules,
-    branch_rules,
-    neck_rules,
-    original_decoder_layers,
-    original_encoder_layers,
-    proposal_rules,
-)
 from ddetr.registry import MODELS
 from ddetr.utils import CheckpointError
 from ddetr.weights import (
@@ -33,8 +19,7 @@ from ddetr.weights import (
     load_weights,
     read_weights,
 )
-from ddetr.weights.convert import convert_state, state_for
-from tests.compat.test_weights_formats import random_state
+from ddetr.weights.convert import state_for
 from tests.conftest import ROOT
 
 # The stem's names are those of the original Deformable DETR, which this is not.
@@ -192,73 +177,6 @@ def test_a_family_outside_the_package_is_read_and_written(tmp_path, monkeypatch)
     back = state_for('elsewhere', file.weights, coco=True).state
     assert torch.equal(back['b.weight'][1], state['b.weight'][1])
     assert back['b.bias'][12] == -1e4
-
-
-def _dino_rules(layout, style):
-    last = layout.decoder_layers
-    return (
-        *ORIGINAL_BACKBONE,
-        *neck_rules('', layout.levels, layout.lateral_convs),
-        *original_encoder_layers(deformable=True),
-        *original_decoder_layers(deformable=True),
-        *proposal_rules('transformer.'),
-        *(
-            rule
-            for prefix in ('', 'transformer.decoder.')
-            for i in range(last)
-            for rule in branch_rules(prefix, index=str(i))
-        ),
-        *box_branch_rules('transformer.enc_out_bbox_embed', str(last)),
-        Rule('transformer.enc_out_class_embed.{p}', f'bbox_head.cls_branches.{last}.{{p}}'),
-        Rule('transformer.level_embed', 'level_embed'),
-        Rule('transformer.decoder.norm.{p}', 'decoder.norm.{p}'),
-        Rule('transformer.decoder.ref_point_head.{p}', 'decoder.ref_point_head.{p}'),
-        Rule('transformer.tgt_embed.{p}', 'query_embedding.{p}'),
-        Rule('label_enc.{p}', 'dn_query_generator.label_embedding.{p}'),
-    )
-
-
-DINO = WeightFamily(
-    name='DINO',
-    landmarks=(*DEFORMABLE_DETR.landmarks, 'dn_query_generator.label_embedding.weight'),
-    layout_of=DEFORMABLE_DETR.layout_of,
-    class_rows=(*DEFORMABLE_DETR.class_rows, ClassRows('dn_query_generator.label_embedding.{p}', spare=1)),
-    optional_zeros=DEFORMABLE_DETR.optional_zeros,
-    formats=(
-        WeightFormat(
-            'original',
-            'the original DINO',
-            _dino_rules,
-            landmarks=('transformer.level_embed', 'input_proj.0.0.weight', 'label_enc.weight'),
-            layout_from_theirs=lambda state: DeformableDETRLayout(
-                decoder_layers=6,
-                levels=len(state['transformer.level_embed']),
-                lateral_convs=layout_from(state, '', '').lateral_convs,
-            ),
-        ),
-    ),
-)
-
-
-@pytest.mark.parametrize('name', ['official_dino_4scale_r50', 'official_dino_5scale_r50'])
-def test_an_heir_of_a_family_takes_precedence_and_needs_no_other_file(name, checkpoint_lists):
-    """It has all landmarks of its ancestor, and its own."""
-    import json
-
-    shapes = json.loads((checkpoint_lists / f'{name}.json').read_text())
-    state = random_state(shapes, refined=True)
-    ours = convert_state(state, families=(DINO,))
-    assert ours.title == 'the original DINO'
-    assert ours.unexpected == ()
-    assert ours.state['dn_query_generator.label_embedding.weight'].shape == (80, 256)
-    assert ours.state['bbox_head.cls_branches.6.bias'].shape == (80,)
-    assert convert_state(ours.state, families=(DINO,)).title == "ddetr's DINO"
-    back = state_for('original', ours, coco=True).state
-    assert back.keys() == state.keys()
-    for key in state:
-        rows = [1, 11, 13, 90] if len(state[key]) in (91, 92) else slice(None)
-        assert torch.equal(back[key][rows], state[key][rows]), key
-    assert torch.equal(back['label_enc.weight'][91], state['label_enc.weight'][91])
 
 
 class OtherBackbone(nn.Module):

@@ -21,6 +21,7 @@ DEFORMABLE, REFINE, TWO_STAGE, SINGLE, DC5 = (
     f'configs/deformable_detr/deformable-detr{name}_r50_16xb2-50e_coco.py'
     for name in ('', '-refine', '-refine-twostage', '-single-scale', '-single-scale-dc5')
 )
+DINO4, DINO5 = (f'configs/dino/dino-{scales}scale_r50_8xb2-12e_coco.py' for scales in (4, 5))
 DETR, DETR_DC5 = 'configs/detr/detr_r50_8xb2-150e_coco.py', 'configs/detr/detr-dc5_r50_64xb1-500e_coco.py'
 FILES = {
     'official_r50_deformable_detr': DEFORMABLE,
@@ -29,6 +30,8 @@ FILES = {
     'official_r50_deformable_detr_single_scale': SINGLE,
     'official_r50_deformable_detr_single_scale_dc5': DC5,
     'official_detr_r50': DETR,
+    'official_dino_4scale_r50': DINO4,
+    'official_dino_5scale_r50': DINO5,
     'official_detr_r50_dc5': DETR_DC5,
     'mmdet_deformable-detr_r50_16xb2-50e_coco': DEFORMABLE,
     'mmdet_deformable-detr-refine_r50_16xb2-50e_coco': REFINE,

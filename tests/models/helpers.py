@@ -22,15 +22,19 @@ DETR_CONFIGS = (
 )
 
 
+def narrow(root: Path, config: str, width: int = 64, num_queries: int = 20) -> ConfigDict:
+    """The model of a config below configs/ with ResNet-18 and a transformer of 1 + 2 narrow layers."""
+    return _narrow(Config.fromfile(root / 'configs' / config).model, width, num_queries)
+
+
 def narrow_deformable_detr(root: Path, variant: str, width: int = 64, num_queries: int = 20) -> ConfigDict:
     """The model config of a variant of the paper with ResNet-18 and a transformer of 1 + 2 narrow layers."""
-    config = Config.fromfile(root / f'configs/deformable_detr/{variant}_r50_16xb2-50e_coco.py').model
-    return _narrow(config, width, num_queries)
+    return narrow(root, f'deformable_detr/{variant}_r50_16xb2-50e_coco.py', width, num_queries)
 
 
 def narrow_detr(root: Path, name: str, width: int = 64, num_queries: int = 20) -> ConfigDict:
     """The same for the model of one of DETR's rows in the table."""
-    return _narrow(Config.fromfile(root / f'configs/detr/{name}.py').model, width, num_queries)
+    return narrow(root, f'detr/{name}.py', width, num_queries)
 
 
 def _narrow(config: ConfigDict, width: int, num_queries: int) -> ConfigDict:

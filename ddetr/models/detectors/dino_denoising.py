@@ -1,0 +1,132 @@
+"""Contrastive denoising (DINO, Zhang et al., 2022, section 3.3): noised ground truth as further decoder queries."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from ddetr.structures import Matching, Samples
+from ddetr.utils.errors import ConfigError
+
+PADDING = -1  # the label of a slot that an image with fewer objects leaves empty
+
+
+class DenoisingQueries(NamedTuple):
+    """Noised ground truth of a batch, in R groups of 2 T slots: T positives, then T negatives.
+
+    T is the largest number of objects in an image. Slot t of either half belongs to the image's object t; the slots of
+    images with fewer objects are padding: they have zero content and are trained as background.
+    """
+
+    labels: Tensor  # (B, R * 2 T) int64, `PADDING` where empty
+    boxes_cxcywh_norm: Tensor  # (B, R * 2 T, 4); 0.5 where empty
+    num_groups: int  # R
+
+    def matches(self, num_objects: list[int]) -> tuple[Matching, ...]:
+        """Each image's pairs of a positive query and its object; the objects of each image are counted."""
+        size = self.labels.shape[1] // max(self.num_groups, 1)  # 2 T
+        device = self.labels.device
+        starts = torch.arange(self.num_groups, device=device) * size  # (R,)
+        return tuple(
+            Matching(
+                (starts[:, None] + torch.arange(count, device=device)).flatten(),
+                torch.arange(count, device=device).repeat(self.num_groups),
+            )
+            for count in num_objects
+        )
+
+
+class ContrastiveDenoising(nn.Module):
+    """Draws the noise and embeds the labels.
+
+    Args:
+        num_classes: K.
+        embed_dims: C.
+        label_noise_scale: Half of it is the share of labels that are drawn anew.
+        box_noise_scale: Positives move by less than this part of half their sides, negatives by up to twice as much.
+        group_cfg: `dynamic=True, num_dn_queries=100`: as many groups as hold that many objects, at least one; or
+            `dynamic=False, num_groups=...`.
+
+    Raises:
+        ConfigError: A static number of groups that is not given, or noise that is not positive.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dims: int,
+        label_noise_scale: float = 0.5,
+        box_noise_scale: float = 1.0,
+        group_cfg: dict | None = None,
+    ) -> None:
+        super().__init__()
+        groups = {'dynamic': True, 'num_groups': None, 'num_dn_queries': 100, **(group_cfg or {})}
+        unknown = groups.keys() - {'dynamic', 'num_groups', 'num_dn_queries'}
+        if unknown:
+            raise ConfigError(f'model.dn_cfg.group_cfg has no key {min(unknown)!r}: remove it.')
+        if not groups['dynamic'] and not groups['num_groups']:
+            raise ConfigError('model.dn_cfg.group_cfg: dynamic=False needs num_groups.')
+        if label_noise_scale < 0 or box_noise_scale < 0:
+            raise ConfigError(f'model.dn_cfg: negative noise {label_noise_scale=}, {box_noise_scale=}.')
+        self.num_classes = num_classes
+        self.label_noise_scale, self.box_noise_scale = label_noise_scale, box_noise_scale
+        self.num_groups: int | None = None if groups['dynamic'] else groups['num_groups']
+        self.num_dn_queries: int = groups['num_dn_queries']
+        self.label_embedding = nn.Embedding(num_classes, embed_dims)
+
+    def reset_classes(self, num_classes: int) -> str:
+        """New embeddings for `num_classes` classes; the name of their tensor."""
+        old = self.label_embedding.weight
+        self.num_classes = num_classes
+        self.label_embedding = nn.Embedding(num_classes, old.shape[1], device=old.device, dtype=old.dtype)
+        return 'label_embedding.weight'
+
+    def embed(self, labels: Tensor) -> Tensor:
+        """Labels (B, D) -> content (B, D, C), zeros for padding."""
+        return self.label_embedding(labels.clamp(min=0)).masked_fill((labels == PADDING)[..., None], 0.0)
+
+    @torch.no_grad()
+    def forward(self, samples: Samples) -> DenoisingQueries:
+        """Draw the noised queries of a batch."""
+        device = self.label_embedding.weight.device
+        counts = [len(sample.gt_instances) for sample in samples]
+        most = max(counts)
+        num_groups = self.num_groups or max(self.num_dn_queries // max(most, 1), 1)
+        labels = torch.full((len(samples), num_groups, 2, most), PADDING, device=device)
+        boxes = torch.full((*labels.shape, 4), 0.5, device=device)
+        for b, sample in enumerate(samples):
+            height, width = sample.img_shape[:2]
+            true = sample.gt_instances.bboxes.to(device) / boxes.new_tensor(
+                [width, height] * 2
+            )  # (G, 4) xyxy
+            labels[b, :, :, : counts[b]] = self._noised_labels(
+                sample.gt_instances.labels.to(device).expand(num_groups, 2, -1)
+            )
+            boxes[b, :, :, : counts[b]] = self._noised_boxes(true.expand(num_groups, 2, -1, -1))
+        return DenoisingQueries(labels.flatten(1), boxes.flatten(1, 3), num_groups)
+
+    def _noised_labels(self, labels: Tensor) -> Tensor:
+        """Draw some labels anew; they may stay the same."""
+        chosen = torch.rand(labels.shape, device=labels.device) < self.label_noise_scale / 2
+        return torch.where(chosen, torch.randint_like(labels, self.num_classes), labels)
+
+    def _noised_boxes(self, boxes_xyxy_norm: Tensor) -> Tensor:
+        """Move all four sides of (R, 2, G, 4) boxes, those of the second half further: (R, 2, G, 4), cx cy w h."""
+        half_sides = (boxes_xyxy_norm[..., 2:] - boxes_xyxy_norm[..., :2]).repeat(1, 1, 1, 2) / 2
+        distance = torch.rand_like(boxes_xyxy_norm)
+        distance[:, 1] += 1
+        sign = torch.randint_like(distance, 2) * 2 - 1
+        noised = boxes_xyxy_norm + sign * distance * half_sides * self.box_noise_scale
+        return box_convert(noised.clamp(0, 1), 'xyxy', 'cxcywh')
+
+
+def denoising_mask(num_queries: int, denoising: DenoisingQueries, device: torch.device) -> Tensor:
+    """Self-attention mask (Q + D, Q + D), True = hidden, of matching queries followed by denoising queries.
+
+    Matching queries do not see the ground truth in any group, and groups do not see one another.
+    """
+    count = denoising.labels.shape[1]
+    group = torch.arange(count, device=device) // max(count // max(denoising.num_groups, 1), 1)
+    group = torch.cat([torch.full((num_queries,), -1, device=device), group])
+    return (group[None] >= 0) & (group[:, None] != group[None])
