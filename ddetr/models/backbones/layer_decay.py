@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
@@ -48,6 +49,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         backbone = _find_backbone(module)
         factors = layer_factors(backbone.layer_groups(), self.decay_rate, self.num_layers)
+        low, high = min(factors.values()), max(factors.values())
+        print_log(  # mmengine's own lines about each parameter say the rate before this factor
+            f'layer decay: learning rates of the backbone times {low:.3g} (stem) to {high:.3g}',
+            logger='current',
+        )
         parameters = dict(backbone.named_parameters())
         by_id = {id(parameters[key]): factor for key, factor in factors.items()}
         flat = {id(p) for p in parameters.values() if p.ndim <= 1}

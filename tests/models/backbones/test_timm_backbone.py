@@ -372,9 +372,15 @@ def test_remap_checkpoint_matches_by_order(tmp_path):
     with torch.no_grad():
         feats = loaded('resnet18', path, remap_checkpoint=True)(images)
     torch.testing.assert_close(list(feats), list(last_levels(theirs, images)))
-    torch.save(dict(reversed(renamed.items())), path)
-    with pytest.raises(CheckpointError, match='cannot be remapped'):
-        loaded('resnet18', path, remap_checkpoint=True)
+    swapped = list(renamed.items())
+    swapped[1:3] = swapped[2], swapped[1]  # a norm's weight and bias, of one shape
+    for items, fault in (
+        (swapped, 't2.bias .* stands where the model has bn1.weight'),
+        (swapped[1:], '121 tensors'),
+    ):
+        torch.save(dict(items), path)
+        with pytest.raises(CheckpointError, match=f'cannot be remapped: .*{fault}'):
+            loaded('resnet18', path, remap_checkpoint=True)
 
 
 @pytest.mark.parametrize(
