@@ -31,7 +31,11 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
-    extras_require={'tests': requirements('tests'), 'optional': requirements('optional')},
+    extras_require={
+        'tests': requirements('tests'),
+        'optional': requirements('optional'),
+        'timm': [line for line in requirements('optional') if line.startswith('timm')],
+    },
     packages=[*find_packages(include=['ddetr', 'ddetr.*']), 'ddetr_ops', 'ddetr_ops.compat'],
     package_dir={'ddetr_ops': 'ops/ddetr_ops'},
     ext_modules=extensions(),

@@ -1,3 +1,5 @@
+from .layer_decay import LayerDecayOptimWrapperConstructor
 from .resnet import ResNet, ResNeXt
+from .timm_backbone import TimmBackbone
 
-__all__ = ['ResNeXt', 'ResNet']
+__all__ = ['LayerDecayOptimWrapperConstructor', 'ResNeXt', 'ResNet', 'TimmBackbone']
