@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from ddetr.engine.weights import pretrained as pretrained_module
 from mmengine.optim import build_optim_wrapper
 from safetensors.torch import save_file
 from torch import nn
 
 from ddetr.analysis.batches import random_batch
-from ddetr.engine.weights import pretrained as pretrained_module
 from ddetr.models.backbones import TimmBackbone
 from ddetr.models.backbones.layer_decay import layer_factors
 from ddetr.models.detectors.base_detector import build_backbone_and_neck
