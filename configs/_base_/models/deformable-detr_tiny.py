@@ -6,7 +6,6 @@ model = dict(
     num_queries=20,
     with_box_refine=True,
     as_two_stage=True,
-    mixed_query_selection=True,
     # few different sizes: the CPU's convolutions are prepared anew for each
     data_preprocessor=dict(pad_size_divisor=16),
     backbone=dict(

@@ -29,6 +29,7 @@ from ddetr.utils.errors import ConfigError
 
 from .base_detector import BaseDetector, build_backbone_and_neck
 from .deformable_detr_weights import DEFORMABLE_DETR
+from .dino_denoising import ContrastiveDenoising, DenoisingQueries
 
 
 @MODELS.register_module()
@@ -48,10 +49,14 @@ class DeformableDETR(BaseDetector):
         look_forward_twice: A layer also learns from the next layer's boxes (DINO, section 3.5).
         class_aware_proposals: In two stages, choose the proposals by their best class and train the chosen ones with
             the classes of their objects, as DINO does. By default class 0 stands for any object.
+        proposal_size: Side of the boxes that the finest level's proposals are offsets from, relative to the image;
+            doubled from level to level.
         num_one2many_queries: Queries beside the others in training, which are given each object `one2many_repeats`
             times (H-DETR, Jia et al., 2023, section 4.1).
         one2many_repeats: K of the H-DETR paper.
         one2many_weight: Factor of their losses, lambda of the H-DETR paper.
+        dn_cfg: In two stages, keywords of `ContrastiveDenoising` for queries that learn to denoise ground truth in
+            training (DINO, section 3.3).
         train_cfg: `dict(assigner=...)`.
         test_cfg: `dict(max_per_img=...)`.
         data_preprocessor: Config of `DetDataPreprocessor`.
@@ -78,18 +83,24 @@ class DeformableDETR(BaseDetector):
         mixed_query_selection: bool = False,
         look_forward_twice: bool = False,
         class_aware_proposals: bool = False,
+        proposal_size: float = 0.05,
         num_one2many_queries: int = 0,
         one2many_repeats: int = 6,
         one2many_weight: float = 1.0,
+        dn_cfg: dict | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
-        if not as_two_stage and (mixed_query_selection or class_aware_proposals):
-            key = 'mixed_query_selection' if mixed_query_selection else 'class_aware_proposals'
-            raise ConfigError(f'model.{key}=True is about proposals: set as_two_stage=True.')
+        switches = {
+            'mixed_query_selection': mixed_query_selection,
+            'class_aware_proposals': class_aware_proposals,
+        }
+        for key, value in {**switches, 'dn_cfg': dn_cfg}.items():
+            if value and not as_two_stage:
+                raise ConfigError(f'model.{key}={value} works on proposals: set as_two_stage=True.')
         if look_forward_twice and not with_box_refine:
             raise ConfigError('model.look_forward_twice=True needs refined boxes: set with_box_refine=True.')
         self.num_queries = num_queries
@@ -97,6 +108,7 @@ class DeformableDETR(BaseDetector):
         self.as_two_stage = as_two_stage
         self.mixed_query_selection = mixed_query_selection
         self.class_aware_proposals = class_aware_proposals
+        self.proposal_size = proposal_size
         self.groups: tuple[QueryGroup, ...] = (QueryGroup(slice(0, num_queries)),)
         if num_one2many_queries:
             extra = slice(num_queries, num_queries + num_one2many_queries)
@@ -123,6 +135,9 @@ class DeformableDETR(BaseDetector):
         self.embed_dims = 2 * self.positional_encoding.num_feats
         self.level_embed = nn.Parameter(torch.randn(num_feature_levels, self.embed_dims))
         self._build_query_parts()
+        self.dn_query_generator = None
+        if dn_cfg is not None:
+            self.dn_query_generator = ContrastiveDenoising(self.num_classes, self.embed_dims, **dn_cfg)
 
     def _build_query_parts(self) -> None:
         """Learned embeddings, or projections of the encoder's proposals."""
@@ -144,9 +159,17 @@ class DeformableDETR(BaseDetector):
         if not self.as_two_stage:
             nn.init.zeros_(self.reference_points_fc.bias)
 
+    def reset_classes(self, num_classes: int) -> list[str]:
+        """See `BaseDetector`; the denoising queries' label embeddings are per class too."""
+        names = super().reset_classes(num_classes)
+        if self.dn_query_generator is None:
+            return names
+        return [*names, f'dn_query_generator.{self.dn_query_generator.reset_classes(num_classes)}']
+
     def loss(self, batch: ImageBatch, samples: Samples) -> dict[str, Tensor]:
         """See `BaseDetector`; the keys are those of `SetCriterion`."""
-        return self.bbox_head.loss(self.predict_sets(batch, self.groups), samples)
+        denoising = None if self.dn_query_generator is None else self.dn_query_generator(samples)
+        return self.bbox_head.loss(self.predict_sets(batch, self.groups, denoising), samples)
 
     def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
@@ -156,12 +179,18 @@ class DeformableDETR(BaseDetector):
         """See `BaseDetector`."""
         return self.predict_sets(batch, self.groups[:1])
 
-    def predict_sets(self, batch: ImageBatch, groups: tuple[QueryGroup, ...]) -> SetPredictions:
+    def predict_sets(
+        self, batch: ImageBatch, groups: tuple[QueryGroup, ...], denoising: DenoisingQueries | None = None
+    ) -> SetPredictions:
         """The whole forward pass, from images to the predicted sets of all decoder layers."""
         feats = self.extract_feat(batch.images)  # L x (B, C, H_l, W_l)
         flat = flatten_levels(feats, batch.pad_mask, self.positional_encoding, self.level_embed)
         memory = self.encoder(flat)  # (B, S, C)
         init = self.init_queries(memory, flat, groups)
+        if denoising is not None and self.dn_query_generator is not None:
+            init = self.dn_query_generator.append(
+                init, denoising, self.bbox_head.eps, lambda boxes: self._encode(boxes, memory)[0]
+            )
         states = self.decoder(init, memory, flat, self.bbox_head.predict_boxes)
         return self.bbox_head(states, init)
 
@@ -191,7 +220,7 @@ class DeformableDETR(BaseDetector):
                 f'num_queries={num_queries} exceeds the {memory.shape[1]} tokens of these images: lower '
                 'num_queries (or num_one2many_queries) or use larger images'
             )
-        anchors, unusable = token_anchors(flat)  # (B, S, 4) logits, (B, S)
+        anchors, unusable = token_anchors(flat, self.proposal_size)  # (B, S, 4) logits, (B, S)
         kept = memory.masked_fill(unusable[..., None], 0.0)
         logits, boxes = self.bbox_head.predict_proposals(
             self.memory_trans_norm(self.memory_trans_fc(kept)), anchors
@@ -204,8 +233,13 @@ class DeformableDETR(BaseDetector):
             chosen = top[:, : self.num_queries]
             parts = [t.gather(1, chosen.expand(-1, -1, t.shape[-1])) for t in (logits, boxes)]
             proposals = EncoderProposals(parts[0], parts[1], by_class=True)
-        encoded = encode_boxes(reference, self.embed_dims // 2).to(memory.dtype)  # (B, Q, 2C)
-        position, content = self.pos_trans_norm(self.pos_trans_fc(encoded)).chunk(2, -1)  # (B, Q, C) each
+        position, content = self._encode(reference, memory)  # (B, Q, C) each
         if self.mixed_query_selection:
             content = self.query_embedding.weight[:num_queries].expand_as(content)
         return DecoderInput(content, position, reference, (), proposals)
+
+    def _encode(self, boxes_cxcywh_norm: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Position and content (B, Q, C) of queries with these boxes (B, Q, 4) (appendix A.4)."""
+        encoded = encode_boxes(boxes_cxcywh_norm, self.embed_dims // 2).to(memory.dtype)  # (B, Q, 2C)
+        position, content = self.pos_trans_norm(self.pos_trans_fc(encoded)).chunk(2, -1)
+        return position, content

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ddetr.models.heads import DeformableDETRHead
-from ddetr.models.heads.deformable_detr_head import inverse_sigmoid
 from ddetr.models.layers import (
     DeformableDetrTransformerDecoder,
     DeformableDetrTransformerEncoder,
@@ -26,7 +25,7 @@ from ddetr.structures import (
 from ddetr.utils.errors import ConfigError
 
 from .base_detector import BaseDetector, build_backbone_and_neck
-from .dino_denoising import ContrastiveDenoising, DenoisingQueries, denoising_mask
+from .dino_denoising import ContrastiveDenoising, DenoisingQueries
 from .dino_weights import DINO_WEIGHTS
 
 
@@ -51,6 +50,7 @@ class DINO(BaseDetector):
         num_queries: Q, matching queries.
         num_feature_levels: L.
         with_box_refine, as_two_stage: Accepted for MMDetection's configs; DINO always refines and has two stages.
+        proposal_size: See `DeformableDETR`.
         dn_cfg: Keywords of `ContrastiveDenoising`; None trains without denoising.
         train_cfg: `dict(assigner=...)`.
         test_cfg: `dict(max_per_img=...)`.
@@ -75,6 +75,7 @@ class DINO(BaseDetector):
         num_feature_levels: int = 4,
         with_box_refine: bool = True,
         as_two_stage: bool = True,
+        proposal_size: float = 0.05,
         dn_cfg: dict | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
@@ -86,6 +87,7 @@ class DINO(BaseDetector):
             if not value:
                 raise ConfigError(f'model.{key}=False: DINO and its denoising need it, set {key}=True.')
         self.num_queries = num_queries
+        self.proposal_size = proposal_size
         self.backbone, self.neck = build_backbone_and_neck(backbone, neck)
         self.positional_encoding = SinePositionalEncoding(**positional_encoding)
         self.encoder = DeformableDetrTransformerEncoder(**encoder, num_levels=num_feature_levels)
@@ -135,13 +137,9 @@ class DINO(BaseDetector):
         """
         if denoising is None and self.dn_query_generator is not None:
             denoising = self.dn_query_generator(samples)
-        preds = self.predict_sets(batch, denoising)
-        if denoising is not None:
-            group = preds.groups[1]._replace(
-                matches=denoising.matches([len(s.gt_instances) for s in samples])
-            )
-            preds = preds._replace(groups=(preds.groups[0], group))
-        return self.bbox_head.loss(preds, samples)
+        elif self.dn_query_generator is None and denoising is not None:
+            raise ValueError('denoising queries are given, but the model was built without dn_cfg')
+        return self.bbox_head.loss(self.predict_sets(batch, denoising), samples)
 
     def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
@@ -157,14 +155,14 @@ class DINO(BaseDetector):
         flat = flatten_levels(feats, batch.pad_mask, self.positional_encoding, self.level_embed)
         memory = self.encoder(flat)  # (B, S, C)
         init = self.select_queries(memory, flat)
-        if denoising is not None:
-            init = self.add_denoising(init, denoising)
+        if denoising is not None and self.dn_query_generator is not None:
+            init = self.dn_query_generator.append(init, denoising, self.bbox_head.eps)
         states = self.decoder(init, memory, flat, self.bbox_head.predict_boxes)
         return self.bbox_head(states, init)
 
     def select_queries(self, memory: Tensor, flat: FlatFeatures) -> DecoderInput:
         """Mixed query selection (section 3.4): references from the best proposals, learned content by rank."""
-        anchors, unusable = token_anchors(flat)  # (B, S, 4) logits, (B, S)
+        anchors, unusable = token_anchors(flat, self.proposal_size)  # (B, S, 4) logits, (B, S)
         kept = self.memory_trans_norm(self.memory_trans_fc(memory.masked_fill(unusable[..., None], 0.0)))
         logits, boxes = self.bbox_head.predict_proposals(kept, anchors)  # (B, S, K), (B, S, 4)
         top = self.choose_tokens(logits)[..., None]  # (B, Q, 1)
@@ -183,18 +181,3 @@ class DINO(BaseDetector):
                 'num_queries or use larger images'
             )
         return cls_logits.amax(-1).topk(self.num_queries, dim=1).indices
-
-    def add_denoising(self, init: DecoderInput, denoising: DenoisingQueries) -> DecoderInput:
-        """Append noised ground truth to the matching queries (section 3.3)."""
-        assert self.dn_query_generator is not None
-        content = self.dn_query_generator.embed(denoising.labels).to(init.content.dtype)  # (B, D, C)
-        # clipped as boxes are that pass through the inverse sigmoid
-        reference = inverse_sigmoid(denoising.boxes_cxcywh_norm, self.bbox_head.eps).sigmoid()
-        total = self.num_queries + content.shape[1]
-        group = QueryGroup(slice(self.num_queries, total), 'dn_')
-        return init._replace(
-            content=torch.cat([init.content, content], 1),
-            reference_norm=torch.cat([init.reference_norm, reference], 1),
-            groups=(*init.groups, group),
-            self_attn_mask=denoising_mask(self.num_queries, denoising, content.device),
-        )

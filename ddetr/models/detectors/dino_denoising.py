@@ -1,12 +1,14 @@
 """Contrastive denoising (DINO, Zhang et al., 2022, section 3.3): noised ground truth as further decoder queries."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from ddetr.structures import Matching, Samples
+from ddetr.models.heads.deformable_detr_head import inverse_sigmoid
+from ddetr.structures import DecoderInput, Matching, QueryGroup, Samples
 from ddetr.utils.errors import ConfigError
 
 PADDING = -1  # the label of a slot that an image with fewer objects leaves empty
@@ -23,18 +25,13 @@ class DenoisingQueries(NamedTuple):
     boxes_cxcywh_norm: Tensor  # (B, R * 2 T, 4); 0.5 where empty
     num_groups: int  # R
 
-    def matches(self, num_objects: list[int]) -> tuple[Matching, ...]:
-        """Each image's pairs of a positive query and its object; the objects of each image are counted."""
-        size = self.labels.shape[1] // max(self.num_groups, 1)  # 2 T
-        device = self.labels.device
+    def matches(self) -> tuple[Matching, ...]:
+        """Each image's pairs of a positive query and its object."""
+        size, device = self.labels.shape[1] // self.num_groups, self.labels.device  # 2 T
+        slots = self.labels.unflatten(1, (self.num_groups, 2, size // 2))  # (B, R, 2, T)
         starts = torch.arange(self.num_groups, device=device) * size  # (R,)
-        return tuple(
-            Matching(
-                (starts[:, None] + torch.arange(count, device=device)).flatten(),
-                torch.arange(count, device=device).repeat(self.num_groups),
-            )
-            for count in num_objects
-        )
+        objects = [torch.arange(n, device=device) for n in (slots[:, 0, 0] != PADDING).sum(1).tolist()]
+        return tuple(Matching((starts[:, None] + o).flatten(), o.repeat(self.num_groups)) for o in objects)
 
 
 class ContrastiveDenoising(nn.Module):
@@ -82,9 +79,38 @@ class ContrastiveDenoising(nn.Module):
         self.label_embedding = nn.Embedding(num_classes, old.shape[1], device=old.device, dtype=old.dtype)
         return 'label_embedding.weight'
 
-    def embed(self, labels: Tensor) -> Tensor:
-        """Labels (B, D) -> content (B, D, C), zeros for padding."""
-        return self.label_embedding(labels.clamp(min=0)).masked_fill((labels == PADDING)[..., None], 0.0)
+    def append(
+        self,
+        init: DecoderInput,
+        denoising: DenoisingQueries,
+        eps: float,
+        position_of: Callable[[Tensor], Tensor] | None = None,
+    ) -> DecoderInput:
+        """Append denoising queries to a decoder's input.
+
+        Args:
+            init: Q queries.
+            denoising: D queries.
+            eps: Of the inverse sigmoid, through which the boxes pass.
+            position_of: Positions (B, D, C) of boxes (B, D, 4), where `init` has positions.
+        """
+        labels, num_queries = denoising.labels, init.content.shape[1]
+        content = self.label_embedding(labels.clamp(min=0)).masked_fill((labels == PADDING)[..., None], 0.0)
+        reference = inverse_sigmoid(denoising.boxes_cxcywh_norm, eps).sigmoid()
+        position = init.position
+        if position is not None and position_of is not None:
+            position = torch.cat([position, position_of(reference).to(position.dtype)], 1)
+        mask = denoising_mask(num_queries, denoising, labels.device)
+        if init.self_attn_mask is not None:
+            mask[:num_queries, :num_queries] = init.self_attn_mask
+        total = slice(num_queries, num_queries + labels.shape[1])
+        return init._replace(
+            content=torch.cat([init.content, content.to(init.content.dtype)], 1),
+            position=position,
+            reference_norm=torch.cat([init.reference_norm, reference], 1),
+            groups=(*init.groups, QueryGroup(total, 'dn_', denoising.matches())),
+            self_attn_mask=mask,
+        )
 
     @torch.no_grad()
     def forward(self, samples: Samples) -> DenoisingQueries:
@@ -127,6 +153,6 @@ def denoising_mask(num_queries: int, denoising: DenoisingQueries, device: torch.
     Matching queries do not see the ground truth in any group, and groups do not see one another.
     """
     count = denoising.labels.shape[1]
-    group = torch.arange(count, device=device) // max(count // max(denoising.num_groups, 1), 1)
+    group = torch.arange(count, device=device) // max(count // denoising.num_groups, 1)
     group = torch.cat([torch.full((num_queries,), -1, device=device), group])
     return (group[None] >= 0) & (group[:, None] != group[None])

@@ -258,8 +258,8 @@ def token_centres(flat: FlatFeatures) -> Tensor:
     return torch.cat(centres, 1)
 
 
-def token_anchors(flat: FlatFeatures) -> tuple[Tensor, Tensor]:
-    """A box around each token, of 0.05 * 2^level of the image, in logit space: (B, S, 4) and where unusable (B, S).
+def token_anchors(flat: FlatFeatures, size: float = 0.05) -> tuple[Tensor, Tensor]:
+    """A box around each token, of `size` * 2^level of the image, in logit space: (B, S, 4) and where unusable (B, S).
 
     Tokens under padding or within 1% of the image's border get an infinite logit and are unusable (section 4.2 and
     the paper's code).
@@ -267,7 +267,7 @@ def token_anchors(flat: FlatFeatures) -> tuple[Tensor, Tensor]:
     centres = token_centres(flat)  # (B, S, 2)
     tokens_of_level = flat.spatial_shapes.prod(1)
     level = torch.arange(len(tokens_of_level), device=centres.device).repeat_interleave(tokens_of_level)
-    sides = (0.05 * 2.0**level)[None, :, None].expand_as(centres)
+    sides = (size * 2.0**level)[None, :, None].expand_as(centres)
     anchors = torch.cat([centres, sides], -1)
     inside = ((anchors > 0.01) & (anchors < 0.99)).all(-1)  # (B, S)
     unusable = flat.pad_mask | ~inside
