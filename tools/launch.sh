@@ -26,6 +26,18 @@ launch() {
         "$(dirname "${BASH_SOURCE[0]}")/$script" "$config" --launcher pytorch "$@"
 }
 
+# Set NNODES and GPUS_PER_NODE from GPUS, the number of all processes, where that is given.
+set_slurm_size() {
+    GPUS_PER_NODE=${GPUS_PER_NODE:-8}
+    [ -n "${GPUS:-}" ] || return 0
+    if [ "$GPUS" -lt "$GPUS_PER_NODE" ]; then GPUS_PER_NODE=$GPUS; fi
+    if [ $((GPUS % GPUS_PER_NODE)) -ne 0 ]; then
+        echo "error: GPUS=$GPUS is no multiple of GPUS_PER_NODE=$GPUS_PER_NODE: every machine runs as many processes." >&2
+        exit 2
+    fi
+    NNODES=$((GPUS / GPUS_PER_NODE))
+}
+
 # launch_slurm PARTITION JOB_NAME SCRIPT ARGUMENTS...: one task a machine, which starts that machine's processes with
 # tools/SCRIPT.
 launch_slurm() {

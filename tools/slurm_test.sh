@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Evaluate on a Slurm cluster: tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]
-# NNODES machines (1) with GPUS_PER_NODE processes each (8), CPUS_PER_TASK cores for each process (5), and whatever
-# SRUN_ARGS adds for srun.
+# GPUS, GPUS_PER_NODE, NNODES, CPUS_PER_TASK and SRUN_ARGS as for tools/slurm_train.sh.
 set -euo pipefail
-[ $# -ge 4 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
+[ $# -ge 4 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
 source "$(dirname "$0")/launch.sh"
 partition=$1 job_name=$2 config=$3 checkpoint=$4
 shift 4
-launch_slurm "$partition" "$job_name" dist_test.sh "$config" "$checkpoint" "${GPUS_PER_NODE:-8}" "$@"
+set_slurm_size
+launch_slurm "$partition" "$job_name" dist_test.sh "$config" "$checkpoint" "$GPUS_PER_NODE" "$@"

@@ -112,6 +112,32 @@ def test_slurm_starts_torchrun_on_each_machine(tiny_run, run, tmp_path):
     assert options[options.index('--gres') + 1] == 'gpu:1'
 
 
+@pytest.mark.parametrize(
+    ('env', 'arguments', 'asked'),
+    [
+        ({'GPUS': '16'}, ['work_dirs/run', '--amp'], ('2', 'gpu:8', '8', '--work-dir work_dirs/run --amp')),
+        ({'GPUS': '4'}, [], ('1', 'gpu:4', '4', '')),
+        ({'GPUS': '4', 'GPUS_PER_NODE': '2'}, ['--amp'], ('2', 'gpu:2', '2', '--amp')),
+        ({'NNODES': '3', 'GPUS_PER_NODE': '2'}, ['--work-dir', 'x'], ('3', 'gpu:2', '2', '--work-dir x')),
+    ],
+)
+def test_slurm_takes_mmdetections_calls(run, tmp_path, env, arguments, asked):
+    (tmp_path / 'srun').write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" > {tmp_path}/said\n')
+    (tmp_path / 'srun').chmod(0o755)
+    path = f'{tmp_path}:{os.environ["PATH"]}'
+    run('bash', 'tools/slurm_train.sh', 'gpus', 'job', 'config.py', *arguments, PATH=path, **env)
+    said = (tmp_path / 'said').read_text().split('\n')
+    nodes, gres, processes, options = asked
+    assert said[said.index('--nodes') + 1] == nodes
+    assert said[said.index('--gres') + 1] == gres
+    assert ' '.join(said).rstrip().endswith(f'config.py {processes} {options}'.rstrip())
+
+
+def test_slurm_refuses_machines_of_different_size(run):
+    output = run('bash', 'tools/slurm_train.sh', 'gpus', 'job', 'config.py', expect=2, GPUS='12')
+    assert 'GPUS=12 is no multiple of GPUS_PER_NODE=8' in output
+
+
 def test_image_demo(tiny_run, run, tmp_path):
     output = run(
         sys.executable, 'demo/image_demo.py', tiny_run.data_root / 'val2017', tiny_run.config, tiny_run.checkpoint,

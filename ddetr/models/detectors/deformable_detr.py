@@ -62,8 +62,8 @@ class DeformableDETR(BaseDetector):
         data_preprocessor: Config of `DetDataPreprocessor`.
 
     Raises:
-        ConfigError: A key that needs two stages without them, or look-forward-twice without refinement.
-        ValueError: A neck that does not give `num_feature_levels` levels, or more queries than tokens.
+        ConfigError: A key that needs two stages without them, or look-forward-twice without refinement; at `forward`,
+            a neck that does not give `num_feature_levels` levels, or more queries than tokens.
     """
 
     weight_family = DEFORMABLE_DETR
@@ -216,7 +216,7 @@ class DeformableDETR(BaseDetector):
     def _queries_from_proposals(self, memory: Tensor, flat: FlatFeatures, num_queries: int) -> DecoderInput:
         """Section 4.2, "Two-Stage Deformable DETR", and appendix A.4."""
         if num_queries > memory.shape[1]:
-            raise ValueError(
+            raise ConfigError(
                 f'num_queries={num_queries} exceeds the {memory.shape[1]} tokens of these images: lower '
                 'num_queries (or num_one2many_queries) or use larger images'
             )

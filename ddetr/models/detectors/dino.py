@@ -57,8 +57,8 @@ class DINO(BaseDetector):
         data_preprocessor: Config of `DetDataPreprocessor`.
 
     Raises:
-        ConfigError: One of `with_box_refine`, `as_two_stage` is False.
-        ValueError: A neck that does not give `num_feature_levels` levels, or more queries than tokens.
+        ConfigError: One of `with_box_refine`, `as_two_stage` is False; at `forward`, a neck that does not give
+            `num_feature_levels` levels, or more queries than tokens.
     """
 
     weight_family = DINO_WEIGHTS
@@ -176,7 +176,7 @@ class DINO(BaseDetector):
     def choose_tokens(self, cls_logits: Tensor) -> Tensor:
         """The tokens (B, Q) with the highest logits of any class, best first; `cls_logits` (B, S, K)."""
         if self.num_queries > cls_logits.shape[1]:
-            raise ValueError(
+            raise ConfigError(
                 f'num_queries={self.num_queries} exceeds the {cls_logits.shape[1]} tokens of these images: lower '
                 'num_queries or use larger images'
             )

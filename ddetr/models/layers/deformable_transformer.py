@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ddetr.structures import DecoderInput, DecoderStates, FlatFeatures
+from ddetr.utils.errors import ConfigError
 
 from .positional_encoding import SinePositionalEncoding, encode_boxes, pad_mask_on
 from .transformer_blocks import (
@@ -221,10 +222,10 @@ def flatten_levels(
         level_embed: (L, C).
 
     Raises:
-        ValueError: Another number of levels than `level_embed` has.
+        ConfigError: Another number of levels than `level_embed` has.
     """
     if len(feats) != len(level_embed):
-        raise ValueError(f'the neck gives {len(feats)} levels, but num_feature_levels={len(level_embed)}')
+        raise ConfigError(f'the neck gives {len(feats)} levels, but num_feature_levels={len(level_embed)}')
     tokens, positions, masks, ratios = [], [], [], []
     for feat, embed in zip(feats, level_embed, strict=True):
         mask = pad_mask_on(feat, pad_mask)  # (B, H_l, W_l)
