@@ -7,6 +7,7 @@ import torch
 
 from ddetr.models.detectors import deformable_detr
 from ddetr.models.layers.deformable_transformer import flatten_levels
+from ddetr.structures import separate_groups
 from ddetr.utils import ConfigError
 from tests.models.helpers import DEFORMABLE_VARIANTS, build, narrow_deformable_detr
 from tests.parity.hf import padded_batch, randomize
@@ -188,6 +189,7 @@ def test_one_to_many_queries_are_for_training_only_and_leave_the_others_alone(re
             {'as_two_stage': False, 'class_aware_proposals': True},
             'model.class_aware_proposals=True.*as_two_stage',
         ),
+        ({'as_two_stage': False, 'dn_cfg': {'box_noise_scale': 0.4}}, 'model.dn_cfg=.*as_two_stage'),
         (
             {'with_box_refine': False, 'look_forward_twice': True},
             'model.look_forward_twice=True needs refined boxes',
@@ -243,3 +245,30 @@ def test_classes_are_reset_in_every_branch(detector):
     assert all(torch.equal(after[name], value) for name, value in before.items() if name not in names)
     images, *_ = padded_batch(7, SHAPES)
     assert model(images).cls_logits.shape[-1] == 3
+
+
+def test_denoising_queries_are_for_training_only_and_leave_the_others_alone(repo_root):
+    dn_cfg = {'group_cfg': {'dynamic': True, 'num_dn_queries': 12}}
+    detector = two_stage(repo_root, dn_cfg=dn_cfg, num_one2many_queries=10)
+    plain = two_stage(repo_root, num_one2many_queries=10)
+    plain.load_state_dict(detector.state_dict(), strict=False)
+    images, samples, *_ = padded_batch(7, SHAPES)
+    seen = []
+    detector.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    losses, expected = (model(images, samples, mode='loss') for model in (detector, plain))
+    assert {name for name in losses if 'dn_' in name} == losses.keys() - expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-6)
+    (init,) = seen
+    assert [group.name for group in init.groups] == ['', 'o2m_', 'dn_']
+    # positions of noised boxes are made as those of proposals are
+    position, _ = detector._encode(init.reference_norm, init.content)
+    torch.testing.assert_close(init.position, position)
+    mask = init.self_attn_mask
+    assert torch.equal(mask[:30, :30], separate_groups(init.groups[:2], mask.device))
+    assert mask[:30, 30:].all()
+    assert not mask[30:, :20].any()
+    sum(losses.values()).backward()
+    assert detector.dn_query_generator.label_embedding.weight.grad.norm() > 0
+    assert detector(images).cls_logits.shape == plain(images).cls_logits.shape
+    assert 'dn_query_generator.label_embedding.weight' in detector.reset_classes(3)
