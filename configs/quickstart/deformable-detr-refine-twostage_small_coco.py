@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/schedules/shapes_7e.py',
     '../_base_/default_runtime.py',
 ]
-model = dict(num_queries=100, bbox_head=dict(num_classes=80))
+model = dict(num_queries=100, mixed_query_selection=True, bbox_head=dict(num_classes=80))
 resize = dict(type='Resize', scale=(320, 320), keep_ratio=True)
 test_pipeline = [{{_base_.load_image}}, resize, {{_base_.load_boxes}}, {{_base_.pack}}]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
