@@ -49,7 +49,8 @@ class DeformableDETRHead(SetHead):
         self.as_two_stage, self.eps = as_two_stage, eps
         # a shared branch stands under every index, as in checkpoints of this family
         made, times = (1, num_pred_layer) if share_pred_layer else (num_pred_layer, 1)
-        self.cls_branches = nn.ModuleList([nn.Linear(embed_dims, num_classes) for _ in range(made)] * times)
+        class_branches = [nn.Linear(embed_dims, num_classes) for _ in range(made)]
+        self.cls_branches: Any = nn.ModuleList(class_branches * times)
         box_branches = [build_box_mlp(embed_dims, num_reg_fcs) for _ in range(made)]
         self.reg_branches: Any = nn.ModuleList(box_branches * times)
         self.reset_parameters()

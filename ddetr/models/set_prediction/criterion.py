@@ -202,9 +202,10 @@ def _matched(one: _Set, layer: int, count: Tensor, sizes: Tensor) -> Matched:
     labels[image, query] = torch.cat([target.labels[match.target_index] for target, match in pairs])
     pred = one.boxes[layer][image, query]
     true = torch.cat([target.boxes_cxcywh_norm[match.target_index] for target, match in pairs])
-    in_pixels = (box_convert(boxes * sizes[image], 'cxcywh', 'xyxy') for boxes in (pred, true))
+    pred_px, true_px = (box_convert(boxes * sizes[image], 'cxcywh', 'xyxy') for boxes in (pred, true))
     extras = {name: value[layer] for name, value in one.extras.items()}
-    return Matched(one.cls_logits[layer], labels, image, query, pred, true, *in_pixels, *count, extras)
+    boxes = (pred, true, pred_px, true_px)
+    return Matched(one.cls_logits[layer], labels, image, query, *boxes, count[0], count[1], extras)
 
 
 def make_targets(samples: Samples, sizes: Tensor) -> list[SetTargets]:
