@@ -74,9 +74,8 @@ def _draw(
     from matplotlib.figure import Figure  # 0.3 s, which only drawing needs
 
     figure = Figure(figsize=(7, height * len(diagrams)), layout='constrained')
-    for axes, (title, curves) in zip(
-        figure.subplots(len(diagrams), squeeze=False)[:, 0], diagrams, strict=True
-    ):
+    rows = figure.subplots(len(diagrams), squeeze=False)[:, 0]
+    for axes, (title, curves) in zip(rows, diagrams, strict=True):
         for name, curve in curves:
             steps, values = zip(*curve.points, strict=True)
             axes.plot(steps, values, marker='o' if len(steps) < 30 else None, markersize=3, label=name)

@@ -71,9 +71,7 @@ class _Loss(nn.Module):
         weight: Tensor | None = None,
         avg_factor: Tensor | float | None = None,
     ) -> Tensor:
-        """Predictions and targets as the loss takes them, `weight` (N,) or as the predictions -> a scalar, unless
-        `reduction='none'`.
-        """
+        """Of N predictions and targets, with `weight` (N,) or like `pred` -> a scalar, unless `reduction='none'`."""
         loss = self.compare(pred, target)  # (N, K) or (N,) of classes, (N, 4) or (N,) of boxes
         if weight is not None and weight.dim() > loss.dim():
             weight = weight.mean(-1)  # the IoU family has one value a box
@@ -241,8 +239,9 @@ def _paired_iou(boxes_a: Tensor, boxes_b: Tensor, eps: float) -> Tensor:
 
 @MODELS.register_module()
 class BoundedIoULoss(_BoxLoss):
-    """Bounds the IoU from above in x, y, w and h each, and takes the smooth L1 loss of 1 - bound (Tychsen-Smith and
-    Petersson, "Improving Object Localization with Fitness NMS", section 4).
+    """Bounds the IoU from above in x, y, w and h each, and takes the smooth L1 loss of 1 - bound.
+
+    Source: Tychsen-Smith and Petersson, "Improving Object Localization with Fitness NMS", section 4.
 
     Args:
         beta: of the smooth L1 loss.
