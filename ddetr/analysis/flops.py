@@ -34,12 +34,10 @@ LARGE = 1 << 14  # numbers; tensors beyond this are not computed
 
 
 class Macs(NamedTuple):
-    """Multiply-adds of one image.
+    """Multiply-adds of one image: `total` is the sum of `by_part`.
 
-    Attributes:
-        total: the sum of `by_part`.
-        by_part: of each of the detector's parts, as far as they run in that part's forward; `sampling`, what layers
-            count themselves; `other`, the rest (branches that the detector calls one by one).
+    That has each of the detector's parts, as far as they run in that part's forward; `sampling`, what layers count
+    themselves; `other`, the rest (branches that the detector calls one by one).
     """
 
     total: float
@@ -88,8 +86,7 @@ def mean_macs(model: BaseModel, sizes: Mapping[Size, int]) -> Macs:
     by_part: Counter[str] = Counter()
     for size, times in sizes.items():
         by_part.update({part: macs * times for part, macs in count_macs(model, size).by_part.items()})
-    images = sum(sizes.values())
-    parts = {part: macs / images for part, macs in by_part.items()}
+    parts = {part: macs / sum(sizes.values()) for part, macs in by_part.items()}
     return Macs(sum(parts.values()), parts)
 
 
@@ -132,10 +129,8 @@ class MacCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = self._answer(func, args, kwargs)
-        if func.overloadpacket in flop_registry:  # PyTorch counts a multiply-add as two
-            self.by_part[self.part] += (
-                flop_registry[func.overloadpacket](*args, **kwargs, out_val=result) // 2
-            )
+        if formula := flop_registry.get(func.overloadpacket):  # PyTorch counts a multiply-add as two
+            self.by_part[self.part] += formula(*args, **kwargs, out_val=result) // 2
         return result
 
     def _answer(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -153,12 +148,12 @@ class MacCounter(TorchDispatchMode):
         key = (func, *kwargs, *((t.shape, t.dtype) if isinstance(t, Tensor) else t for t in leaves))
         if key not in self._answers:
             try:
-                on_meta = func(
-                    *tree_map_only(Tensor, _to_meta, args), **tree_map_only(Tensor, _to_meta, kwargs)
+                meta_args, meta_kwargs = tree_map_only(
+                    Tensor, lambda t: torch.empty_like(t, device='meta'), (args, kwargs)
                 )
+                self._answers[key] = func(*meta_args, **meta_kwargs)
             except NotImplementedError:  # the result's shape depends on values: boolean masks, nonzero, NMS
                 return func(*args, **kwargs)
-            self._answers[key] = on_meta
         return tree_map_only(Tensor, _zeros_like, self._answers[key])
 
 
@@ -167,35 +162,27 @@ def _first_number(tensor: Tensor) -> Tensor:
     return tensor.as_strided((1,) * tensor.dim(), (1,) * tensor.dim())
 
 
-def _to_meta(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device='meta')
-
-
 def _zeros_like(tensor: Tensor) -> Tensor:
     """Zeros that take no memory; small ones do, as they may be written to."""
-    shape = tensor.shape
-    stored = torch.Size() if tensor.numel() > LARGE else shape
-    return torch.zeros(stored, dtype=tensor.dtype).expand(shape)
+    stored = torch.Size() if tensor.numel() > LARGE else tensor.shape
+    return torch.zeros(stored, dtype=tensor.dtype).expand(tensor.shape)
 
 
 @contextmanager
 def _watch(model: nn.Module, counter: MacCounter) -> Iterator[None]:
     """Tell `counter` which child of `model` runs, and add what layers count themselves."""
 
-    def enter(name: str) -> Callable:
-        return lambda module, args: setattr(counter, 'part', name)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        counter.part = 'other'
+    def now_in(name: str) -> Callable:
+        return lambda *_: setattr(counter, 'part', name)
 
     def add_sampling(module: Any, args: Any, output: Tensor) -> None:
         counter.by_part['sampling'] += module.uncounted_macs(output)
 
     handles = []
     count: Any = getattr(model, 'counted_parts', None)
-    parts = dict(model.named_children()) if count is None else count()
-    for name, child in parts.items():
-        handles += [child.register_forward_pre_hook(enter(name)), child.register_forward_hook(leave)]
+    for name, child in model.named_children() if count is None else count().items():
+        handles.append(child.register_forward_pre_hook(now_in(name)))
+        handles.append(child.register_forward_hook(now_in('other')))
     for module in model.modules():
         if hasattr(module, 'uncounted_macs'):
             handles.append(module.register_forward_hook(add_sampling))

@@ -7,32 +7,20 @@ from typing import NamedTuple
 
 
 class PublishedRow(NamedTuple):
-    """One system of the table.
-
-    Attributes:
-        name: as in the table.
-        config: name of the config that reproduces it, without folder and suffix.
-        epochs: of its schedule.
-        ap, ap_s, ap_m, ap_l: box AP on COCO val2017, in percent; over all sizes, of small, medium, large objects.
-        params_m: trainable parameters, in millions.
-        flops_g: multiply-adds of an image, in thousand millions, averaged over the first 100 of val2017.
-        train_gpu_hours: of the whole schedule, on V100 GPUs.
-        gpu_hours_per_epoch: the same for one epoch.
-        fps_batch1, fps_batch4: images a second at inference, on a V100.
-    """
+    """One system of the table; hours and speeds are those of V100 GPUs."""
 
     name: str
-    config: str
+    config: str  # that reproduces it, without folder and suffix
     epochs: int
-    ap: float
+    ap: float  # box AP on COCO val2017, in percent; then of small, medium and large objects
     ap_s: float
     ap_m: float
     ap_l: float
-    params_m: int
-    flops_g: int
-    train_gpu_hours: int
+    params_m: int  # trainable parameters, in millions
+    flops_g: int  # multiply-adds of an image, in thousand millions, averaged over the first 100 of val2017
+    train_gpu_hours: int  # of the whole schedule
     gpu_hours_per_epoch: float
-    fps_batch1: float
+    fps_batch1: float  # images a second at inference
     fps_batch4: float
 
 

@@ -16,19 +16,12 @@ UNFROZEN = {'init_cfg': None, 'pretrained': False, 'norm_eval': False, 'frozen_s
 
 
 class SmokeRun(NamedTuple):
-    """Result of a smoke run.
+    """Result of a smoke run."""
 
-    Attributes:
-        losses: the total loss of each iteration.
-        tested: number of test images.
-        ap: COCO's box AP on them, in [0, 1].
-        pictures: number of pictures drawn.
-    """
-
-    losses: list[float]
-    tested: int
-    ap: float
-    pictures: int
+    losses: list[float]  # the total loss of each iteration
+    tested: int  # number of test images
+    ap: float  # COCO's box AP on them, in [0, 1]
+    pictures: int  # number of pictures drawn
 
     @property
     def first_loss(self) -> float:
@@ -58,17 +51,12 @@ def smoke_run(
     }
     with tempfile.TemporaryDirectory() as work_dir:
         # a copy: mmengine takes `_delete_` out of what it merges
-        train_options = TrainOptions(
-            work_dir=work_dir, cfg_options=copy.deepcopy(options), auto_scale_lr=scales_lr
-        )
-        runner = train_detector(config, train_options)
+        changes = copy.deepcopy(options)
+        runner = train_detector(config, TrainOptions(work_dir, auto_scale_lr=scales_lr, cfg_options=changes))
         losses = [float(loss) for loss in runner.message_hub.get_scalar('train/loss').data[0]]
         show_dir = Path(work_dir, 'pictures')
-        metrics = evaluate_detector(
-            config,
-            Path(work_dir, f'iter_{iterations}.pth'),
-            EvalOptions(work_dir=work_dir, show_dir=str(show_dir), cfg_options=options),
-        )
+        options_for_eval = EvalOptions(work_dir=work_dir, show_dir=str(show_dir), cfg_options=options)
+        metrics = evaluate_detector(config, Path(work_dir, f'iter_{iterations}.pth'), options_for_eval)
         pictures = sum(path.is_file() for path in show_dir.rglob('*'))
     return SmokeRun(losses, images, metrics['coco/bbox_mAP'], pictures)
 

@@ -16,19 +16,13 @@ COCO_TRAIN_IMAGES = 118_287  # of train2017
 
 
 class Speed(NamedTuple):
-    """Times of one step on one batch.
+    """Times of one step on one batch."""
 
-    Attributes:
-        images: in the batch.
-        median_s, low_s, high_s: the median and the quartiles of the steps' seconds.
-        peak_mib: the process's largest resident memory on the CPU, PyTorch's largest allocation on a GPU.
-    """
-
-    images: int
-    median_s: float
+    images: int  # in the batch
+    median_s: float  # of the steps; then the quartiles
     low_s: float
     high_s: float
-    peak_mib: float
+    peak_mib: float  # the process's largest resident memory on the CPU, PyTorch's largest allocation on a GPU
 
     @property
     def images_per_s(self) -> float:
@@ -58,9 +52,10 @@ def detection_step(model: Any, batch: dict[str, list], amp: bool) -> Callable[[]
     """A function that detects on a batch: normalising, the model, choosing and rescaling boxes."""
     model.eval()
     device = next(model.parameters()).device.type
+    dtype = torch.float16 if device == 'cuda' else torch.bfloat16
 
     def step() -> Any:
-        with torch.no_grad(), torch.autocast(device, enabled=amp, dtype=_low_precision(device)):
+        with torch.no_grad(), torch.autocast(device, enabled=amp, dtype=dtype):
             return model.test_step(batch)
 
     return step
@@ -68,8 +63,8 @@ def detection_step(model: Any, batch: dict[str, list], amp: bool) -> Callable[[]
 
 def training_step(model: Any, batch: dict[str, list], cfg: Config, amp: bool) -> Callable[[], Any]:
     """A function that trains on a batch, with the config's optimizer: forward, losses, backward, update."""
-    optim_cfg = {**cfg.optim_wrapper, **({'type': 'AmpOptimWrapper'} if amp else {})}
-    optim_wrapper = build_optim_wrapper(model, optim_cfg)
+    amp_type = {'type': 'AmpOptimWrapper'} if amp else {}
+    optim_wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, **amp_type})
     model.train()
     return lambda: model.train_step(batch, optim_wrapper)
 
@@ -88,10 +83,6 @@ def measure(step: Callable[[], Any], images: int, device: torch.device, warmup: 
     return Speed(images, median, low, high, _peak_mib(device))
 
 
-def _low_precision(device_type: str) -> torch.dtype:
-    return torch.float16 if device_type == 'cuda' else torch.bfloat16
-
-
 def _synchronise(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
@@ -107,9 +98,7 @@ def _reset_peak(device: torch.device) -> None:
 def _peak_mib(device: torch.device) -> float:
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path('/proc/self/status')
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
-        return int(line.split()[1]) / 1024  # kB
+    if (status := Path('/proc/self/status')).exists():
+        return int(status.read_text().split('VmHWM:')[1].split()[0]) / 1024  # kB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the whole process so far
     return peak / 2**20 if sys.platform == 'darwin' else peak / 1024

@@ -16,33 +16,27 @@ from ddetr.utils.errors import InputError
 class CocoDataset(BaseDataset):
     """Images and boxes of an annotation file in COCO's format.
 
-    Classes: `metainfo=dict(classes=('cat', 'dog'))` takes these categories of the file, in this order, and
-    leaves the others out. Without it all categories of the file are taken, ordered by their ids; a label is
-    an index into `dataset.metainfo['classes']`. (Before the file is read, with `lazy_init=True`, that is
-    COCO's 80 names.)
+    `metainfo=dict(classes=('cat', 'dog'))` takes these categories of the file, in this order, and leaves the others
+    out. Without it all categories are taken, ordered by their ids (until the file is read, with `lazy_init=True`,
+    `dataset.metainfo['classes']` is COCO's 80 names). A label is an index into `dataset.metainfo['classes']`.
 
-    Each item has `img_id`, `img_path`, `height`, `width`, `instances`: a list of `bbox` (x1 y1 x2 y2 in
-    pixels), `bbox_label`, `ignore_flag` (1 for crowd regions). Training sets have valid boxes only, clipped to the
-    image. Test sets have all of the file's, as they are, with `bbox_xywh` and `area` for `CocoMetric`; their `metainfo`
-    holds `category_ids`, one per class.
+    Each item has `img_id`, `img_path`, `height`, `width`, `instances`: a list of `bbox` (x1 y1 x2 y2 in pixels),
+    `bbox_label`, `ignore_flag` (1 for crowd regions). Training sets have valid boxes only, clipped to the image. Test
+    sets have all of the file's, with `bbox_xywh` and `area` for `CocoMetric`, and `category_ids` in their `metainfo`.
 
     Args:
         ann_file: relative to `data_root`, as are the folders of `data_prefix`.
-        metainfo: see above.
-        data_root: the dataset's folder.
         data_prefix: `dict(img=folder of the images)`.
         filter_cfg: of training sets only: `filter_empty_gt=True` leaves out the images without any box,
             `min_size=n` those whose shorter side is below n pixels.
-        backend_args: of mmengine's file backend. Images on the local disk are checked to exist when the data
-            set is built, by one listing of each folder; images elsewhere when they are read.
-        **kwargs: `pipeline`, `test_mode`, `indices`, `serialize_data`, `lazy_init`, `max_refetch` of
-            mmengine's `BaseDataset`.
+        backend_args: of mmengine's file backend. Images on the local disk are checked to exist when the dataset is
+            built, images elsewhere when they are read.
+        **kwargs: of mmengine's `BaseDataset`.
 
     Raises:
-        InputError: the annotation file or images that it lists do not exist, or it is malformed, lacks a
-            class, or leaves no image to train on. Training sets drop boxes of zero or negative size and boxes wholly
-            outside the image instead, with one warning that counts them: COCO's own train2017 has some. Another
-            warning counts the images that `filter_cfg` leaves out.
+        InputError: the annotation file or images that it lists do not exist, or it is malformed, lacks a class, or
+            leaves no image to train on. Training sets only warn of boxes of zero or negative size or wholly outside
+            the image, and drop them: COCO's own train2017 has some. `filter_cfg` warns of what it leaves out, too.
     """
 
     METAINFO = {'dataset_type': 'CocoDataset', 'classes': COCO_CLASSES}
@@ -59,14 +53,7 @@ class CocoDataset(BaseDataset):
     ):
         self.backend_args = backend_args
         self._takes_classes_from_file = 'classes' not in (metainfo or {})
-        super().__init__(
-            ann_file=ann_file,
-            metainfo=metainfo,
-            data_root=data_root,
-            data_prefix=data_prefix or {'img': ''},
-            filter_cfg=filter_cfg,
-            **kwargs,
-        )
+        super().__init__(ann_file, metainfo, data_root, data_prefix or {'img': ''}, filter_cfg, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """One dict an image, as in the class's docstring, before filtering."""
@@ -99,7 +86,12 @@ class CocoDataset(BaseDataset):
                 dropped.append(annotation)
                 continue
             instances_of[annotation['image_id']].append(instance)
-        self._warn_of_dropped(dropped)
+        if dropped:
+            MMLogger.get_current_instance().warning(
+                f'{self.ann_file}: {len(dropped)} boxes of zero or negative size or outside their image are '
+                f'left out, the first is annotation id {dropped[0].get("id")} in image id '
+                f'{dropped[0]["image_id"]} with bbox {dropped[0]["bbox"]}'
+            )
         data_list = [
             {
                 'img_id': image['id'],
@@ -125,8 +117,7 @@ class CocoDataset(BaseDataset):
         small = [item for item in self.data_list if min(item['width'], item['height']) < min_size]
         empty = [item for item in self.data_list if needs_box and not item['instances']]
         for left_out, why in ((small, f'min_size={min_size}'), (empty, 'filter_empty_gt=True: no valid box')):
-            if left_out:
-                first = left_out[0]
+            for first in left_out[:1]:
                 MMLogger.get_current_instance().warning(
                     f'{self.ann_file}: {len(left_out)} of {len(self.data_list)} images are left out ({why}), the first '
                     f'is {first["img_path"]}, {first["width"]} x {first["height"]} pixels by the file'
@@ -144,26 +135,13 @@ class CocoDataset(BaseDataset):
         """The labels in one image, for mmengine's `ClassBalancedDataset`."""
         return [instance['bbox_label'] for instance in self.get_data_info(idx)['instances']]
 
-    def _warn_of_dropped(self, dropped: list[dict]) -> None:
-        if dropped:
-            example = dropped[0]
-            MMLogger.get_current_instance().warning(
-                f'{self.ann_file}: {len(dropped)} boxes of zero or negative size or outside their image are '
-                f'left out, the first is annotation id {example.get("id")} in image id '
-                f'{example["image_id"]} with bbox {example["bbox"]}'
-            )
-
     def _check_images_exist(self, paths: list[str]) -> None:
         """List each folder once: COCO's 118,287 training images cost one listing, not as many `stat`s."""
-        names_of: dict[str, set[str]] = defaultdict(set)
-        for path in paths:
-            names_of[os.path.dirname(path)].add(os.path.basename(path))
-        missing = []
-        for folder, names in names_of.items():
-            present = set(os.listdir(folder or '.')) if os.path.isdir(folder or '.') else set()
-            missing += [os.path.join(folder, name) for name in sorted(names - present)]
-        if missing:
+        wanted = {os.path.split(path) for path in paths}
+        folders = [folder for folder in {folder for folder, _ in wanted} if os.path.isdir(folder or '.')]
+        present = {(folder, name) for folder in folders for name in os.listdir(folder or '.')}
+        if missing := sorted(wanted - present):
             raise InputError(
                 f'{len(missing)} of the {len(paths)} images that {self.ann_file} lists do not exist, the '
-                f'first is {missing[0]}: check data_root and data_prefix=dict(img=...) in the config'
+                f'first is {os.path.join(*missing[0])}: check data_root and data_prefix=dict(img=...) in the config'
             )

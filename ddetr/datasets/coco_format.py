@@ -1,7 +1,6 @@
 """Reading annotation files in COCO's format, and saying clearly what is wrong with one.
 
-The dataset and the metric both read through here, so a bad file is reported in the same words, before
-training.
+The dataset and the metric both read through here, so a bad file is reported in the same words, before training.
 """
 
 import json
@@ -18,10 +17,9 @@ BoxXYXY = tuple[float, float, float, float]
 def read_coco(path: str, need_annotations: bool = True, backend_args: dict | None = None) -> dict:
     """Read and check an annotation file.
 
-    Every image has `id`, `file_name`, `width`, `height`; every category `id`, `name`; every annotation
-    `image_id` and `category_id` that exist and a `bbox` of four finite numbers (x, y, w, h in pixels). Absent
-    `iscrowd` and `area` are filled in with 0 and the box's area. Ids are unique; absent annotation ids are
-    tolerated.
+    Every image has `id`, `file_name`, `width`, `height`; every category `id`, `name`; every annotation `image_id` and
+    `category_id` that exist and a `bbox` of four finite numbers (x, y, w, h in pixels). Absent `iscrowd` and `area`
+    become 0 and the box's area. Ids are unique; absent annotation ids are tolerated.
 
     Args:
         path: a file, or an address that mmengine's file backends know.
@@ -34,9 +32,8 @@ def read_coco(path: str, need_annotations: bool = True, backend_args: dict | Non
     try:
         coco = json.loads(get_text(path, backend_args=backend_args))
     except FileNotFoundError:
-        raise InputError(
-            f'annotation file {path} does not exist: check data_root and ann_file in the config'
-        ) from None
+        message = f'annotation file {path} does not exist: check data_root and ann_file in the config'
+        raise InputError(message) from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
         raise InputError(f'annotation file {path} is not valid JSON (truncated?): {error}') from None
     if not isinstance(coco, dict):
@@ -88,14 +85,12 @@ def _check_annotations(coco: dict, path: str) -> None:
     category_ids = {category['id'] for category in coco['categories']}
     for index, annotation in enumerate(coco['annotations']):
         name = f'annotation file {path}: annotations[{index}] (id {annotation.get("id")})'
-        if annotation['image_id'] not in image_ids:
-            raise InputError(
-                f'{name} has image_id {annotation["image_id"]!r}, which no entry of "images" has'
-            )
-        if annotation['category_id'] not in category_ids:
-            raise InputError(
-                f'{name} has category_id {annotation["category_id"]!r}, which no entry of "categories" has'
-            )
+        for key, ids, owner in (
+            ('image_id', image_ids, 'images'),
+            ('category_id', category_ids, 'categories'),
+        ):
+            if annotation[key] not in ids:
+                raise InputError(f'{name} has {key} {annotation[key]!r}, which no entry of "{owner}" has')
         box = annotation['bbox']
         if not (isinstance(box, list) and len(box) == 4 and all(_is_finite_number(v) for v in box)):
             raise InputError(f'{name} has bbox {box!r}, not four finite numbers [x, y, width, height]')
@@ -108,11 +103,7 @@ def _is_finite_number(value: object) -> bool:
 
 
 def category_ids_of(coco: dict, classes: Sequence[str], path: str) -> list[int]:
-    """The category id of each class, in the order of `classes`.
-
-    Raises:
-        InputError: naming the classes that the file does not have, and those it has.
-    """
+    """The category id of each class, in the order of `classes`; InputError if the file lacks one."""
     id_of = {category['name']: category['id'] for category in coco['categories']}
     missing = [name for name in classes if name not in id_of]
     if missing:

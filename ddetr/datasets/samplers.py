@@ -11,12 +11,8 @@ from ddetr.registry import DATA_SAMPLERS
 class AspectRatioBatchSampler(BatchSampler):
     """Batches of images that are all wider than high, or all not, so that less of a batch is padding.
 
-    What is left of the two groups at the end of an epoch is mixed.
-
-    Args:
-        sampler: gives indices; its `dataset` has `get_data_info(index)` with `width` and `height`.
-        batch_size: images per batch.
-        drop_last: leave out a last, smaller batch.
+    What is left of the two groups at the end of an epoch is mixed. The dataset of `sampler` has `get_data_info(index)`
+    with `width` and `height`.
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False):

@@ -1,19 +1,16 @@
 """The built-in dataset: drawn shapes on textured backgrounds, in COCO's format and folder layout.
 
-It stands in for COCO where nothing can be downloaded: for the quickstart, for tests, for a first look at a
-change. Six classes in random sizes, proportions, rotations, colours and fills lie over one another on random
-textures.
+It stands in for COCO where nothing can be downloaded. Six classes in random sizes, proportions, rotations, colours
+and fills lie over one another on random textures.
 
-As in COCO, a box and its `area` are those of the *visible* part: what another shape or the image's border
-hides does not count. Boxes are exact to 1/4 pixel. A shape of which less than `MIN_VISIBLE` would be seen is
-not drawn.
+As in COCO, a box and its `area` are those of the *visible* part: what another shape or the image's border hides does
+not count. Boxes are exact to 1/4 pixel. A shape of which less than `MIN_VISIBLE` would be seen is not drawn.
 """
 
 import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -39,21 +36,13 @@ Color = np.ndarray  # (3,) float BGR in [0, 255]
 
 @dataclass(frozen=True)
 class ShapesRecipe:
-    """What determines every pixel of the dataset.
+    """What determines every pixel of the dataset."""
 
-    Attributes:
-        num_train: images in `train2017/`.
-        num_val: images in `val2017/`.
-        size: length of every image's longer side in pixels; the shorter is 2/3 of it or more.
-        max_objects: an image has up to this many shapes.
-        seed: another number draws other images.
-    """
-
-    num_train: int = 1500
-    num_val: int = 200
-    size: int = 192
-    max_objects: int = 6
-    seed: int = 0
+    num_train: int = 1500  # images in `train2017/`
+    num_val: int = 200  # images in `val2017/`
+    size: int = 192  # length of every image's longer side in pixels; the shorter is 2/3 of it or more
+    max_objects: int = 6  # an image has up to this many shapes
+    seed: int = 0  # another number draws other images
 
     def __post_init__(self) -> None:
         for name, least in (('num_train', 1), ('num_val', 1), ('size', 64), ('max_objects', 1), ('seed', 0)):
@@ -66,42 +55,21 @@ def _on_circle(degrees: np.ndarray, radius: float | np.ndarray = 1.0) -> np.ndar
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.asarray(radius).reshape(-1, 1)
 
 
-def _circle() -> list[np.ndarray]:
-    return [_on_circle(np.arange(0, 360, 5))]
-
-
-def _square() -> list[np.ndarray]:
-    return [_on_circle(np.arange(45, 360, 90))]
-
-
-def _triangle() -> list[np.ndarray]:
-    return [_on_circle(np.arange(-90, 270, 120))]
-
-
-def _star() -> list[np.ndarray]:
-    return [_on_circle(np.arange(-90, 270, 36), np.tile([1.0, 0.45], 5))]
-
-
-def _ring() -> list[np.ndarray]:
-    return [*_circle(), _circle()[0] * 0.55]  # the inner outline is a hole, by the even-odd rule
-
-
-def _cross() -> list[np.ndarray]:
-    arm = 0.34
-    corner = [[arm, -1], [arm, -arm], [1, -arm]]
-    points = np.array(corner, dtype=float)
+def _cross(arm: float = 0.34) -> np.ndarray:
+    points = np.array([[arm, -1], [arm, -arm], [1, -arm]])
     turn = np.array([[0, -1], [1, 0]], dtype=float)  # by 90 degrees
     turns = [points @ np.linalg.matrix_power(turn, k).T for k in range(4)]
-    return [np.concatenate(turns) / math.hypot(1, arm)]
+    return np.concatenate(turns) / math.hypot(1, arm)
 
 
-OUTLINES: dict[str, Callable[[], list[np.ndarray]]] = {
-    'circle': _circle,
-    'square': _square,
-    'triangle': _triangle,
-    'star': _star,
-    'ring': _ring,
-    'cross': _cross,
+CIRCLE = _on_circle(np.arange(0, 360, 5))
+OUTLINES = {
+    'circle': [CIRCLE],
+    'square': [_on_circle(np.arange(45, 360, 90))],
+    'triangle': [_on_circle(np.arange(-90, 270, 120))],
+    'star': [_on_circle(np.arange(-90, 270, 36), np.tile([1.0, 0.45], 5))],
+    'ring': [CIRCLE, CIRCLE * 0.55],  # the inner outline is a hole, by the even-odd rule
+    'cross': [_cross()],
 }
 SHAPE_CLASSES = tuple(OUTLINES)
 
@@ -121,6 +89,11 @@ class Patch(NamedTuple):
     x: int
     y: int
     mask: np.ndarray  # (h, w) bool
+
+    def of(self, grid: np.ndarray) -> np.ndarray:
+        """The patch's view of the fine grid, (h, w)."""
+        h, w = self.mask.shape
+        return grid[self.y : self.y + h, self.x : self.x + w]
 
 
 def _random_color(rng: Generator) -> Color:
@@ -177,7 +150,7 @@ def _random_shape(rng: Generator, background: np.ndarray) -> Shape:
     center = rng.uniform(margin, [width, height] - margin)
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     scale = radius * np.array([stretch, 1 / stretch])
-    outlines = [(points * scale) @ rotation.T + center for points in OUTLINES[SHAPE_CLASSES[label]]()]
+    outlines = [(points * scale) @ rotation.T + center for points in OUTLINES[SHAPE_CLASSES[label]]]
     under = background[int(center[1]), int(center[0])]
     color = max((_random_color(rng) for _ in range(4)), key=lambda c: float(np.abs(c - under).sum()))
     return Shape(label, outlines, color, str(rng.choice(['flat', 'shaded', 'striped', 'noisy'])))
@@ -201,14 +174,13 @@ def _rasterize(outlines_px: list[np.ndarray], height: int, width: int) -> Patch 
 
 def _fill(rng: Generator, shape: Shape, height: int, width: int) -> np.ndarray:
     """The colours of a shape's patch, (h, w, 3) float32 BGR."""
-    light = {
-        'flat': lambda: np.zeros((height, width), dtype=np.float32),
-        'shaded': lambda: _stripes(rng, height, width, 2.5 * max(height, width)),
-        'striped': lambda: np.clip(
-            3 * _stripes(rng, height, width, max(5.0, height / rng.uniform(2, 5))), -1, 1
-        ),
-        'noisy': lambda: _texture(rng, height, width),
-    }[shape.fill]()
+    light = np.zeros((height, width), dtype=np.float32)  # flat
+    if shape.fill == 'shaded':
+        light = _stripes(rng, height, width, 2.5 * max(height, width))
+    elif shape.fill == 'striped':
+        light = np.clip(3 * _stripes(rng, height, width, max(5.0, height / rng.uniform(2, 5))), -1, 1)
+    elif shape.fill == 'noisy':
+        light = _texture(rng, height, width)
     return (shape.color * (1 + 0.25 * light[..., None])).astype(np.float32)
 
 
@@ -229,14 +201,11 @@ def _paint(image: np.ndarray, patch: Patch, colors: np.ndarray) -> None:
 
 def _visible_box(owner: np.ndarray, patch: Patch, number: int) -> tuple[list[float], float]:
     """x, y, w, h in pixels of what is seen of a patch, and its area in square pixels; zeros for nothing."""
-    h, w = patch.mask.shape
-    seen = owner[patch.y : patch.y + h, patch.x : patch.x + w] == number
-    columns, rows = np.flatnonzero(seen.any(axis=0)), np.flatnonzero(seen.any(axis=1))
-    if not columns.size:
+    seen = (patch.of(owner) == number).astype(np.uint8)
+    x, y, w, h = cv2.boundingRect(seen)
+    if not w:
         return [0.0] * 4, 0.0
-    x1, y1 = patch.x + columns[0], patch.y + rows[0]
-    x2, y2 = patch.x + columns[-1] + 1, patch.y + rows[-1] + 1
-    box = [float(v) / SUPERSAMPLING for v in (x1, y1, x2 - x1, y2 - y1)]
+    box = [float(v) / SUPERSAMPLING for v in (patch.x + x, patch.y + y, w, h)]
     return box, float(seen.sum()) / SUPERSAMPLING**2
 
 
@@ -259,30 +228,25 @@ def draw_image(rng: Generator, recipe: ShapesRecipe) -> tuple[np.ndarray, list[d
     # on the fine grid: the number of the shape that is seen there, 0 for the background
     owner = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), dtype=np.uint8)
     wanted = 0 if rng.random() < EMPTY_SHARE else rng.integers(1, recipe.max_objects + 1)
-    shapes: list[Shape] = []
-    patches: list[Patch] = []
+    drawn: list[tuple[Shape, Patch]] = []
     for _ in range(8 * wanted):
-        if len(shapes) == wanted:
+        if len(drawn) == wanted:
             break
         shape = _random_shape(rng, image)
         patch = _rasterize(shape.outlines_px, height, width)
         if patch is None:
             continue
         trial = owner.copy()
-        h, w = patch.mask.shape
-        region = trial[patch.y : patch.y + h, patch.x : patch.x + w]
-        np.copyto(region, len(shapes) + 1, where=patch.mask)
-        drawn = zip([*shapes, shape], [*patches, patch], strict=True)
+        np.copyto(patch.of(trial), len(drawn) + 1, where=patch.mask)
+        with_it = [*drawn, (shape, patch)]
         if all(
             _visible_box(trial, p, number)[1] >= MIN_VISIBLE * _full_area(s)
-            for number, (s, p) in enumerate(drawn, start=1)
+            for number, (s, p) in enumerate(with_it, start=1)
         ):
-            owner = trial
-            shapes.append(shape)
-            patches.append(patch)
-            _paint(image, patch, _fill(rng, shape, h // SUPERSAMPLING, w // SUPERSAMPLING))
+            owner, drawn = trial, with_it
+            _paint(image, patch, _fill(rng, shape, *(side // SUPERSAMPLING for side in patch.mask.shape)))
     annotations = []
-    for number, (shape, patch) in enumerate(zip(shapes, patches, strict=True), start=1):
+    for number, (shape, patch) in enumerate(drawn, start=1):
         box, area = _visible_box(owner, patch, number)
         annotations.append({'category_id': shape.label + 1, 'bbox': box, 'area': area, 'iscrowd': 0})
     image += rng.uniform(2, 8) * rng.standard_normal(image.shape, dtype=np.float32)
@@ -295,41 +259,35 @@ def _info(recipe: ShapesRecipe) -> dict:
 
 def _write_split(folder: Path, split: str, count: int, recipe: ShapesRecipe) -> None:
     (folder / split).mkdir(parents=True)
-    images: list[dict] = []
-    annotations: list[dict] = []
+    names = enumerate(SHAPE_CLASSES, start=1)
+    coco: dict = {
+        'info': _info(recipe),
+        'licenses': [],
+        'images': [],
+        'annotations': [],
+        'categories': [{'id': i, 'name': name, 'supercategory': 'shape'} for i, name in names],
+    }
     for image_id in track(range(1, count + 1), f'drawing {split}'):
         # every image has a generator of its own: the first n images of a larger dataset are the same
         rng = np.random.default_rng([recipe.seed, int(split.startswith('val')), image_id])
-        image, found = draw_image(rng, recipe)
+        image, annotations = draw_image(rng, recipe)
         name = f'{image_id:012d}.jpg'
         data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
         (folder / split / name).write_bytes(data.tobytes())
-        images.append({'id': image_id, 'file_name': name, 'height': image.shape[0], 'width': image.shape[1]})
-        for annotation in found:
-            annotations.append({'id': len(annotations) + 1, 'image_id': image_id, **annotation})
-    coco = {
-        'info': _info(recipe),
-        'licenses': [],
-        'images': images,
-        'annotations': annotations,
-        'categories': [
-            {'id': i, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(SHAPE_CLASSES, start=1)
-        ],
-    }
+        height, width = image.shape[:2]
+        coco['images'].append({'id': image_id, 'file_name': name, 'height': height, 'width': width})
+        for annotation in annotations:
+            coco['annotations'].append(
+                {'id': len(coco['annotations']) + 1, 'image_id': image_id, **annotation}
+            )
     write_json(coco, folder / 'annotations' / f'instances_{split}.json')
 
 
 def make_shapes(out_dir: str | Path, recipe: ShapesRecipe | None = None) -> bool:
-    """Draw the dataset into a folder, whole or not at all.
+    """Draw the dataset into a folder, whole or not at all; return whether it was drawn now.
 
-    The folder gets COCO's layout: `train2017/`, `val2017/`, `annotations/instances_{train2017,val2017}.json`.
-
-    Args:
-        out_dir: does not exist yet, or holds the dataset of the same recipe, which is kept.
-        recipe: see `ShapesRecipe`.
-
-    Returns:
-        Whether it was drawn now.
+    The folder gets COCO's layout: `train2017/`, `val2017/`, `annotations/instances_{train2017,val2017}.json`. One
+    that holds the dataset of the same recipe is kept.
 
     Raises:
         InputError: the folder exists and holds something else.
@@ -342,8 +300,8 @@ def make_shapes(out_dir: str | Path, recipe: ShapesRecipe | None = None) -> bool
         raise InputError(f'{out_dir} exists and is not this dataset: remove it or choose another folder')
     unfinished = out_dir.with_name(f'{out_dir.name}.unfinished')
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was interrupted
-    _write_split(unfinished, 'train2017', recipe.num_train, recipe)
-    _write_split(unfinished, 'val2017', recipe.num_val, recipe)
+    for split, count in (('train2017', recipe.num_train), ('val2017', recipe.num_val)):
+        _write_split(unfinished, split, count, recipe)
     unfinished.rename(out_dir)
     return True
 

@@ -4,14 +4,13 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
 
 from ddetr.datasets.coco_format import category_ids_of, read_coco
 from ddetr.registry import METRICS
@@ -33,22 +32,6 @@ class ImageDetections:
     scores: np.ndarray  # (N,)
     labels: np.ndarray  # (N,), indices into the dataset's classes
     truth: Annotations | None
-
-
-class ClassRow(NamedTuple):
-    """AP of one class, in [0, 1]; -1 where the ground truth has nothing to measure."""
-
-    name: str
-    ap: float
-    ap_50: float
-    ap_75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-
-
-def _array(value: Tensor) -> np.ndarray:
-    return value.detach().float().cpu().numpy()
 
 
 @METRICS.register_module()
@@ -107,18 +90,14 @@ class CocoMetric(BaseMetric):
             raise InputError(
                 'CocoMetric(format_only=True) needs outfile_prefix, where to write the predictions'
             )
-        if (
-            len(proposal_nums) != 3
-            or list(proposal_nums) != sorted(proposal_nums)
-            or 100 not in proposal_nums
-        ):
+        limits = list(proposal_nums)
+        if len(limits) != 3 or limits != sorted(limits) or 100 not in limits:
             raise InputError(f'CocoMetric({proposal_nums=}): give three ascending numbers, one of them 100')
-        self.proposal_nums = list(proposal_nums)
-        unknown = set(metric_items or ()) - set(self._item_names())
-        if unknown:
-            raise InputError(
-                f'CocoMetric(metric_items): no {sorted(unknown)}; known are {self._item_names()}'
-            )
+        self.proposal_nums = limits
+        # pycocotools' twelve numbers, in its order
+        self.items = [*AP_ITEMS, *(f'AR@{n}' for n in limits), *(f'AR_{size}@{limits[-1]}' for size in 'sml')]
+        if unknown := set(metric_items or ()) - set(self.items):
+            raise InputError(f'CocoMetric(metric_items): no {sorted(unknown)}; known are {self.items}')
         self.metric_items = list(metric_items or AP_ITEMS)
         self.classwise = classwise
         self.iou_thrs = None if iou_thrs is None else np.atleast_1d(np.array(iou_thrs, dtype=float))
@@ -131,17 +110,11 @@ class CocoMetric(BaseMetric):
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
         """Keep one batch's `pred_instances` and `annotations`, both in pixels of the original image."""
         for sample in data_samples:
-            predictions = sample['pred_instances']
-            self.results.append(
-                ImageDetections(
-                    img_id=sample['img_id'],
-                    img_path=str(sample.get('img_path')),
-                    boxes_xyxy_px=_array(predictions['bboxes']),
-                    scores=_array(predictions['scores']),
-                    labels=predictions['labels'].cpu().numpy(),
-                    truth=sample.get('annotations'),
-                )
-            )
+            found = sample['pred_instances']
+            boxes, scores = (found[key].detach().float().cpu().numpy() for key in ('bboxes', 'scores'))
+            image = (sample['img_id'], str(sample.get('img_path')))
+            truth = sample.get('annotations')
+            self.results.append(ImageDetections(*image, boxes, scores, found['labels'].cpu().numpy(), truth))
 
     def compute_metrics(self, results: list[ImageDetections]) -> dict[str, float]:
         """Evaluate all images' detections; see the class."""
@@ -162,19 +135,20 @@ class CocoMetric(BaseMetric):
         truth, ids = self._truth_of_file(results) if self._file else _truth_of_samples(results, category_ids)
         if not truth['annotations']:
             logger.warning('the ground truth has no object at all: every AP and AR is -1')
-        rows = [
-            {**row, 'image_id': id_}
-            for id_, rows in dict(zip(ids, rows_of, strict=True)).items()
-            for row in rows
-        ]
+        last_of = dict(zip(ids, rows_of, strict=True))  # an image that was tested twice counts once
+        rows = [{**row, 'image_id': id_} for id_, found in last_of.items() for row in found]
         evaluation = self._evaluation(truth, rows, category_ids, sorted(set(ids)))
-        logger.info('\n' + _summarize(evaluation))
-        numbers = dict(zip(self._item_names(), evaluation.stats.tolist(), strict=True))
+        with contextlib.redirect_stdout(io.StringIO()) as summary:
+            evaluation.summarize()
+        logger.info('\n' + summary.getvalue().rstrip())
+        numbers = dict(zip(self.items, evaluation.stats.tolist(), strict=True))
         metrics = {f'bbox_{name}': numbers[name] for name in self.metric_items}
         if self.classwise:
             table = class_table(evaluation, dict(zip(category_ids, classes, strict=True)))
-            logger.info('\n' + _format_class_table(table))
-            metrics |= {f'{row.name}_precision': row.ap for row in table}
+            cells = [(name, *('-' if v < 0 else f'{v:.3f}' for v in aps)) for name, aps in table.items()]
+            header = ('class', 'AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
+            logger.info('\n' + render_table(header, cells, 'text'))
+            metrics |= {f'{name}_precision': aps[0] for name, aps in table.items()}
         return metrics
 
     def _truth_of_file(self, results: list[ImageDetections]) -> tuple[dict, list[Any]]:
@@ -193,11 +167,6 @@ class CocoMetric(BaseMetric):
             )
         return self._file, image_ids
 
-    def _item_names(self) -> list[str]:
-        """Names of pycocotools' twelve numbers, in its order."""
-        limits = self.proposal_nums
-        return [*AP_ITEMS, *(f'AR@{n}' for n in limits), *(f'AR_{size}@{limits[-1]}' for size in 'sml')]
-
     def _evaluation(
         self, ground_truth: dict, rows: list[dict], category_ids: list[int], image_ids: list[int]
     ) -> COCOeval:
@@ -206,8 +175,7 @@ class CocoMetric(BaseMetric):
             truth = _index(ground_truth, ground_truth['annotations'])
             found = truth.loadRes(rows) if rows else _index(ground_truth, [])
             evaluation = COCOeval(truth, found, 'bbox')
-            evaluation.params.imgIds = image_ids
-            evaluation.params.catIds = category_ids
+            evaluation.params.imgIds, evaluation.params.catIds = image_ids, category_ids
             evaluation.params.maxDets = self.proposal_nums
             if self.iou_thrs is not None:
                 evaluation.params.iouThrs = self.iou_thrs
@@ -219,11 +187,8 @@ class CocoMetric(BaseMetric):
 def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
     """A pycocotools index, its annotations numbered from 1: COCOeval takes an object with id 0 as never found."""
     coco = COCO()
-    coco.dataset = {
-        'images': ground_truth['images'],
-        'categories': ground_truth['categories'],
-        'annotations': [{**annotation, 'id': i} for i, annotation in enumerate(annotations, start=1)],
-    }
+    numbered = [{**annotation, 'id': i} for i, annotation in enumerate(annotations, start=1)]
+    coco.dataset = {**ground_truth, 'annotations': numbered}
     coco.createIndex()
     return coco
 
@@ -272,17 +237,10 @@ def _coco_rows(detections: ImageDetections, category_ids: list[int]) -> list[dic
     ]
 
 
-def _summarize(evaluation: COCOeval) -> str:
-    """Fill `evaluation.stats`; its printed table."""
-    with contextlib.redirect_stdout(io.StringIO()) as table:
-        evaluation.summarize()
-    return table.getvalue().rstrip()
+def class_table(evaluation: COCOeval, name_of: dict[int, str]) -> dict[str, list[float]]:
+    """By class name, the six numbers of `AP_ITEMS` from an accumulated evaluation; -1 where there is no ground truth.
 
-
-def class_table(evaluation: COCOeval, name_of: dict[int, str]) -> list[ClassRow]:
-    """AP of every class from an accumulated evaluation; `name_of` maps category ids to names.
-
-    The numbers average to pycocotools' own over the classes that have ground truth.
+    `name_of` maps category ids to names. The numbers average to pycocotools' own over classes with ground truth.
     """
     params = evaluation.params
     precision = evaluation.eval['precision']  # (IoU thresholds, recalls, classes, areas, detection limits)
@@ -295,20 +253,12 @@ def class_table(evaluation: COCOeval, name_of: dict[int, str]) -> list[ClassRow]
     def at_iou(threshold: float) -> np.ndarray:
         return precision[np.isclose(params.iouThrs, threshold)]
 
-    rows = []
-    for k, category_id in enumerate(params.catIds):  # sorted by COCOeval.evaluate
-        rows.append(
-            ClassRow(
-                name_of[category_id],
-                mean(precision[:, :, k, 0, limit]),
-                mean(at_iou(0.5)[:, :, k, 0, -1]),
-                mean(at_iou(0.75)[:, :, k, 0, -1]),
-                *(mean(precision[:, :, k, area, -1]) for area in (1, 2, 3)),
-            )
-        )
-    return rows
-
-
-def _format_class_table(rows: list[ClassRow]) -> str:
-    cells = [(row.name, *('-' if v < 0 else f'{v:.3f}' for v in row[1:])) for row in rows]
-    return render_table(('class', 'AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'), cells, 'text')
+    return {
+        name_of[category_id]: [
+            mean(precision[:, :, k, 0, limit]),
+            mean(at_iou(0.5)[:, :, k, 0, -1]),
+            mean(at_iou(0.75)[:, :, k, 0, -1]),
+            *(mean(precision[:, :, k, area, -1]) for area in (1, 2, 3)),
+        ]
+        for k, category_id in enumerate(params.catIds)  # sorted by COCOeval.evaluate
+    }

@@ -8,29 +8,18 @@ from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 
 from ddetr.registry import MODELS
-from ddetr.structures import DetDataSample
-
-
-def _round_up(size: int, divisor: int) -> int:
-    return -(-size // divisor) * divisor
 
 
 @MODELS.register_module()
 class BatchFixedSizePad(nn.Module):
-    """Pad every batch at the right and the bottom to one fixed size, for large-scale jittering.
+    """Pad every batch at the right and the bottom to `size` (h, w) in pixels, for large-scale jittering.
 
-    Args:
-        size: (h, w) in pixels.
-        img_pad_value: written into the padding, after normalisation.
-
-    Raises:
-        ValueError: when an image of the batch is larger than `size`.
+    `img_pad_value` is written into the padding, after normalisation. A larger image is a ValueError.
     """
 
     def __init__(self, size: Sequence[int], img_pad_value: float = 0):
         super().__init__()
-        self.size = tuple(size)
-        self.img_pad_value = img_pad_value
+        self.size, self.img_pad_value = tuple(size), img_pad_value
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, size[0], size[1])."""
@@ -52,15 +41,12 @@ class DetDataPreprocessor(ImgDataPreprocessor):
     (h, w), its own image rounded up to `pad_size_divisor`.
 
     Args:
-        mean: per channel, in the order that the model sees (RGB with `bgr_to_rgb=True`), on the scale 0 to
-            255.
-        std: as `mean`.
+        mean, std: per channel, in the order that the model sees (RGB with `bgr_to_rgb=True`), on the scale 0 to 255.
         pad_size_divisor: the batch's height and width become multiples of it.
         pad_value: see above.
         bgr_to_rgb: reverse the channels of the images, which the pipeline reads as BGR.
         rgb_to_bgr: the same reversal, for pipelines that read RGB.
-        batch_augments: configs of modules (B, C, H, W) -> (B, C, H', W') that only pad or recolour; they run
-            in training only.
+        batch_augments: configs of modules (B, C, H, W) -> (B, C, H', W') that only pad or recolour, in training only.
         non_blocking: asynchronous copies to the device.
         with_pad_mask: give the padding mask, which `BaseDetector` asks for; other models need not know of it.
     """
@@ -82,11 +68,7 @@ class DetDataPreprocessor(ImgDataPreprocessor):
         self.batch_augments = nn.ModuleList(MODELS.build(cfg) for cfg in batch_augments or [])
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Make the padded batch.
-
-        Args:
-            data: `inputs`, a list of (3, H_i, W_i) uint8 images, and optionally `data_samples`, one per image.
-            training: Whether `batch_augments` run.
+        """Make the padded batch of `inputs`, a list of (3, H_i, W_i) uint8 images, and optionally `data_samples`.
 
         Returns:
             `inputs` (B, 3, H, W) float; `data_samples`, or None; with `with_pad_mask`, `pad_mask` (B, H, W) bool,
@@ -102,18 +84,11 @@ class DetDataPreprocessor(ImgDataPreprocessor):
             for row, (height, width) in zip(mask, image_sizes, strict=True):
                 row[:height, :width] = False
             batch['pad_mask'] = mask
-        if batch['data_samples'] is not None:
-            self._note_shapes(batch['inputs'], batch['data_samples'], image_sizes)
+        samples, divisor = batch['data_samples'], self.pad_size_divisor
+        for sample, size in zip(samples or (), image_sizes, strict=samples is not None):
+            shapes = {
+                'batch_input_shape': tuple(batch['inputs'].shape[-2:]),
+                'pad_shape': tuple(-(-side // divisor) * divisor for side in size),
+            }
+            sample.set_metainfo(shapes)
         return batch
-
-    def _note_shapes(
-        self, inputs: torch.Tensor, samples: list[DetDataSample], image_sizes: list[tuple[int, int]]
-    ) -> None:
-        divisor = self.pad_size_divisor
-        for sample, (height, width) in zip(samples, image_sizes, strict=True):
-            sample.set_metainfo(
-                {
-                    'batch_input_shape': tuple(inputs.shape[-2:]),
-                    'pad_shape': (_round_up(height, divisor), _round_up(width, divisor)),
-                }
-            )

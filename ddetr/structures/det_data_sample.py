@@ -54,6 +54,11 @@ class DetDataSample(BaseDataElement):
     `flip_direction`, `annotations`: the dataset's `Annotations`, for the metric.
     """
 
+    @property
+    def ignored_boxes(self) -> Tensor | None:
+        """The crowd regions (N, 4), if they are known."""
+        return self.ignored_instances.bboxes if 'ignored_instances' in self else None
+
     def to_original(self, boxes_xyxy_px: Tensor) -> Tensor:
         """Boxes (N, 4) of the resized image in pixels of the original image; flips and crops are not undone."""
         if 'scale_factor' not in self:

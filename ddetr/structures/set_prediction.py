@@ -47,9 +47,7 @@ class QueryGroup(NamedTuple):
 
     queries: slice  # of all the decoder's queries
     name: str = ''  # prefix of its losses; the group that detects has none
-    matches: tuple[Matching, ...] | None = (
-        None  # B fixed matchings; None: the assigner matches every layer anew
-    )
+    matches: tuple[Matching, ...] | None = None  # B fixed ones; None: the assigner matches every layer anew
     repeats: int = 1  # the assigner gives each object to so many queries
     loss_weight: float = 1.0
 
@@ -70,9 +68,7 @@ class DecoderInput(NamedTuple):
     reference_norm: Tensor  # (B, Q, 2) points or (B, Q, 4) boxes, relative to the unpadded image
     groups: tuple[QueryGroup, ...]  # the first one detects
     proposals: EncoderProposals | None = None
-    self_attn_mask: Tensor | None = (
-        None  # (Q, Q) bool, True = the row's query does not attend to the column's
-    )
+    self_attn_mask: Tensor | None = None  # (Q, Q) bool, True: the row's query does not attend to the column's
 
 
 class DecoderStates(NamedTuple):
@@ -117,16 +113,14 @@ class Matched(NamedTuple):
     def iou(self) -> Tensor:
         """IoU (P,) of each pair's boxes, without a gradient."""
         pred, true = self.pred_boxes_xyxy_px.detach(), self.true_boxes_xyxy_px
-        overlap = (
-            (torch.min(pred[:, 2:], true[:, 2:]) - torch.max(pred[:, :2], true[:, :2])).clamp(min=0).prod(-1)
-        )
+        sides = torch.min(pred[:, 2:], true[:, 2:]) - torch.max(pred[:, :2], true[:, :2])
+        overlap = sides.clamp(min=0).prod(-1)
         union = box_area(pred) + box_area(true) - overlap
         return overlap / union.clamp(min=1e-6)
 
 
 def separate_groups(groups: tuple[QueryGroup, ...], device: torch.device) -> Tensor:
     """A self-attention mask (Q, Q) that hides every group from all others; True = hidden."""
-    group = torch.cat(
-        [torch.full((g.queries.stop - g.queries.start,), i, device=device) for i, g in enumerate(groups)]
-    )
+    sizes = [g.queries.stop - g.queries.start for g in groups]
+    group = torch.cat([torch.full((size,), i, device=device) for i, size in enumerate(sizes)])  # (Q,)
     return group[:, None] != group

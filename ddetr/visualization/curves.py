@@ -1,11 +1,13 @@
 """Curves of a training, from the scalars that mmengine's local backend writes."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ddetr.utils.errors import InputError
+
+STEPS = ('step', 'iter', 'epoch')
 
 
 class Curve(NamedTuple):
@@ -16,17 +18,16 @@ class Curve(NamedTuple):
 
 
 def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar logged in a work directory, over all of its runs, as (step, value) in the order of steps.
+    """The points of every curve in a work directory, see `read_curves`."""
+    return {key: curve.points for key, curve in read_curves(work_dir).items()}
 
-    Where a resumed run logged a step again, the later value counts.
+
+def read_curves(work_dir: str | Path, keys: Iterable[str] = ()) -> dict[str, Curve]:
+    """Every scalar logged in a work directory, over all of its runs; of a step logged twice, the later value counts.
 
     Raises:
-        InputError: there is no log in that folder.
+        InputError: there is no log in that folder, or one of `keys` was not logged; the message names those that were.
     """
-    return {key: curve.points for key, curve in _read_curves(work_dir).items()}
-
-
-def _read_curves(work_dir: str | Path) -> dict[str, Curve]:
     values: dict[str, dict[int, float]] = {}
     unit_of: dict[str, str] = {}
     for log in sorted(Path(work_dir).rglob('vis_data/scalars.json')):
@@ -34,86 +35,54 @@ def _read_curves(work_dir: str | Path) -> dict[str, Curve]:
         for record in map(json.loads, log.read_text().splitlines()):
             iteration = record.get('iter', iteration)
             step = record.get('step', record.get('iter'))
-            for key, value in record.items():
-                if (
-                    isinstance(value, (int, float))
-                    and key not in ('step', 'iter', 'epoch')
-                    and step is not None
-                ):
-                    values.setdefault(key, {})[step] = value
-                    # validation logs either the iteration, which is at least the last one logged, or the epoch
-                    unit_of[key] = 'iteration' if step >= iteration else 'epoch'
+            scalars = {
+                key: v for key, v in record.items() if isinstance(v, (int, float)) and key not in STEPS
+            }
+            for key, value in scalars.items() if step is not None else ():
+                values.setdefault(key, {})[step] = value
+                # validation logs either the iteration, which is at least the last one logged, or the epoch
+                unit_of[key] = 'iteration' if step >= iteration else 'epoch'
     if not values:
         raise InputError(
             f'{work_dir} holds no */vis_data/scalars.json: name the work directory of a training.'
         )
+    for key in keys:
+        if key not in values:
+            raise InputError(f'{work_dir} has no scalar {key!r}; it has {", ".join(sorted(values))}.')
     return {key: Curve(sorted(series.items()), unit_of[key]) for key, series in values.items()}
 
 
 def draw_curves(work_dir: str | Path, keys: Iterable[str], out_file: str | Path) -> Path:
-    """Draw some scalars of a training below each other.
+    """Draw some scalars of a training, such as `loss` and `coco/bbox_mAP`, below each other; see `read_curves`.
 
-    Args:
-        work_dir: of the training.
-        keys: the scalars, such as `loss` and `coco/bbox_mAP`.
-        out_file: the picture, `.png`, `.pdf` or `.svg`.
-
-    Raises:
-        InputError: a key that was not logged; the message names those that were.
+    `out_file` is a `.png`, `.pdf` or `.svg`.
     """
-    keys = list(keys)
-    curves = _read(work_dir, keys)
-    figure = _figure((7, 2.6 * len(keys)))
-    for axes, key in zip(figure.subplots(len(keys), squeeze=False)[:, 0], keys, strict=True):
-        _plot(axes, curves[key])
-        axes.set(xlabel=curves[key].unit, ylabel=key)
-        axes.grid(alpha=0.3)
-    return _save(figure, out_file)
+    curves = read_curves(work_dir, keys := list(keys))
+    return _draw([(key, [(None, curves[key])]) for key in keys], out_file, height=2.6)
 
 
 def draw_comparison(work_dirs: Mapping[str, str | Path], key: str, out_file: str | Path) -> Path:
-    """Draw one scalar of several trainings into one diagram.
-
-    Args:
-        work_dirs: of the trainings, by the names that the legend gives them.
-        key: the scalar, such as `coco/bbox_mAP`.
-        out_file: the picture, `.png`, `.pdf` or `.svg`.
-
-    Raises:
-        InputError: a training did not log the key; the message names what it did log.
-    """
-    figure = _figure((7, 4.2))
-    axes = figure.subplots()
-    curves = {name: _read(work_dir, [key])[key] for name, work_dir in work_dirs.items()}
-    for name, curve in curves.items():
-        _plot(axes, curve, label=name)
-    axes.set(xlabel=' or '.join(sorted({curve.unit for curve in curves.values()})), ylabel=key)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return _save(figure, out_file)
+    """Draw one scalar of several trainings, by the names of the legend, into one diagram; as `draw_curves`."""
+    curves = [(name, read_curves(work_dir, [key])[key]) for name, work_dir in work_dirs.items()]
+    return _draw([(key, curves)], out_file, height=4.2)
 
 
-def _read(work_dir: str | Path, keys: Iterable[str]) -> dict[str, Curve]:
-    """All curves, after a check that `keys` are there."""
-    curves = _read_curves(work_dir)
-    for key in keys:
-        if key not in curves:
-            raise InputError(f'{work_dir} has no scalar {key!r}; it has {", ".join(sorted(curves))}.')
-    return curves
-
-
-def _plot(axes: Any, curve: Curve, **style: Any) -> None:
-    steps, values = zip(*curve.points, strict=True)
-    axes.plot(steps, values, marker='o' if len(steps) < 30 else None, markersize=3, **style)
-
-
-def _figure(size: tuple[float, float]) -> Any:
+def _draw(
+    diagrams: Sequence[tuple[str, Sequence[tuple[str | None, Curve]]]], out_file: str | Path, height: float
+) -> Path:
+    """Draw named curves into diagrams, whose titles stand at the y axis, below each other."""
     from matplotlib.figure import Figure  # 0.3 s, which only drawing needs
 
-    return Figure(figsize=size, layout='constrained')
-
-
-def _save(figure: Any, out_file: str | Path) -> Path:
+    figure = Figure(figsize=(7, height * len(diagrams)), layout='constrained')
+    rows = figure.subplots(len(diagrams), squeeze=False)[:, 0]
+    for axes, (title, curves) in zip(rows, diagrams, strict=True):
+        for name, curve in curves:
+            steps, values = zip(*curve.points, strict=True)
+            axes.plot(steps, values, marker='o' if len(steps) < 30 else None, markersize=3, label=name)
+        if all(name is not None for name, _ in curves):
+            axes.legend()
+        axes.set(xlabel=' or '.join(sorted({curve.unit for _, curve in curves})), ylabel=title)
+        axes.grid(alpha=0.3)
     Path(out_file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_file, dpi=150)
     return Path(out_file)

@@ -42,10 +42,8 @@ class DetLocalVisualizer(Visualizer):
         **kwargs,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        self.line_width = line_width
-        self.alpha = alpha
-        self.bbox_color = bbox_color
-        self.text_color = text_color
+        self.line_width, self.alpha = line_width, alpha
+        self.bbox_color, self.text_color = bbox_color, text_color
 
     def add_datasample(
         self,
@@ -66,8 +64,7 @@ class DetLocalVisualizer(Visualizer):
             name: of the picture, for windows and backends.
             image: the original image, (H, W, 3) RGB uint8.
             data_sample: its `gt_instances`, which are mapped to the original image, and `pred_instances`.
-            draw_gt: draw the ground truth, if there is any.
-            draw_pred: draw the detections.
+            draw_gt, draw_pred: draw the ground truth and the detections, if there are any.
             show: open a window for `wait_time` seconds, 0 for until a key is pressed.
             wait_time: see `show`.
             pred_score_thr: detections under this score are left out.
@@ -99,19 +96,16 @@ class DetLocalVisualizer(Visualizer):
         write_atomically(path, lambda unfinished: unfinished.write_bytes(data.tobytes()))
 
     def draw_instances(self, image: np.ndarray, instances: InstanceData) -> np.ndarray:
-        """The (H, W, 3) RGB image, enlarged if small, with its boxes.
+        """The (H, W, 3) RGB uint8 image, enlarged if small, with its boxes.
 
-        Args:
-            image: (H, W, 3) RGB uint8.
-            instances: numpy arrays `bboxes` (N, 4) x1 y1 x2 y2 in pixels of the image, `labels` (N,) and, for
-                detections, `scores` (N,).
+        `instances` are numpy arrays: `bboxes` (N, 4) x1 y1 x2 y2 in pixels of the image, `labels` (N,) and, for
+        detections, `scores` (N,).
         """
         scale = max(1.0, MIN_SIDE_PX / min(image.shape[:2]))
         if scale > 1:
             image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         self.set_image(np.ascontiguousarray(image))
-        height, width = image.shape[:2]
-        size = (height * width) ** 0.5
+        size = (image.shape[0] * image.shape[1]) ** 0.5
         # the worst first, so that the best stay on top
         order = np.argsort(instances.scores) if 'scores' in instances else np.arange(len(instances))
         instances = instances[order]
@@ -122,19 +116,16 @@ class DetLocalVisualizer(Visualizer):
         line_width = self.line_width if self.line_width is not None else max(1.5, size / 300)
         self.draw_bboxes(boxes_xyxy_px, edge_colors=colors, line_widths=line_width, alpha=self.alpha)
         font_size = max(8, round(size / 75))
-        corners = boxes_xyxy_px[:, :2]
         # inside the picture, for boxes that begin at its upper edge
-        positions = np.stack([corners[:, 0], np.maximum(corners[:, 1], 1.6 * font_size)], axis=1)
+        positions = np.maximum(boxes_xyxy_px[:, :2], [-np.inf, 1.6 * font_size])
+        style = {'alpha': 0.8, 'pad': 1.0, 'edgecolor': 'none'}
         self.draw_texts(
             self._texts(instances),
             positions,
             font_sizes=font_size,
             colors=self.text_color,
             vertical_alignments='bottom',
-            bboxes=[
-                {'facecolor': tuple(c / 255 for c in color), 'alpha': 0.8, 'pad': 1.0, 'edgecolor': 'none'}
-                for color in colors
-            ],
+            bboxes=[{'facecolor': tuple(c / 255 for c in color), **style} for color in colors],
         )
         return self.get_image()
 

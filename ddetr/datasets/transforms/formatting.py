@@ -10,6 +10,8 @@ from mmengine.structures import InstanceData
 from ddetr.registry import TRANSFORMS
 from ddetr.structures import Annotations, DetDataSample
 
+META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+
 
 def _instances(results: dict, chosen: np.ndarray) -> InstanceData:
     return InstanceData(
@@ -26,17 +28,10 @@ class PackDetInputs(BaseTransform):
     `ignored_instances` the crowd regions. Its metainfo `annotations` has the dataset's own, from which it is evaluated.
 
     Args:
-        meta_keys: what of the pipeline's results the sample keeps as metainfo; keys that no step has set are
-            skipped.
+        meta_keys: results of the pipeline that the sample keeps as metainfo; keys that no step has set are skipped.
     """
 
-    def __init__(
-        self,
-        meta_keys: Sequence[str] = (
-            *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-            *('flip', 'flip_direction'),
-        ),
-    ):
+    def __init__(self, meta_keys: Sequence[str] = META_KEYS):
         self.meta_keys = meta_keys
 
     def transform(self, results: dict) -> dict:

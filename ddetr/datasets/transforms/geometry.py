@@ -36,13 +36,11 @@ class RandomCrop(BaseTransform):
     """Cut a random window out of the image; boxes are clipped to it, and those wholly outside it dropped.
 
     Args:
-        crop_size: two numbers, by `crop_type`. 'absolute': (w, h) in pixels. 'absolute_range': height and
-            width are each drawn from [crop_size[0], crop_size[1]] pixels. 'relative': (w, h) as fractions of
-            the image. 'relative_range': (h, w), each fraction drawn from [crop_size[i], 1]. No window exceeds
-            the image.
+        crop_size: two numbers, by `crop_type`. 'absolute': (w, h) in pixels. 'absolute_range': height and width are
+            each drawn from [crop_size[0], crop_size[1]] pixels. 'relative': (w, h) as fractions of the image.
+            'relative_range': (h, w), each fraction drawn from [crop_size[i], 1]. No window exceeds the image.
         crop_type: see above.
-        allow_negative_crop: windows without any box are fine. Where they are not, such a window makes the
-            dataset choose another image.
+        allow_negative_crop: False makes the dataset choose another image for a window without any box.
         recompute_bbox: of MMDetection's configs; it concerns masks, so it changes nothing here.
         bbox_clip_border: clip boxes to the window.
 
@@ -86,8 +84,7 @@ class RandomCrop(BaseTransform):
         else:
             crop_h, crop_w = np.rint(shape * np.random.uniform(self.crop_size, 1)).astype(int)
         crop_w, crop_h = max(1, min(int(crop_w), width)), max(1, min(int(crop_h), height))
-        x = np.random.randint(0, width - crop_w + 1)
-        y = np.random.randint(0, height - crop_h + 1)
+        x, y = np.random.randint(0, width - crop_w + 1), np.random.randint(0, height - crop_h + 1)
         return x, y, crop_w, crop_h
 
     def transform(self, results: dict) -> dict | None:

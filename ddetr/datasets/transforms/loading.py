@@ -18,21 +18,19 @@ COLOR_TYPES = ('color', 'color_ignore_orientation')
 class LoadImageFromFile(BaseTransform):
     """Read `img_path` into `img`, (H, W, 3) BGR uint8, and note `img_shape` and `ori_shape` (h, w).
 
-    Grey, CMYK, 16-bit and transparent images become 8-bit BGR. A camera's EXIF rotation is applied, as
-    viewers and most annotation tools do; where the annotation file's `width` and `height` fit only the
-    unrotated pixels, these are taken, since the boxes were drawn on them.
+    Grey, CMYK, 16-bit and transparent images become 8-bit BGR. A camera's EXIF rotation is applied, as viewers and
+    most annotation tools do; where the annotation file's `width` and `height` fit only the unrotated pixels, these are
+    taken, since the boxes were drawn on them.
 
     Args:
         to_float32: give float32 instead of uint8.
         color_type: 'color', or 'color_ignore_orientation' to read the unrotated pixels in any case.
         imdecode_backend: of `mmcv.imfrombytes`.
-        ignore_empty: leave an unreadable image out (training goes on with another one), with a warning,
-            instead of raising.
+        ignore_empty: leave an unreadable image out, with a warning, instead of raising.
         backend_args: of mmengine's file backend.
 
     Raises:
-        InputError: there is no such file, or it is no image, or truncated, or its size is not the one in the
-            annotation file.
+        InputError: the file is missing, truncated, no image, or of another size than in the annotation file.
     """
 
     def __init__(
@@ -45,11 +43,8 @@ class LoadImageFromFile(BaseTransform):
     ):
         if color_type not in COLOR_TYPES:
             raise ValueError(f'LoadImageFromFile({color_type=}): choose one of {COLOR_TYPES}')
-        self.to_float32 = to_float32
-        self.color_type = color_type
-        self.imdecode_backend = imdecode_backend
-        self.ignore_empty = ignore_empty
-        self.backend_args = backend_args
+        self.to_float32, self.ignore_empty, self.backend_args = to_float32, ignore_empty, backend_args
+        self.color_type, self.imdecode_backend = color_type, imdecode_backend
 
     def transform(self, results: dict) -> dict | None:
         """Adds `img`, `img_shape`, `ori_shape`."""
@@ -99,8 +94,6 @@ class LoadAnnotations(McvLoadAnnotations):
     padding must come later.
 
     Args:
-        with_bbox: load the boxes and their flags.
-        with_label: load the labels.
         with_mask: masks are not supported.
         box_type: only 'hbox', boxes along the axes.
         **kwargs: of mmcv's `LoadAnnotations`.
@@ -109,19 +102,12 @@ class LoadAnnotations(McvLoadAnnotations):
         ValueError: for masks or other box types.
     """
 
-    def __init__(
-        self,
-        with_bbox: bool = True,
-        with_label: bool = True,
-        with_mask: bool = False,
-        box_type: str = 'hbox',
-        **kwargs,
-    ):
+    def __init__(self, with_mask: bool = False, box_type: str = 'hbox', **kwargs):
         if with_mask:
             raise ValueError('LoadAnnotations(with_mask=True): instance masks are not supported, boxes are')
         if box_type != 'hbox':
             raise ValueError(f"LoadAnnotations(box_type={box_type!r}): only 'hbox' is supported")
-        super().__init__(with_bbox=with_bbox, with_label=with_label, **kwargs)
+        super().__init__(**kwargs)
 
     def transform(self, results: dict) -> dict:
         """Adds the three arrays."""

@@ -80,18 +80,17 @@ class ResNet(BaseModule):
         block, counts = STAGE_BLOCKS[depth]
         channels, dilation, grouped = base_channels, 1, {'groups': groups, 'base_width': base_width}
         self.stages: list[str] = []
-        stage_channels = []
         for i in range(num_stages):
             width = base_channels * 2**i
             sizes = channels, width, width * block.expansion
             stage = _stage(block, sizes, counts[i], strides[i], (dilation, dilations[i]), grouped)
-            if style == 'caffe':
-                _move_stride_to_first_conv(stage)
+            if style == 'caffe' and block is Bottleneck:
+                for b in list[Any](stage):
+                    b.conv1.stride, b.conv2.stride = b.conv2.stride, b.conv1.stride
             channels, dilation = sizes[-1], dilations[i]
-            stage_channels.append(channels)
             self.stages.append(f'layer{i + 1}')
             self.add_module(self.stages[-1], stage)
-        self.out_channels = [stage_channels[i] for i in self.out_indices]
+        self.out_channels = [base_channels * 2**i * block.expansion for i in self.out_indices]
         _init_weights(self, zero_init_residual)
         self._freeze()
 
@@ -110,10 +109,13 @@ class ResNet(BaseModule):
         if norm_cfg is not None and norm_cfg.get('type') not in ('BN', 'SyncBN'):
             raise ValueError(f'ResNet is built with norm_cfg type BN or SyncBN, got {norm_cfg}')
 
+    def _frozen_parts(self) -> list[nn.Module]:
+        stem: list[nn.Module] = [self.conv1, self.bn1] if self.frozen_stages >= 0 else []
+        return stem + [getattr(self, name) for name in self.stages[: max(self.frozen_stages, 0)]]
+
     def _freeze(self) -> None:
         """Take gradients from the frozen stem and stages, and from norms if so configured."""
-        frozen: list[nn.Module] = [self.conv1, self.bn1] if self.frozen_stages >= 0 else []
-        frozen += [getattr(self, name) for name in self.stages[: max(self.frozen_stages, 0)]]
+        frozen = self._frozen_parts()
         if not self.norm_requires_grad:
             frozen += [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
         for module in frozen:
@@ -122,15 +124,10 @@ class ResNet(BaseModule):
     def train(self, mode: bool = True) -> 'ResNet':
         """Switch to training, but for norms that keep their statistics (`norm_eval`, frozen stages)."""
         super().train(mode)
-        if not mode:
-            return self
-        kept: list[nn.Module] = [self] if self.norm_eval else []
-        kept += [self.bn1] if self.frozen_stages >= 0 else []
-        kept += [getattr(self, name) for name in self.stages[: max(self.frozen_stages, 0)]]
-        for module in kept:
-            for norm in module.modules():
-                if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                    norm.eval()
+        kept = [self] if self.norm_eval else self._frozen_parts()
+        for module in (m for part in kept for m in part.modules()) if mode else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -148,11 +145,7 @@ class ResNet(BaseModule):
 class ResNeXt(ResNet):
     """ResNet whose bottlenecks' 3x3 convolutions are wider and work in groups; names and weights as torchvision's.
 
-    Args:
-        depth: 50, 101 or 152.
-        groups: 32 in the ResNeXt-101 32x4d.
-        base_width: 4 in the ResNeXt-101 32x4d.
-        options: `ResNet`'s other ones.
+    The ResNeXt-101 32x4d has `groups` 32 and `base_width` 4. The `options` are `ResNet`'s other ones.
     """
 
     def __init__(self, depth: int, groups: int = 1, base_width: int = 4, **options) -> None:
@@ -177,20 +170,10 @@ def _stage(
     blocks = [block(in_channels, width, stride, shortcut, **grouped)]
     blocks += [block(out_channels, width, **grouped) for _ in range(count - 1)]
     for i, b in enumerate(blocks):
-        _dilate(b, dilations[min(i, 1)])
+        # the spatial convolution; torchvision refuses to dilate that of basic blocks
+        conv: Any = b.conv1 if isinstance(b, BasicBlock) else b.conv2
+        conv.dilation = conv.padding = (dilations[min(i, 1)],) * 2
     return nn.Sequential(*blocks)
-
-
-def _dilate(block: nn.Module, dilation: int) -> None:
-    """Dilate a block's spatial convolution (torchvision refuses to for basic blocks)."""
-    conv: Any = block.conv1 if isinstance(block, BasicBlock) else block.conv2
-    conv.dilation = conv.padding = (dilation, dilation)
-
-
-def _move_stride_to_first_conv(stage: nn.Sequential) -> None:
-    for block in stage:
-        if isinstance(block, Bottleneck):
-            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 def _init_weights(model: nn.Module, zero_init_residual: bool) -> None:
@@ -198,7 +181,5 @@ def _init_weights(model: nn.Module, zero_init_residual: bool) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-        elif zero_init_residual and isinstance(module, BasicBlock):
-            nn.init.zeros_(module.bn2.weight)
-        elif zero_init_residual and isinstance(module, Bottleneck):
-            nn.init.zeros_(module.bn3.weight)
+        elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+            nn.init.zeros_((module.bn2 if isinstance(module, BasicBlock) else module.bn3).weight)

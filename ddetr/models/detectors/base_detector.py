@@ -48,9 +48,7 @@ class BaseDetector(BaseModel, ABC):
         Raises:
             ValueError: Another mode, or no samples for `loss` or `predict`.
         """
-        if pad_mask is None:
-            pad_mask = _pad_mask(inputs, data_samples)
-        batch = ImageBatch(inputs, pad_mask)
+        batch = ImageBatch(inputs, _pad_mask(inputs, data_samples) if pad_mask is None else pad_mask)
         if mode == 'tensor':
             return self.tensor(batch)
         if mode not in ('loss', 'predict'):

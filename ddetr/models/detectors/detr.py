@@ -24,12 +24,8 @@ class DETR(BaseDetector):
         encoder, decoder, positional_encoding: keywords of `DetrTransformerEncoder`, `DetrTransformerDecoder`,
             `SinePositionalEncoding`.
         num_queries: Q.
-        train_cfg: `dict(assigner=...)`.
-        test_cfg: `dict(max_per_img=...)`.
+        train_cfg, test_cfg: `dict(assigner=...)` and `dict(max_per_img=...)`.
         data_preprocessor: config of `DetDataPreprocessor`.
-
-    Raises:
-        ValueError: a neck that gives more than one feature map.
     """
 
     weight_family = DETR_WEIGHTS
@@ -78,7 +74,7 @@ class DETR(BaseDetector):
         return self.neck(self.backbone(images))
 
     def flatten(self, feats: tuple[Tensor, ...], pad_mask: Tensor) -> FlatMap:
-        """Lay the feature map out as tokens, with their positions and padding."""
+        """Lay the feature map out as tokens, with their positions and padding; ValueError for several maps."""
         if len(feats) != 1:
             raise ValueError(
                 f'DETR attends to one feature map, but the neck gives {len(feats)}: set num_outs=1'

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ddetr.registry import MODELS
-from ddetr.structures import AnchorPredictions, ImageBatch, RoIPredictions, Samples
+from ddetr.structures import AnchorPredictions, ImageBatch, Proposals, RoIPredictions, Samples
 
 from .base_detector import BaseDetector, build_backbone_and_neck
 from .faster_rcnn_weights import FASTER_RCNN
@@ -38,9 +38,8 @@ class FasterRCNN(BaseDetector):
         train_cfg = train_cfg or {}
         self.backbone, self.neck = build_backbone_and_neck(backbone, neck)
         self.rpn_head = MODELS.build({**rpn_head, 'train_cfg': train_cfg.get('rpn')})
-        self.roi_head = MODELS.build(
-            {**roi_head, 'train_cfg': train_cfg.get('rcnn'), 'test_cfg': test_cfg['rcnn']}
-        )
+        second = {'train_cfg': train_cfg.get('rcnn'), 'test_cfg': test_cfg['rcnn']}
+        self.roi_head = MODELS.build({**roi_head, **second})
         self.test_proposal_cfg = test_cfg['rpn']
         self.train_proposal_cfg = train_cfg.get('rpn_proposal', self.test_proposal_cfg)
 
@@ -62,17 +61,12 @@ class FasterRCNN(BaseDetector):
         """See `BaseDetector`: `loss_rpn_cls`, `loss_rpn_bbox`, `loss_cls`, `loss_bbox`, and `acc` in percent."""
         if not self.rpn_head.train_cfg:
             raise ValueError('this FasterRCNN was built without train_cfg, so it can only predict')
-        feats = self.neck(self.backbone(batch.images))  # L x (B, C, H_l, W_l)
-        anchors = self.rpn_head(feats, batch.images.shape[-2:])
-        rpn_losses = self.rpn_head.loss(anchors, samples)
-        proposals = self.rpn_head.propose(anchors, batch.sizes_hw, self.train_proposal_cfg)
-        return {**rpn_losses, **self.roi_head.loss(feats, proposals, samples)}
+        feats, anchors, proposals = self.propose(batch, self.train_proposal_cfg)
+        return {**self.rpn_head.loss(anchors, samples), **self.roi_head.loss(feats, proposals, samples)}
 
     def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
-        feats = self.neck(self.backbone(batch.images))
-        anchors = self.rpn_head(feats, batch.images.shape[-2:])
-        proposals = self.rpn_head.propose(anchors, batch.sizes_hw, self.test_proposal_cfg)
+        feats, _, proposals = self.propose(batch, self.test_proposal_cfg)
         for sample, found in zip(samples, self.roi_head.predict(feats, proposals, samples), strict=True):
             found.bboxes = sample.to_original(found.bboxes)
             sample.pred_instances = found
@@ -80,7 +74,13 @@ class FasterRCNN(BaseDetector):
 
     def tensor(self, batch: ImageBatch) -> tuple[AnchorPredictions, RoIPredictions]:
         """See `BaseDetector`: both stages' predictions, the second's for the proposals of the first."""
-        feats = self.neck(self.backbone(batch.images))
-        anchors = self.rpn_head(feats, batch.images.shape[-2:])
-        proposals = self.rpn_head.propose(anchors, batch.sizes_hw, self.test_proposal_cfg)
+        feats, anchors, proposals = self.propose(batch, self.test_proposal_cfg)
         return anchors, self.roi_head(feats, [p.boxes_xyxy_px for p in proposals])
+
+    def propose(
+        self, batch: ImageBatch, cfg: dict
+    ) -> tuple[tuple[Tensor, ...], AnchorPredictions, list[Proposals]]:
+        """The first stage: feature levels, predictions for all anchors, each image's best regions."""
+        feats = self.neck(self.backbone(batch.images))  # L x (B, C, H_l, W_l)
+        anchors = self.rpn_head(feats, batch.images.shape[-2:])
+        return feats, anchors, self.rpn_head.propose(anchors, batch.sizes_hw, cfg)

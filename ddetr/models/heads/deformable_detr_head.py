@@ -1,85 +1,58 @@
 """Deformable DETR's prediction branches."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from mmengine.model import BaseModule, bias_init_with_prob
+from mmengine.model import bias_init_with_prob
 from torch import Tensor, nn
 
 from ddetr.models.layers import build_box_mlp
-from ddetr.models.set_prediction import build_criterion, set_pred_instances
+from ddetr.models.set_prediction import SetHead
 from ddetr.registry import MODELS
-from ddetr.structures import DecoderInput, DecoderStates, Samples, SetPredictions
+from ddetr.structures import DecoderInput, DecoderStates, SetPredictions
 
 from .reset import CLASS_PRIOR, reset_linears
 
 
 @MODELS.register_module()
-class DeformableDETRHead(BaseModule):
+class DeformableDETRHead(SetHead):
     """A class and a box branch for each decoder layer, one more of each for the two-stage proposals.
 
     Args:
         num_classes: K.
         embed_dims: C.
         num_reg_fcs: Hidden layers of the box branch.
-        sync_cls_avg_factor: Accepted for MMDetection's configs; the number of objects is always averaged over
-            the processes, as in the paper's code.
-        loss_cls, loss_bbox, loss_iou: Configs of the losses; `loss_cls` must be a sigmoid loss.
-        loss_terms: Configs of all loss terms, in place of these three; see `LossTerm`.
-        train_cfg: `dict(assigner=...)`; without it the head only predicts.
-        test_cfg: `dict(max_per_img=100)`.
         share_pred_layer: One branch for all layers, as without box refinement.
         num_pred_layer: Number of branches, the proposals' one included; given by the detector.
         as_two_stage: Whether the last branch predicts proposals; given by the detector.
         eps: Smallest argument of the inverse sigmoid's logarithms.
+        **options: See `SetHead`.
 
     Raises:
         ValueError: A softmax classification loss.
-        ConfigError: See `build_criterion`.
     """
-
-    LOSSES = {
-        'loss_cls': {'type': 'FocalLoss', 'loss_weight': 2.0},
-        'loss_bbox': {'type': 'L1Loss', 'loss_weight': 5.0},
-        'loss_iou': {'type': 'GIoULoss', 'loss_weight': 2.0},
-    }
 
     def __init__(
         self,
         num_classes: int,
         embed_dims: int = 256,
         num_reg_fcs: int = 2,
-        sync_cls_avg_factor: bool = True,
-        loss_cls: dict | None = None,
-        loss_bbox: dict | None = None,
-        loss_iou: dict | None = None,
-        loss_terms: Sequence[dict] | None = None,
-        train_cfg: dict | None = None,
-        test_cfg: dict | None = None,
         share_pred_layer: bool = True,
         num_pred_layer: int = 6,
         as_two_stage: bool = False,
         eps: float = 1e-5,
-        init_cfg: dict | list[dict] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(init_cfg)
-        del sync_cls_avg_factor
-        self.num_classes = num_classes
-        self.as_two_stage = as_two_stage
-        self.eps = eps
-        losses = {'loss_cls': loss_cls, 'loss_bbox': loss_bbox, 'loss_iou': loss_iou}
-        self.criterion = build_criterion(losses, self.LOSSES, loss_terms, train_cfg)
-        if not all(getattr(term, 'use_sigmoid', True) for term in self.criterion.terms):
+        super().__init__(num_classes, **options)
+        if not self.use_sigmoid:
             raise ValueError(f'{type(self).__name__} classifies with sigmoids: set loss_cls.use_sigmoid=True')
-        self.max_per_img = (test_cfg or {}).get('max_per_img', 100)
-
-        def branches(make):
-            if share_pred_layer:  # one module under every index, as in checkpoints of this family
-                return nn.ModuleList([make()] * num_pred_layer)
-            return nn.ModuleList(make() for _ in range(num_pred_layer))
-
-        self.cls_branches = branches(lambda: nn.Linear(embed_dims, num_classes))
-        self.reg_branches = branches(lambda: build_box_mlp(embed_dims, num_reg_fcs))
+        self.as_two_stage, self.eps = as_two_stage, eps
+        # a shared branch stands under every index, as in checkpoints of this family
+        made, times = (1, num_pred_layer) if share_pred_layer else (num_pred_layer, 1)
+        class_branches = [nn.Linear(embed_dims, num_classes) for _ in range(made)]
+        self.cls_branches: Any = nn.ModuleList(class_branches * times)
+        box_branches = [build_box_mlp(embed_dims, num_reg_fcs) for _ in range(made)]
+        self.reg_branches: Any = nn.ModuleList(box_branches * times)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -120,14 +93,6 @@ class DeformableDETRHead(BaseModule):
         """Classify every layer's queries; their boxes came with the decoder's states."""
         logits = [branch(h) for branch, h in zip(self.cls_branches, states.hidden, strict=False)]
         return SetPredictions(torch.stack(logits), states.boxes_cxcywh_norm, init.groups, init.proposals)
-
-    def loss(self, preds: SetPredictions, samples: Samples) -> dict[str, Tensor]:
-        """See `SetCriterion.forward`."""
-        return self.criterion(preds, samples)
-
-    def predict(self, preds: SetPredictions, samples: Samples) -> Samples:
-        """Set each sample's `pred_instances` from the last layer's set."""
-        return set_pred_instances(preds, samples, self.max_per_img, use_sigmoid=True)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

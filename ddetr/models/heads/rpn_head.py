@@ -79,16 +79,14 @@ class RPNHead(BaseModule):
         for feat in feats:
             hidden = F.relu(self.rpn_conv(feat))
             logits.append(self.rpn_cls(hidden).permute(0, 2, 3, 1).flatten(1).float())  # (B, N_l)
-            deltas.append(
-                self.rpn_reg(hidden).permute(0, 2, 3, 1).reshape(len(feat), -1, 4).float()  # (B, N_l, 4)
-            )
+            deltas.append(self.rpn_reg(hidden).permute(0, 2, 3, 1).reshape(len(feat), -1, 4).float())
         return AnchorPredictions(logits, deltas, anchors)
 
     def loss(self, preds: AnchorPredictions, samples: list[DetDataSample]) -> dict[str, Tensor]:
         """`loss_rpn_cls` and `loss_rpn_bbox`, both divided by the number of sampled anchors."""
         logits, deltas = torch.cat(preds.logits, dim=1), torch.cat(preds.deltas, dim=1)  # (B, N), (B, N, 4)
         anchors = torch.cat(preds.anchors)  # (N, 4)
-        cls_logits, labels, reg_preds, reg_targets, avg_factor = [], [], [], [], 0
+        cls_logits, labels, reg_pairs, avg_factor = [], [], [], 0
         for i, sample in enumerate(samples):
             sampled, gt_boxes = self._sample_anchors(anchors, sample)
             chosen = torch.cat([sampled.positive, sampled.negative])
@@ -97,37 +95,27 @@ class RPNHead(BaseModule):
             labels.append((torch.arange(len(chosen), device=chosen.device) >= len(sampled.positive)).long())
             positive_anchors, positive_deltas = anchors[sampled.positive], deltas[i, sampled.positive]
             if self.reg_decoded_bbox:
-                reg_preds.append(self.bbox_coder.decode(positive_anchors, positive_deltas))
-                reg_targets.append(gt_boxes)
+                pair = self.bbox_coder.decode(positive_anchors, positive_deltas), gt_boxes
             else:
-                reg_preds.append(positive_deltas)
-                reg_targets.append(self.bbox_coder.encode(positive_anchors, gt_boxes))
+                pair = positive_deltas, self.bbox_coder.encode(positive_anchors, gt_boxes)
+            reg_pairs.append(pair)
             avg_factor += sampled.avg_factor
         avg_factor = max(avg_factor, 1)
         label = torch.cat(labels)
-        weight = self._label_weights(label)
-        return {
-            'loss_rpn_cls': self.loss_cls(
-                torch.cat(cls_logits)[:, None], label, weight, avg_factor=avg_factor
-            ),
-            'loss_rpn_bbox': self.loss_bbox(
-                torch.cat(reg_preds), torch.cat(reg_targets), avg_factor=avg_factor
-            ),
-        }
-
-    def _label_weights(self, labels: Tensor) -> Tensor | None:
         pos_weight = self.train_cfg.get('pos_weight', -1)
-        return None if pos_weight <= 0 else torch.where(labels == 0, pos_weight, 1.0)
+        weight = torch.where(label == 0, pos_weight, 1.0) if pos_weight > 0 else None
+        preds_and_targets = (torch.cat(boxes) for boxes in zip(*reg_pairs, strict=True))
+        return {
+            'loss_rpn_cls': self.loss_cls(torch.cat(cls_logits)[:, None], label, weight, avg_factor),
+            'loss_rpn_bbox': self.loss_bbox(*preds_and_targets, avg_factor=avg_factor),
+        }
 
     @torch.no_grad()
     def _sample_anchors(self, anchors: Tensor, sample: DetDataSample) -> tuple[Sampled, Tensor]:
         """The anchors (N, 4) to train on in one image, and the ground-truth boxes (P, 4) of the positive ones."""
         usable = self._usable(anchors, sample).nonzero().flatten()  # (n,)
         gt_boxes = sample.gt_instances.bboxes
-        ignored = getattr(sample, 'ignored_instances', None)
-        gt_index = self.assigner.assign(
-            anchors[usable], gt_boxes, None if ignored is None else ignored.bboxes
-        )  # (n,)
+        gt_index = self.assigner.assign(anchors[usable], gt_boxes, sample.ignored_boxes)  # (n,)
         sampled = self.sampler.sample(gt_index)
         targets = gt_boxes[gt_index[sampled.positive]]
         return Sampled(usable[sampled.positive], usable[sampled.negative], sampled.avg_factor), targets
@@ -151,13 +139,10 @@ class RPNHead(BaseModule):
     def propose(
         self, preds: AnchorPredictions, sizes_hw: Sequence[tuple[int, int]], cfg: dict[str, Any]
     ) -> list[Proposals]:
-        """Choose each image's best regions.
+        """Choose the best regions of a batch's images of `sizes_hw` without padding, to which regions are clipped.
 
-        Args:
-            preds: for a batch.
-            sizes_hw: (h, w) of each image without its padding, to which regions are clipped.
-            cfg: `nms_pre` (candidates of each level; all if not positive), `nms` within each level, `max_per_img`
-                (no limit if not positive), `min_bbox_size` (both sides have to be longer; no limit if negative).
+        `cfg` has `nms_pre` (candidates of each level; all if not positive), `nms` within each level, `max_per_img` (no
+        limit if not positive), `min_bbox_size` (both sides have to be longer; no limit if negative).
         """
         return [self._propose_one(preds, i, size, cfg) for i, size in enumerate(sizes_hw)]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, normal_init
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -60,12 +60,8 @@ class Shared2FCBBoxHead(BaseModule):
         self.loss_bbox = MODELS.build(loss_bbox)
         if self.loss_cls.use_sigmoid:
             raise ValueError('Shared2FCBBoxHead classifies by softmax: set use_sigmoid=False in its loss_cls')
-        self.shared_fcs = nn.ModuleList(
-            [
-                nn.Linear(in_channels * roi_feat_size**2, fc_out_channels),
-                nn.Linear(fc_out_channels, fc_out_channels),
-            ]
-        )
+        widths = (in_channels * roi_feat_size**2, fc_out_channels)
+        self.shared_fcs = nn.ModuleList(nn.Linear(width, fc_out_channels) for width in widths)
         self.reg_class_agnostic = reg_class_agnostic
         self.fc_cls = nn.Linear(fc_out_channels, num_classes + 1)
         self.fc_reg = nn.Linear(fc_out_channels, 4 * (1 if reg_class_agnostic else num_classes))
@@ -74,13 +70,11 @@ class Shared2FCBBoxHead(BaseModule):
     def reset_classes(self, num_classes: int) -> list[str]:
         """New layers for `num_classes` classes, with small Gaussians; the names of their tensors."""
         self.num_classes = num_classes
-        names = reset_linears(self, 'fc_cls', num_classes + 1)
-        nn.init.normal_(self.fc_cls.weight, std=0.01)
-        nn.init.zeros_(self.fc_cls.bias)
-        if not self.reg_class_agnostic:
-            names += reset_linears(self, 'fc_reg', 4 * num_classes)
-            nn.init.normal_(self.fc_reg.weight, std=0.001)
-            nn.init.zeros_(self.fc_reg.bias)
+        layers = [('fc_cls', num_classes + 1, 0.01), ('fc_reg', 4 * num_classes, 0.001)]
+        names = []
+        for path, rows, std in layers[:1] if self.reg_class_agnostic else layers:
+            names += reset_linears(self, path, rows)
+            normal_init(self.get_submodule(path), std=std)
         return names
 
     def forward(self, roi_feats: Tensor) -> RoIPredictions:
@@ -93,10 +87,7 @@ class Shared2FCBBoxHead(BaseModule):
     def loss(self, preds: RoIPredictions, targets: RoITargets, pos_weight: float = -1) -> dict[str, Tensor]:
         """`loss_cls` and `loss_bbox`, both divided by the number of regions, and `acc`, the accuracy in percent.
 
-        Args:
-            preds: for R regions.
-            targets: for the same regions.
-            pos_weight: of a region with an object in `loss_cls`; 1 if not positive.
+        `pos_weight` is that of a region with an object in `loss_cls`; 1 if not positive.
         """
         labels = targets.labels
         count = max(len(labels), 1)
@@ -117,7 +108,7 @@ class Shared2FCBBoxHead(BaseModule):
     def detect(
         self, preds: RoIPredictions, boxes: Tensor, image_size: tuple[int, int], cfg: dict[str, Any]
     ) -> InstanceData:
-        """The detections in one image.
+        """The detections in one image: `bboxes` (m, 4) in its pixels, `scores` (m,), `labels` (m,), best first.
 
         Args:
             preds: for the image's n regions.
@@ -125,9 +116,6 @@ class Shared2FCBBoxHead(BaseModule):
             image_size: (h, w), to which boxes are clipped.
             cfg: `score_thr`, `nms` within each class, `max_per_img` (no limit if not positive), `min_bbox_size`
                 (both sides have to be longer; by default no limit).
-
-        Returns:
-            `bboxes` (m, 4) in pixels of the resized image, `scores` (m,), `labels` (m,), best first.
         """
         scores = preds.logits.softmax(dim=1)[:, : self.num_classes]  # (n, K)
         region, label = (scores > cfg['score_thr']).nonzero().unbind(1)

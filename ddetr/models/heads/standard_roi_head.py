@@ -63,11 +63,10 @@ class StandardRoIHead(BaseModule):
     ) -> list[InstanceData]:
         """Each image's detections, in pixels of the resized image, best first."""
         boxes = [p.boxes_xyxy_px for p in proposals]
-        preds = self(feats, boxes)
-        counts = [len(box) for box in boxes]
-        per_image = zip(preds.logits.split(counts), preds.deltas.split(counts), strict=True)
+        fields = (field.split([len(box) for box in boxes]) for field in self(feats, boxes))
+        per_image = (RoIPredictions(*pred) for pred in zip(*fields, strict=True))
         return [
-            self.bbox_head.detect(RoIPredictions(*pred), box, sample.img_shape[:2], self.test_cfg)
+            self.bbox_head.detect(pred, box, sample.img_shape[:2], self.test_cfg)
             for pred, box, sample in zip(per_image, boxes, samples, strict=True)
         ]
 
@@ -75,8 +74,7 @@ class StandardRoIHead(BaseModule):
     def _sample_regions(self, feats: Sequence[Tensor], boxes: Tensor, sample: DetDataSample) -> RoITargets:
         """Choose the regions to train on in one image, of its proposals (n, 4) and its features L x (1, C, ...)."""
         gt_boxes, gt_labels = sample.gt_instances.bboxes, sample.gt_instances.labels
-        ignored = getattr(sample, 'ignored_instances', None)
-        gt_index = self.assigner.assign(boxes, gt_boxes, None if ignored is None else ignored.bboxes)
+        gt_index = self.assigner.assign(boxes, gt_boxes, sample.ignored_boxes)
         if self.sampler.add_gt_as_proposals:
             boxes = torch.cat([gt_boxes, boxes])
             gt_index = torch.cat([torch.arange(len(gt_boxes), device=gt_index.device), gt_index])

@@ -33,26 +33,13 @@ class DeformableDetrTransformerEncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, reference_norm: Tensor, flat: FlatFeatures) -> Tensor:
         """`tokens` (B, S, C), `reference_norm` (B, S, L, 2) -> (B, S, C)."""
-        tokens = self.self_attn(
-            tokens,
-            flat.pos_embed,
-            tokens,
-            reference_norm,
-            flat.spatial_shapes,
-            flat.level_start_index,
-            flat.pad_mask,
-        )
+        levels = flat.spatial_shapes, flat.level_start_index, flat.pad_mask
+        tokens = self.self_attn(tokens, flat.pos_embed, tokens, reference_norm, *levels)
         return self.norms[1](self.ffn(self.norms[0](tokens)))
 
 
 class DeformableDetrTransformerEncoder(nn.Module):
-    """A stack of encoder layers.
-
-    Args:
-        num_layers: Number of layers.
-        layer_cfg: Keywords of `DeformableDetrTransformerEncoderLayer`.
-        num_levels: Feature levels; given by the detector.
-    """
+    """A stack of encoder layers; `layer_cfg` has their keywords, `num_levels` is given by the detector."""
 
     def __init__(self, num_layers: int, layer_cfg: dict, num_levels: int) -> None:
         super().__init__()
@@ -94,25 +81,14 @@ class DeformableDetrTransformerDecoderLayer(nn.Module):
         flat: FlatFeatures,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Update the queries.
+        """Update the queries (B, Q, C) with the `memory` (B, S, C), of which `flat` has shapes and padding.
 
-        Args:
-            query, query_pos: (B, Q, C).
-            reference_norm: (B, Q, L, 2 or 4), relative to the padded maps.
-            memory: (B, S, C).
-            flat: Shapes and padding of the memory.
-            attn_mask: (Q, Q) of the self-attention; True = not attended to.
+        `reference_norm` (B, Q, L, 2 or 4) is relative to the padded maps; `attn_mask` (Q, Q) of the self-attention is
+        True where a query is not attended to.
         """
         query = self.self_attn(query, query, query, query_pos, query_pos, attn_mask=attn_mask)
-        query = self.cross_attn(
-            self.norms[0](query),
-            query_pos,
-            memory,
-            reference_norm,
-            flat.spatial_shapes,
-            flat.level_start_index,
-            flat.pad_mask,
-        )
+        levels = flat.spatial_shapes, flat.level_start_index, flat.pad_mask
+        query = self.cross_attn(self.norms[0](query), query_pos, memory, reference_norm, *levels)
         return self.norms[2](self.ffn(self.norms[1](query)))
 
 
@@ -120,8 +96,7 @@ class DeformableDetrTransformerDecoder(nn.Module):
     """A stack of decoder layers whose references may be refined from layer to layer.
 
     Args:
-        num_layers: Number of layers.
-        layer_cfg: Keywords of `DeformableDetrTransformerDecoderLayer`.
+        num_layers, layer_cfg: Number of layers and keywords of `DeformableDetrTransformerDecoderLayer`.
         num_levels: Feature levels; given by the detector.
         return_intermediate: Accepted for MMDetection's configs; all layers' states are always returned.
         post_norm_cfg: `dict(type='LN')` for a norm between each layer's queries and the head. None for no norm.
@@ -165,18 +140,10 @@ class DeformableDetrTransformerDecoder(nn.Module):
     def forward(
         self, init: DecoderInput, memory: Tensor, flat: FlatFeatures, predict_boxes: BoxPredictor
     ) -> DecoderStates:
-        """Decode all queries.
-
-        Args:
-            init: Queries and their references.
-            memory: (B, S, C).
-            flat: Shapes, padding and valid ratios of the memory's levels.
-            predict_boxes: The head's box branches.
-        """
+        """Decode all queries of `init` with the `memory` (B, S, C), whose levels `flat` describes."""
         query, reference = init.content, init.reference_norm
-        start = (
-            reference  # what a layer's boxes are offsets from: the reference, attached to its layer or not
-        )
+        # what a layer's boxes are offsets from: the reference, attached to its layer or not
+        start = reference
         hidden, boxes = [], []
         for i, layer in enumerate(self.layers):
             ratios = flat.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)  # (B, L, 2 or 4)
@@ -219,10 +186,7 @@ def flatten_levels(
         feats: L x (B, C, H_l, W_l).
         pad_mask: (B, H, W) of the images, True = padding.
         encoding: Of positions on a level.
-        level_embed: (L, C).
-
-    Raises:
-        ConfigError: Another number of levels than `level_embed` has.
+        level_embed: (L, C); ConfigError for another number of levels.
     """
     if len(feats) != len(level_embed):
         raise ConfigError(f'the neck gives {len(feats)} levels, but num_feature_levels={len(level_embed)}')
@@ -238,14 +202,8 @@ def flatten_levels(
         ratios.append(torch.stack([valid[:, 0, :].sum(1) / width, valid[:, :, 0].sum(1) / height], -1))
     shapes = torch.tensor([feat.shape[-2:] for feat in feats], device=feats[0].device)  # (L, 2)
     starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])  # (L,)
-    return FlatFeatures(
-        torch.cat(tokens, 1),
-        torch.cat(positions, 1),
-        torch.cat(masks, 1),
-        shapes,
-        starts,
-        torch.stack(ratios, 1),
-    )
+    sequence, position, padding = (torch.cat(parts, 1) for parts in (tokens, positions, masks))
+    return FlatFeatures(sequence, position, padding, shapes, starts, torch.stack(ratios, 1))
 
 
 def token_centres(flat: FlatFeatures) -> Tensor:
@@ -276,11 +234,7 @@ def token_anchors(flat: FlatFeatures, size: float = 0.05) -> tuple[Tensor, Tenso
 
 
 def _with_levels(layer_cfg: dict, attention: str, num_levels: int) -> dict:
-    """A layer's keywords, with `num_levels` for its deformable attention.
-
-    Raises:
-        ValueError: The config names another number of levels than the detector.
-    """
+    """A layer's keywords, with `num_levels` for its deformable attention; ValueError if they name another number."""
     said = layer_cfg[attention].get('num_levels', num_levels)
     if said != num_levels:
         raise ValueError(f'{attention}.num_levels={said}, but num_feature_levels={num_levels}')

@@ -25,12 +25,7 @@ class DetrTransformerEncoderLayer(nn.Module):
 
 
 class DetrTransformerEncoder(nn.Module):
-    """A stack of encoder layers.
-
-    Args:
-        num_layers: how many.
-        layer_cfg: keywords of `DetrTransformerEncoderLayer`.
-    """
+    """A stack of encoder layers; `layer_cfg` has the keywords of `DetrTransformerEncoderLayer`."""
 
     def __init__(self, num_layers: int, layer_cfg: dict) -> None:
         super().__init__()
@@ -69,8 +64,7 @@ class DetrTransformerDecoder(nn.Module):
     """A stack of decoder layers, and a norm that each layer's states pass on their way to the head.
 
     Args:
-        num_layers: how many.
-        layer_cfg: keywords of `DetrTransformerDecoderLayer`.
+        num_layers, layer_cfg: number of layers and keywords of `DetrTransformerDecoderLayer`.
         post_norm_cfg: that norm, `dict(type='LN')`.
         return_intermediate: accepted for MMDetection's configs; all layers' states are always returned.
 
@@ -93,15 +87,9 @@ class DetrTransformerDecoder(nn.Module):
         init_transformer_weights(self)
 
     def forward(self, query_pos: Tensor, memory: Tensor, flat: FlatMap) -> Tensor:
-        """Decode all queries, whose content starts as zeros.
+        """Decode the learned queries (B, Q, C), whose content starts as zeros -> all N layers' states (N, B, Q, C).
 
-        Args:
-            query_pos: (B, Q, C), the learned queries.
-            memory: (B, S, C).
-            flat: positions and padding of the memory.
-
-        Returns:
-            The states of all N layers, (N, B, Q, C).
+        `flat` has the positions and the padding of the `memory` (B, S, C).
         """
         query = torch.zeros_like(query_pos)
         hidden = []

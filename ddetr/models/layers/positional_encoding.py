@@ -18,8 +18,7 @@ class SinePositionalEncoding(nn.Module):
     Args:
         num_feats: channels for each of y and x; the result has twice as many.
         temperature: base of the wavelengths.
-        normalize: divide positions by the unpadded size and multiply them by `scale`.
-        scale: range of normalised positions, in radians.
+        normalize, scale: divide positions by the unpadded size and multiply them by `scale`, in radians.
         eps: keeps the division finite.
         offset: added to the 1-based positions before normalising; Deformable DETR takes -0.5, pixel centres.
     """

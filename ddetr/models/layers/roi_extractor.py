@@ -39,10 +39,9 @@ class SingleRoIExtractor(BaseModule):
         self.roi_layers = nn.ModuleList(
             MODELS.build({**options, 'spatial_scale': 1 / s}) for s in featmap_strides
         )
-        self.out_channels = out_channels
+        self.out_channels, self.finest_scale = out_channels, finest_scale
         size = options['output_size']
         self.output_size = (size, size) if isinstance(size, int) else tuple(size)
-        self.finest_scale = finest_scale
 
     def levels_of(self, boxes: Tensor) -> Tensor:
         """(n, 4) -> (n,) int64, the level each box is taken from."""

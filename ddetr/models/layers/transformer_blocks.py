@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ddetr_ops.attention import DeformableAttention
 from mmcv.cnn import build_activation_layer
@@ -14,8 +15,7 @@ class MultiheadAttention(nn.Module):
     """PyTorch's attention with positions added to query and key, dropout and a residual connection.
 
     Args:
-        embed_dims: channels of query, key and value.
-        num_heads: attention heads.
+        embed_dims, num_heads: channels of query, key and value, and attention heads.
         dropout: on the attention weights and, unless `proj_drop` is given, on the result.
         proj_drop: dropout on the result; None for `dropout`.
         batch_first: accepted for MMDetection's configs; inputs are (B, Q, C) in any case.
@@ -48,14 +48,8 @@ class MultiheadAttention(nn.Module):
 
         `key_pad_mask` (B, S) and `attn_mask` (Q, S) are bool, True = not attended to.
         """
-        out = self.attn(
-            query + query_pos,
-            key + key_pos,
-            value,
-            key_padding_mask=key_pad_mask,
-            attn_mask=attn_mask,
-            need_weights=False,
-        )[0]
+        masks = {'key_padding_mask': key_pad_mask, 'attn_mask': attn_mask}
+        out = self.attn(query + query_pos, key + key_pos, value, **masks, need_weights=False)[0]
         return query + self.proj_drop(out)
 
 
@@ -64,14 +58,11 @@ class MultiScaleDeformableAttention(DeformableAttention):
 
     Args:
         embed_dims: channels C of query and value.
-        num_heads: attention heads M; must divide `embed_dims`.
+        num_heads: attention heads M; ValueError unless they divide `embed_dims`.
         num_levels: feature levels L.
         num_points: points P that a head samples in a level; a list gives each level its own number.
         dropout: on the result.
         im2col_step, batch_first: accepted for MMDetection's configs, without effect.
-
-    Raises:
-        ValueError: `embed_dims` that `num_heads` does not divide.
     """
 
     def __init__(
@@ -87,11 +78,10 @@ class MultiScaleDeformableAttention(DeformableAttention):
         del im2col_step, batch_first
         if embed_dims % num_heads:
             raise ValueError(f'embed_dims={embed_dims} is not divisible by num_heads={num_heads}')
-        if (embed_dims // num_heads) & (embed_dims // num_heads - 1):
-            warnings.warn(
-                f'{embed_dims // num_heads} channels a head is no power of two: the op runs its slower kernels',
-                stacklevel=2,
-            )
+        channels = embed_dims // num_heads
+        if channels & (channels - 1):
+            message = f'{channels} channels a head is no power of two: the op runs its slower kernels'
+            warnings.warn(message, stacklevel=2)
         super().__init__(embed_dims, num_levels, num_heads, num_points, value_channels=embed_dims)
         self.dropout = nn.Dropout(dropout)
 
@@ -105,18 +95,14 @@ class MultiScaleDeformableAttention(DeformableAttention):
         level_start_index: Tensor,
         value_pad_mask: Tensor,
     ) -> Tensor:
-        """Sample `value` around each query's reference.
+        """Sample `value` around each query's reference -> (B, Q, C), with the residual connection to `query`.
 
         Args:
             query, query_pos: (B, Q, C).
             value: (B, S, C), the flattened feature levels.
             reference_norm: (B, Q, L, 2) points or (B, Q, L, 4) boxes, relative to the padded feature maps.
-            spatial_shapes: (L, 2) int64, (h, w).
-            level_start_index: (L,) int64.
+            spatial_shapes, level_start_index: (L, 2) int64, (h, w), and (L,) int64.
             value_pad_mask: (B, S), True = padding, read as zeros.
-
-        Returns:
-            (B, Q, C), with the residual connection to `query`.
         """
         attended = self.attend(
             query + query_pos, value, reference_norm, spatial_shapes, level_start_index, value_pad_mask
@@ -137,15 +123,11 @@ class FFN(nn.Module):
     Parameter names are those of mmcv's FFN: `layers.0.0`, ..., `layers.{num_fcs - 1}`.
 
     Args:
-        embed_dims: of input and output.
-        feedforward_channels: of the hidden layers.
-        num_fcs: number of linear layers, at least 2.
+        embed_dims, feedforward_channels: of input and output, and of the hidden layers.
+        num_fcs: number of linear layers; ValueError for fewer than 2.
         act_cfg: mmcv's activation config, ReLU by default.
         ffn_drop: dropout after each linear layer.
         add_identity: whether the input is added to the result.
-
-    Raises:
-        ValueError: fewer than two layers.
     """
 
     def __init__(
@@ -161,14 +143,11 @@ class FFN(nn.Module):
         if num_fcs < 2:
             raise ValueError(f'an FFN has at least 2 linear layers, got num_fcs={num_fcs}')
         layers: list[nn.Module] = []
-        channels = embed_dims
-        for _ in range(num_fcs - 1):
+        widths = [embed_dims] + [feedforward_channels] * (num_fcs - 1)
+        for a, b in pairwise(widths):
             activation = build_activation_layer(act_cfg or {'type': 'ReLU', 'inplace': True})
-            layers.append(
-                nn.Sequential(nn.Linear(channels, feedforward_channels), activation, nn.Dropout(ffn_drop))
-            )
-            channels = feedforward_channels
-        self.layers = nn.Sequential(*layers, nn.Linear(channels, embed_dims), nn.Dropout(ffn_drop))
+            layers.append(nn.Sequential(nn.Linear(a, b), activation, nn.Dropout(ffn_drop)))
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], embed_dims), nn.Dropout(ffn_drop))
         self.add_identity = add_identity
 
     def forward(self, x: Tensor) -> Tensor:

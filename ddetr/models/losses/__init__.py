@@ -1,5 +1,5 @@
-from .bounded_iou_loss import BoundedIoULoss
 from .losses import (
+    BoundedIoULoss,
     CIoULoss,
     CrossEntropyLoss,
     DIoULoss,

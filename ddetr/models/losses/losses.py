@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import (
+    box_convert,
     complete_box_iou_loss,
     distance_box_iou_loss,
     generalized_box_iou_loss,
@@ -34,10 +35,7 @@ def weighted_reduce(
         loss: any shape.
         weight: of the same shape, or without the trailing dimensions of `loss`; None for ones.
         reduction: `none`, `mean` or `sum`.
-        avg_factor: what `mean` divides by instead of the number of elements, such as the number of objects.
-
-    Raises:
-        ValueError: `avg_factor` together with `reduction='sum'`, where it has no meaning.
+        avg_factor: what `mean` divides by instead of the number of elements; ValueError beside `sum`.
     """
     if weight is not None:
         loss = loss * weight.reshape(weight.shape + (1,) * (loss.dim() - weight.dim()))
@@ -50,9 +48,45 @@ def weighted_reduce(
     return loss.sum() / avg_factor
 
 
+class _Loss(nn.Module):
+    """A loss of predictions and targets, weighted and reduced.
+
+    Args:
+        reduction: `none`, `mean` or `sum`.
+        loss_weight: factor of the result.
+    """
+
+    def __init__(self, reduction: str, loss_weight: float) -> None:
+        super().__init__()
+        self.reduction, self.loss_weight = check_reduction(reduction), loss_weight
+
+    def compare(self, pred: Tensor, target: Tensor) -> Tensor:
+        """The unreduced loss."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """Of N predictions and targets, with `weight` (N,) or like `pred` -> a scalar, unless `reduction='none'`."""
+        loss = self.compare(pred, target)  # (N, K) or (N,) of classes, (N, 4) or (N,) of boxes
+        if weight is not None and weight.dim() > loss.dim():
+            weight = weight.mean(-1)  # the IoU family has one value a box
+        return self.loss_weight * weighted_reduce(loss, weight, self.reduction, avg_factor)
+
+
+def _one_hot(labels: Tensor, logits: Tensor) -> Tensor:
+    """`labels` (N,) in 0..K as rows (N, K) like `logits`; K, background, becomes zeros."""
+    num_classes = logits.shape[1]
+    return F.one_hot(labels, num_classes + 1)[:, :num_classes].to(logits.dtype)
+
+
 @MODELS.register_module()
-class FocalLoss(nn.Module):
-    """Sigmoid focal loss over integer labels; the label K (number of classes) means background.
+class FocalLoss(_Loss):
+    """Sigmoid focal loss of `logits` (N, K) and `labels` (N,) int64; the label K means background.
 
     Raises:
         ValueError: `use_sigmoid=False`, which the paper does not define.
@@ -66,37 +100,26 @@ class FocalLoss(nn.Module):
         reduction: str = 'mean',
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(reduction, loss_weight)
         if not use_sigmoid:
             raise ValueError('FocalLoss is defined on sigmoids: set use_sigmoid=True')
         self.use_sigmoid = True
-        self.gamma, self.alpha, self.loss_weight = gamma, alpha, loss_weight
-        self.reduction = check_reduction(reduction)
+        self.gamma, self.alpha = gamma, alpha
 
-    def forward(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: Tensor | float | None = None,
-    ) -> Tensor:
-        """`logits` (N, K), `labels` (N,) int64 in 0..K, `weight` (N,) -> a scalar, or (N, K) unreduced."""
-        num_classes = logits.shape[1]
-        one_hot = F.one_hot(labels, num_classes + 1)[:, :num_classes].to(logits.dtype)  # (N, K)
-        loss = sigmoid_focal_loss(logits, one_hot, self.alpha, self.gamma)  # (N, K)
-        return self.loss_weight * weighted_reduce(loss, weight, self.reduction, avg_factor)
+    def compare(self, pred: Tensor, target: Tensor) -> Tensor:
+        """(N, K)."""
+        return sigmoid_focal_loss(pred, _one_hot(target, pred), self.alpha, self.gamma)
 
 
 @MODELS.register_module()
-class CrossEntropyLoss(nn.Module):
-    """Cross entropy over integer labels.
+class CrossEntropyLoss(_Loss):
+    """Cross entropy of `logits` (N, K) or, binary with one logit, (N, 1) or (N,), and `labels` (N,) int64.
 
     Args:
         use_sigmoid: binary cross entropy over one-hot labels, the label K (number of logits) being background;
             otherwise softmax, where every label is a class of its own.
         class_weight: one factor per class, softmax only. None for 1.
         bg_cls_weight: factor of the last class, "no object" (Carion et al., 2020, section 3.1).
-        reduction, loss_weight: as everywhere.
     """
 
     def __init__(
@@ -107,32 +130,16 @@ class CrossEntropyLoss(nn.Module):
         reduction: str = 'mean',
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(reduction, loss_weight)
         self.use_sigmoid = use_sigmoid
-        self.class_weight = class_weight
-        self.bg_cls_weight = bg_cls_weight
-        self.loss_weight = loss_weight
-        self.reduction = check_reduction(reduction)
+        self.class_weight, self.bg_cls_weight = class_weight, bg_cls_weight
 
-    def forward(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: Tensor | float | None = None,
-    ) -> Tensor:
-        """`logits` (N, K) or, binary with one logit, (N, 1) or (N,); `labels` (N,) int64; `weight` (N,)."""
+    def compare(self, pred: Tensor, target: Tensor) -> Tensor:
+        """(N, K) with sigmoids, (N,) with softmax."""
         if self.use_sigmoid:
-            loss = self._binary(logits.reshape(len(labels), -1), labels)  # (N, K)
-        else:
-            loss = F.cross_entropy(logits, labels, self._class_weights(logits), reduction='none')  # (N,)
-        return self.loss_weight * weighted_reduce(loss, weight, self.reduction, avg_factor)
-
-    @staticmethod
-    def _binary(logits: Tensor, labels: Tensor) -> Tensor:
-        num_classes = logits.shape[1]
-        one_hot = F.one_hot(labels, num_classes + 1)[:, :num_classes].to(logits.dtype)
-        return F.binary_cross_entropy_with_logits(logits, one_hot, reduction='none')
+            logits = pred.reshape(len(target), -1)  # (N, K)
+            return F.binary_cross_entropy_with_logits(logits, _one_hot(target, logits), reduction='none')
+        return F.cross_entropy(pred, target, self._class_weights(pred), reduction='none')
 
     def _class_weights(self, logits: Tensor) -> Tensor | None:
         """(K,) factors: `class_weight` for every class, `bg_cls_weight` for the last one."""
@@ -146,29 +153,12 @@ class CrossEntropyLoss(nn.Module):
         return weights
 
 
-class _BoxLoss(nn.Module):
-    """A loss over pairs of boxes, given as the function that compares them."""
+class _BoxLoss(_Loss):
+    """A loss of x1 y1 x2 y2 boxes or deltas (N, 4), given as the function that compares them."""
 
-    def __init__(
-        self, compare: Callable[[Tensor, Tensor], Tensor], reduction: str, loss_weight: float
-    ) -> None:
-        super().__init__()
-        self.compare = compare
-        self.reduction = check_reduction(reduction)
-        self.loss_weight = loss_weight
-
-    def forward(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: Tensor | float | None = None,
-    ) -> Tensor:
-        """`pred` and `target` (N, 4), `weight` (N, 4) or (N,) -> a scalar, unless `reduction='none'`."""
-        loss = self.compare(pred, target)  # (N, 4), or (N,) in the IoU family
-        if weight is not None and weight.dim() > loss.dim():
-            weight = weight.mean(-1)  # the IoU family has one value a box
-        return self.loss_weight * weighted_reduce(loss, weight, self.reduction, avg_factor)
+    def __init__(self, compare: Callable[..., Tensor], reduction: str, loss_weight: float) -> None:
+        super().__init__(reduction, loss_weight)
+        self.compare = compare  # type: ignore[method-assign]
 
 
 @MODELS.register_module()
@@ -236,9 +226,7 @@ class IoULoss(_BoxLoss):
         if mode not in self.MODES:
             raise ValueError(f'mode={mode!r} is none of {tuple(self.MODES)}')
         shape = self.MODES['linear' if linear else mode]
-        super().__init__(
-            lambda pred, target: shape(_paired_iou(pred, target, eps).clamp(min=eps)), reduction, loss_weight
-        )
+        super().__init__(lambda a, b: shape(_paired_iou(a, b, eps).clamp(min=eps)), reduction, loss_weight)
 
 
 def _paired_iou(boxes_a: Tensor, boxes_b: Tensor, eps: float) -> Tensor:
@@ -247,3 +235,31 @@ def _paired_iou(boxes_a: Tensor, boxes_b: Tensor, eps: float) -> Tensor:
     overlap = sides.clamp(min=0).prod(-1)
     union = sum((b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes_a, boxes_b)) - overlap
     return overlap / union.clamp(min=eps)
+
+
+@MODELS.register_module()
+class BoundedIoULoss(_BoxLoss):
+    """Bounds the IoU from above in x, y, w and h each, and takes the smooth L1 loss of 1 - bound.
+
+    Source: Tychsen-Smith and Petersson, "Improving Object Localization with Fitness NMS", section 4.
+
+    Args:
+        beta: of the smooth L1 loss.
+        eps: kept away from zero when dividing, in pixels.
+    """
+
+    def __init__(
+        self, beta: float = 0.2, eps: float = 1e-3, reduction: str = 'mean', loss_weight: float = 1.0
+    ) -> None:
+        super().__init__(partial(_one_minus_bounds, beta=beta, eps=eps), reduction, loss_weight)
+
+
+def _one_minus_bounds(pred: Tensor, target: Tensor, beta: float, eps: float) -> Tensor:
+    """(N, 4), (N, 4), x1 y1 x2 y2 -> (N, 4), for cx, cy, w, h."""
+    pred_xy, pred_wh = box_convert(pred, 'xyxy', 'cxcywh').split(2, dim=-1)
+    xy, wh = box_convert(target, 'xyxy', 'cxcywh').split(2, dim=-1)
+    distance = (xy - pred_xy).abs()
+    iou_of_shift = ((wh - 2 * distance) / (wh + 2 * distance + eps)).clamp(min=0)
+    iou_of_scale = torch.min(wh / (pred_wh + eps), pred_wh / (wh + eps))
+    loss = 1 - torch.cat([iou_of_shift, iou_of_scale], dim=-1)
+    return F.smooth_l1_loss(loss, torch.zeros_like(loss), beta=beta, reduction='none')

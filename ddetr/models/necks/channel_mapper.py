@@ -47,10 +47,10 @@ class ChannelMapper(BaseModule):
             ConvModule(c, out_channels, kernel_size, padding=(kernel_size - 1) // 2, **common)
             for c in in_channels
         )
-        extra_in = [in_channels[-1]] + [out_channels] * (num_outs - len(in_channels) - 1)
+        extra = num_outs - len(in_channels)
         self.extra_convs = nn.ModuleList(
             ConvModule(c, out_channels, 3, stride=2, padding=1, **common)
-            for c in extra_in[: num_outs - len(in_channels)]
+            for c in [in_channels[-1], *[out_channels] * extra][:extra]
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -61,8 +61,8 @@ class ChannelMapper(BaseModule):
         if len(feats) != len(self.convs):
             raise ValueError(f'ChannelMapper has in_channels for {len(self.convs)} levels, got {len(feats)}')
         outs = [conv(feat) for conv, feat in zip(self.convs, feats, strict=True)]
-        coarse = feats[-1]  # the first extra level looks at the backbone, the next ones at the level before
-        for conv in self.extra_convs:
-            coarse = conv(coarse)
-            outs.append(coarse)
+        for i, conv in enumerate(
+            self.extra_convs
+        ):  # the first looks at the backbone, the next at the level before
+            outs.append(conv(outs[-1] if i else feats[-1]))
         return tuple(outs)

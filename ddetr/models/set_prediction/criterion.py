@@ -1,26 +1,23 @@
 """Losses of predicted sets: ground truth, matching, and the terms that are computed on the matched pairs."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ddetr.models.task_modules import HungarianAssigner
 from ddetr.registry import MODELS, TASK_UTILS
-from ddetr.structures import (
-    NO_OBJECT,
-    Matched,
-    Matching,
-    QueryGroup,
-    Samples,
-    SetPredictions,
-    SetTargets,
-)
+from ddetr.structures import NO_OBJECT, Matched, Matching, QueryGroup, Samples, SetPredictions, SetTargets
 from ddetr.utils.errors import ConfigError
+
+from .selection import set_pred_instances
+
+Extras = Mapping[str, Tensor]  # (N, B, Q, ...) each
 
 
 class LossTerm(Protocol):
@@ -40,14 +37,11 @@ class LossTerm(Protocol):
 
 @MODELS.register_module()
 class ClassTerm(nn.Module):
-    """Classification loss over all queries of a group.
+    """Classification loss over all queries of a group, a registered one of logits and labels such as `FocalLoss`.
 
     It is divided by the number of pairs with sigmoids (Zhu et al., 2021, appendix A.3), and with softmax by the summed
     weights of all queries, where those without an object have `bg_cls_weight` (Carion et al., 2020, section 3.1).
-
-    Args:
-        loss: Config of a registered loss of logits and labels, such as `FocalLoss`.
-        name: Key of the result.
+    `name` is the result's key.
     """
 
     needs = ()
@@ -73,10 +67,7 @@ class ClassTerm(nn.Module):
 class VarifocalTerm(nn.Module):
     """Classification by sigmoids that learn the IoU of a matched query's box (Zhang et al., "VarifocalNet", 2021).
 
-    Args:
-        alpha, gamma: Weight of queries without an object: alpha * p^gamma.
-        loss_weight: Factor of the result.
-        name: Key of the result.
+    Queries without an object have the weight alpha * p^gamma. `name` is the result's key.
     """
 
     needs = ()
@@ -101,13 +92,10 @@ class VarifocalTerm(nn.Module):
 
 @MODELS.register_module()
 class BoxTerm(nn.Module):
-    """Loss of the matched pairs' boxes, divided by the number of pairs.
+    """Loss of the matched pairs' boxes, a registered one such as `L1Loss`, divided by the number of pairs.
 
-    Args:
-        loss: Config of a registered loss of boxes, such as `L1Loss` or `GIoULoss`.
-        name: Key of the result.
-        in_pixels: Compare x1 y1 x2 y2 in pixels of the unpadded image, as the IoU losses want it: their epsilon
-            would distort the IoU of small boxes in normalised units. Otherwise cx cy w h in 0..1.
+    With `in_pixels` it compares x1 y1 x2 y2 in pixels of the unpadded image, as the IoU losses want it: their epsilon
+    would distort the IoU of small boxes in normalised units. Otherwise cx cy w h in 0..1. `name` is the result's key.
     """
 
     needs = ()
@@ -133,21 +121,18 @@ class _Set(NamedTuple):
     boxes: Tensor  # (N, B, Q, 4)
     targets: list[SetTargets]  # B, those of a group with repeats repeated
     matches: Sequence[Sequence[Matching]]  # B x N
-    extras: Mapping[str, Tensor]  # (N, B, Q, ...) each
+    extras: Extras
 
 
 class SetCriterion(nn.Module):
     """Matches every group of queries in every decoder layer and sums up the terms on the matched pairs.
 
-    Args:
-        terms: The loss terms.
-        assigner: Matches queries and objects; None for a model that only predicts.
+    The assigner is None for a model that only predicts.
     """
 
     def __init__(self, terms: Sequence[nn.Module], assigner: HungarianAssigner | None) -> None:
         super().__init__()
-        self.terms = nn.ModuleList(terms)
-        self.assigner = assigner
+        self.terms, self.assigner = nn.ModuleList(terms), assigner
 
     def forward(self, preds: SetPredictions, samples: Samples) -> dict[str, Tensor]:
         """Losses of the last layer (`loss_*`), of the others (`d{i}.loss_*`) and of the proposals (`enc_loss_*`).
@@ -169,31 +154,22 @@ class SetCriterion(nn.Module):
             part = logits[:, :, group.queries], boxes[:, :, group.queries]
             sets.append(self._match(group, *part, targets, extras))
         if preds.proposals is not None:
-            cls_logits, encoder_boxes, by_class = preds.proposals
-            if not by_class:
+            part = preds.proposals.cls_logits[None].float(), preds.proposals.boxes_cxcywh_norm[None].float()
+            if not preds.proposals.by_class:
                 targets = [t._replace(labels=torch.zeros_like(t.labels)) for t in targets]
-            group = QueryGroup(slice(None), 'enc_')
-            sets.append(
-                self._match(group, cls_logits[None].float(), encoder_boxes[None].float(), targets, {})
-            )
+            sets.append(self._match(QueryGroup(slice(None), 'enc_'), *part, targets, {}))
         return self._losses(sets, sizes)
 
     def _match(
-        self,
-        group: QueryGroup,
-        cls_logits: Tensor,
-        boxes: Tensor,
-        targets: list[SetTargets],
-        extras: Mapping[str, Tensor],
+        self, group: QueryGroup, cls_logits: Tensor, boxes: Tensor, targets: list[SetTargets], extras: Extras
     ) -> _Set:
         if group.matches is not None:
             matches = [[match] * len(cls_logits) for match in group.matches]
-            return _Set(group.name, group.loss_weight, cls_logits, boxes, targets, matches, extras)
-        k = group.repeats
-        if k > 1:
-            targets = [SetTargets(t.labels.repeat(k), t.boxes_cxcywh_norm.repeat(k, 1)) for t in targets]
-        assert self.assigner is not None
-        matches = [self.assigner.assign(cls_logits[:, b], boxes[:, b], t) for b, t in enumerate(targets)]
+        else:
+            if (k := group.repeats) > 1:
+                targets = [SetTargets(t.labels.repeat(k), t.boxes_cxcywh_norm.repeat(k, 1)) for t in targets]
+            assert self.assigner is not None
+            matches = [self.assigner.assign(cls_logits[:, b], boxes[:, b], t) for b, t in enumerate(targets)]
         return _Set(group.name, group.loss_weight, cls_logits, boxes, targets, matches, extras)
 
     def _losses(self, sets: list[_Set], sizes: Tensor) -> dict[str, Tensor]:
@@ -226,19 +202,10 @@ def _matched(one: _Set, layer: int, count: Tensor, sizes: Tensor) -> Matched:
     labels[image, query] = torch.cat([target.labels[match.target_index] for target, match in pairs])
     pred = one.boxes[layer][image, query]
     true = torch.cat([target.boxes_cxcywh_norm[match.target_index] for target, match in pairs])
-    return Matched(
-        one.cls_logits[layer],
-        labels,
-        image,
-        query,
-        pred,
-        true,
-        box_convert(pred * sizes[image], 'cxcywh', 'xyxy'),
-        box_convert(true * sizes[image], 'cxcywh', 'xyxy'),
-        num_pairs=count[0],
-        num_queries=count[1],
-        extras={name: value[layer] for name, value in one.extras.items()},
-    )
+    pred_px, true_px = (box_convert(boxes * sizes[image], 'cxcywh', 'xyxy') for boxes in (pred, true))
+    extras = {name: value[layer] for name, value in one.extras.items()}
+    boxes = (pred, true, pred_px, true_px)
+    return Matched(one.cls_logits[layer], labels, image, query, *boxes, count[0], count[1], extras)
 
 
 def make_targets(samples: Samples, sizes: Tensor) -> list[SetTargets]:
@@ -248,6 +215,57 @@ def make_targets(samples: Samples, sizes: Tensor) -> list[SetTargets]:
         boxes = box_convert(sample.gt_instances.bboxes.to(sizes.device), 'xyxy', 'cxcywh')  # (G, 4)
         targets.append(SetTargets(sample.gt_instances.labels.to(sizes.device), boxes / size))
     return targets
+
+
+class SetHead(BaseModule):
+    """Base class of heads that predict sets: what their configs share, training and selection.
+
+    Args:
+        num_classes: K.
+        sync_cls_avg_factor: Accepted for MMDetection's configs; what the losses are divided by is always averaged
+            over the processes, so that several of them train as one with the whole batch would.
+        loss_cls, loss_bbox, loss_iou: Configs of the losses; by default the paper's.
+        loss_terms: Configs of all loss terms, in place of these three; see `LossTerm`.
+        train_cfg: `dict(assigner=...)`; without it the head only predicts.
+        test_cfg: `dict(max_per_img=100)`.
+
+    Raises:
+        ConfigError: See `build_criterion`.
+    """
+
+    LOSSES: ClassVar[dict[str, dict]] = {
+        'loss_cls': {'type': 'FocalLoss', 'loss_weight': 2.0},
+        'loss_bbox': {'type': 'L1Loss', 'loss_weight': 5.0},
+        'loss_iou': {'type': 'GIoULoss', 'loss_weight': 2.0},
+    }
+
+    def __init__(
+        self,
+        num_classes: int,
+        sync_cls_avg_factor: bool = True,
+        loss_cls: dict | None = None,
+        loss_bbox: dict | None = None,
+        loss_iou: dict | None = None,
+        loss_terms: Sequence[dict] | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        del sync_cls_avg_factor
+        losses = {'loss_cls': loss_cls, 'loss_bbox': loss_bbox, 'loss_iou': loss_iou}
+        self.criterion = build_criterion(losses, self.LOSSES, loss_terms, train_cfg)
+        self.use_sigmoid = all(getattr(term, 'use_sigmoid', True) for term in self.criterion.terms)
+        self.max_per_img = (test_cfg or {}).get('max_per_img', 100)
+        self.num_classes = num_classes
+
+    def loss(self, preds: SetPredictions, samples: Samples) -> dict[str, Tensor]:
+        """See `SetCriterion.forward`."""
+        return self.criterion(preds, samples)
+
+    def predict(self, preds: SetPredictions, samples: Samples) -> Samples:
+        """Set each sample's `pred_instances` from the last layer's set."""
+        return set_pred_instances(preds, samples, self.max_per_img, self.use_sigmoid)
 
 
 def build_criterion(
@@ -272,22 +290,16 @@ def build_criterion(
     """
     terms: list[Any]
     if loss_terms is None:
-        chosen = {name: losses[name] or default for name, default in defaults.items()}
-        terms = [
-            ClassTerm(chosen['loss_cls']),
-            BoxTerm(chosen['loss_bbox']),
-            BoxTerm(chosen['loss_iou'], 'loss_iou', in_pixels=True),
-        ]
+        by_class, l1, iou = (losses[name] or defaults[name] for name in ('loss_cls', 'loss_bbox', 'loss_iou'))
+        terms = [ClassTerm(by_class), BoxTerm(l1), BoxTerm(iou, 'loss_iou', in_pixels=True)]
     else:
-        beside = [name for name, loss in losses.items() if loss is not None]
-        if beside:
+        if beside := [name for name, loss in losses.items() if loss is not None]:
             raise ConfigError(
                 f'loss_terms stands beside {", ".join(beside)}: set {beside[0]}=None or move it there.'
             )
         terms = [MODELS.build(term) for term in loss_terms]
     for term in terms:
-        absent = [name for name in getattr(term, 'needs', ()) if name not in extras]
-        if absent:
+        if absent := [name for name in getattr(term, 'needs', ()) if name not in extras]:
             raise ConfigError(
                 f'the loss term {type(term).__name__} needs {absent[0]!r}, which this head does not predict '
                 f'(it predicts {", ".join(("classes", "boxes", *extras))}).'

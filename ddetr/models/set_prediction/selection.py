@@ -41,8 +41,7 @@ def select_detections(
         best, best_label = logits.softmax(-1)[:, :-1].max(-1)  # (Q,)
         scores, query = best.topk(min(max_per_img, len(best)))
         labels = best_label[query]
-    height, width = sample.img_shape[:2]
-    size = boxes.new_tensor([width, height, width, height])
+    size = boxes.new_tensor(sample.img_shape[1::-1] * 2)  # w h w h
     boxes_px = (box_convert(boxes[query], 'cxcywh', 'xyxy') * size).clamp(min=0)
     boxes_px = sample.to_original(torch.minimum(boxes_px, size))
     return InstanceData(bboxes=boxes_px, scores=scores, labels=labels)

@@ -34,8 +34,7 @@ class AnchorGenerator:
         infer_strides: bool = False,
     ) -> None:
         self.strides = tuple(strides)
-        self.center_offset = center_offset
-        self.infer_strides = infer_strides
+        self.center_offset, self.infer_strides = center_offset, infer_strides
         sizes = self.strides if base_sizes is None else base_sizes
         self.base_anchors = [self._around_origin(size, ratios, scales) for size in sizes]  # L x (A, 4)
         if round_base_anchors:
@@ -57,18 +56,13 @@ class AnchorGenerator:
     def grid_anchors(
         self, level_sizes: Sequence[tuple[int, int]], input_size: tuple[int, int], device: torch.device
     ) -> list[Tensor]:
-        """The anchors of all cells.
-
-        Args:
-            level_sizes: (h, w) of each feature map.
-            input_size: (h, w) of the padded images.
-            device: of the result.
+        """The anchors of all cells of feature maps of `level_sizes` (h, w), for padded images of `input_size` (h, w).
 
         Returns:
             L x (h * w * A, 4) float32, x1 y1 x2 y2 in pixels: row after row, cell after cell.
 
         Raises:
-            ValueError: as many levels as there are strides are needed.
+            ValueError: another number of levels than of strides.
         """
         if len(level_sizes) != len(self.strides):
             raise ValueError(
@@ -76,14 +70,12 @@ class AnchorGenerator:
             )
         levels = []
         for base, stride, (h, w) in zip(self.base_anchors, self.strides, level_sizes, strict=True):
-            step_y, step_x = (
-                (input_size[0] // h, input_size[1] // w) if self.infer_strides else (stride, stride)
+            steps = (input_size[0] // h, input_size[1] // w) if self.infer_strides else (stride, stride)
+            rows_and_columns = (
+                (torch.arange(count, device=device) + self.center_offset) * step
+                for count, step in zip((h, w), steps, strict=True)
             )
-            y, x = torch.meshgrid(
-                (torch.arange(h, device=device) + self.center_offset) * step_y,
-                (torch.arange(w, device=device) + self.center_offset) * step_x,
-                indexing='ij',
-            )
+            y, x = torch.meshgrid(*rows_and_columns, indexing='ij')
             centers = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)  # (h * w, 1, 4)
             levels.append((centers + base.to(device)).reshape(-1, 4))
         return levels

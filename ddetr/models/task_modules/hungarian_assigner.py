@@ -26,8 +26,7 @@ class MatchCost(ABC):
 class FocalLossCost(MatchCost):
     """How much the focal loss changes when the query becomes this target's class.
 
-    Raises:
-        ValueError: `binary_input=True`, MMDetection's mask costs, which no detector here has.
+    `binary_input=True`, MMDetection's mask costs, is a ValueError.
     """
 
     def __init__(
@@ -44,7 +43,6 @@ class FocalLossCost(MatchCost):
         self.alpha, self.gamma, self.eps = alpha, gamma, eps
 
     def __call__(self, cls_logits: Tensor, boxes_cxcywh_norm: Tensor, targets: SetTargets) -> Tensor:
-        """See `MatchCost`."""
         prob = cls_logits.sigmoid()  # (N, K)
         negative = -(1 - prob + self.eps).log() * (1 - self.alpha) * prob**self.gamma
         positive = -(prob + self.eps).log() * self.alpha * (1 - prob) ** self.gamma
@@ -56,21 +54,12 @@ class ClassificationCost(MatchCost):
     """Minus the softmax probability of the target's class."""
 
     def __call__(self, cls_logits: Tensor, boxes_cxcywh_norm: Tensor, targets: SetTargets) -> Tensor:
-        """See `MatchCost`."""
         return -self.weight * cls_logits.softmax(-1)[:, targets.labels]
 
 
 @TASK_UTILS.register_module()
 class BBoxL1Cost(MatchCost):
-    """L1 distance of normalised boxes.
-
-    Args:
-        box_format: `xywh` compares centres and sizes, `xyxy` corners.
-        weight: of this cost.
-
-    Raises:
-        ValueError: another `box_format`.
-    """
+    """L1 distance of normalised boxes; `box_format` `xywh` compares centres and sizes, `xyxy` corners."""
 
     def __init__(self, box_format: str = 'xyxy', weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -79,7 +68,6 @@ class BBoxL1Cost(MatchCost):
         self.box_format = box_format
 
     def __call__(self, cls_logits: Tensor, boxes_cxcywh_norm: Tensor, targets: SetTargets) -> Tensor:
-        """See `MatchCost`."""
         pred, target = boxes_cxcywh_norm, targets.boxes_cxcywh_norm
         if self.box_format == 'xyxy':
             pred, target = (box_convert(b, 'cxcywh', 'xyxy') for b in (pred, target))
@@ -88,11 +76,7 @@ class BBoxL1Cost(MatchCost):
 
 @TASK_UTILS.register_module()
 class IoUCost(MatchCost):
-    """Minus the (generalised) IoU.
-
-    Raises:
-        ValueError: an `iou_mode` that is neither `iou` nor `giou`.
-    """
+    """Minus the IoU, or with `iou_mode='giou'` minus the generalised IoU."""
 
     def __init__(self, iou_mode: str = 'giou', weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -101,23 +85,13 @@ class IoUCost(MatchCost):
         self.overlap = generalized_box_iou if iou_mode == 'giou' else box_iou
 
     def __call__(self, cls_logits: Tensor, boxes_cxcywh_norm: Tensor, targets: SetTargets) -> Tensor:
-        """See `MatchCost`."""
-        pred, target = (
-            box_convert(b, 'cxcywh', 'xyxy') for b in (boxes_cxcywh_norm, targets.boxes_cxcywh_norm)
-        )
-        return -self.weight * self.overlap(pred, target)
+        corners = (box_convert(b, 'cxcywh', 'xyxy') for b in (boxes_cxcywh_norm, targets.boxes_cxcywh_norm))
+        return -self.weight * self.overlap(*corners)
 
 
 @TASK_UTILS.register_module()
 class HungarianAssigner:
-    """Finds the matching of least total cost.
-
-    Args:
-        match_costs: configs of the costs that are summed.
-
-    Raises:
-        ValueError: no costs.
-    """
+    """Finds the matching of least total cost, summed over `match_costs`, the configs of one or more costs."""
 
     def __init__(self, match_costs: dict | list[dict]) -> None:
         configs = [match_costs] if isinstance(match_costs, dict) else list(match_costs)
@@ -150,10 +124,5 @@ class HungarianAssigner:
                 'predictions are NaN or infinite, so training has diverged (lower the learning rate or check '
                 'the boxes of the data)'
             )
-        return [_solve(layer, cls_logits.device) for layer in cost]
-
-
-def _solve(cost: Tensor, device: torch.device) -> Matching:
-    """(Q, G) on the CPU -> the cheapest matching."""
-    rows, columns = linear_sum_assignment(cost.numpy())
-    return Matching(*(torch.as_tensor(i, dtype=torch.int64, device=device) for i in (rows, columns)))
+        pairs = [linear_sum_assignment(layer.numpy()) for layer in cost]  # each Q indices, G indices
+        return [Matching(*(torch.as_tensor(i, device=cls_logits.device) for i in pair)) for pair in pairs]

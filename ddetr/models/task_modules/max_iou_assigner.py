@@ -38,23 +38,14 @@ class MaxIoUAssigner:
         match_low_quality: bool = True,
         keep_best_gt: bool = False,
     ) -> None:
-        self.pos_iou_thr = pos_iou_thr
         low, high = (0.0, neg_iou_thr) if isinstance(neg_iou_thr, (int, float)) else neg_iou_thr
-        self.neg_low, self.neg_high = low, high
-        self.min_pos_iou = min_pos_iou
-        self.gt_max_assign_all = gt_max_assign_all
-        self.ignore_iof_thr = ignore_iof_thr
-        self.ignore_wrt_candidates = ignore_wrt_candidates
-        self.match_low_quality = match_low_quality
+        self.pos_iou_thr, self.neg_low, self.neg_high, self.min_pos_iou = pos_iou_thr, low, high, min_pos_iou
+        self.gt_max_assign_all, self.match_low_quality = gt_max_assign_all, match_low_quality
+        self.ignore_iof_thr, self.ignore_wrt_candidates = ignore_iof_thr, ignore_wrt_candidates
         self.keep_best_gt = keep_best_gt
 
     def assign(self, boxes: Tensor, gt_boxes: Tensor, ignored_boxes: Tensor | None = None) -> Tensor:
-        """Compare candidates with the ground truth of one image.
-
-        Args:
-            boxes: (N, 4) candidates, x1 y1 x2 y2 as the others.
-            gt_boxes: (G, 4).
-            ignored_boxes: (I, 4) regions, or None.
+        """Compare candidates (N, 4) with the ground truth (G, 4) and ignored regions (I, 4) of an image, x1 y1 x2 y2.
 
         Returns:
             (N,) int64: the index of the ground truth, `BACKGROUND` or `IGNORED`.

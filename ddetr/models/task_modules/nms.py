@@ -66,28 +66,22 @@ def soft_nms(
 
     Scores only ever fall, so each box that is picked is the best of those left, and picking can stop at `max_num`.
 
-    Args: as in `grouped_nms`; boxes whose score falls below `min_score` are dropped.
-
-    Raises:
-        ValueError: a `method` that is neither `linear` nor `gaussian`.
+    Arguments are those of `grouped_nms`; boxes whose score falls below `min_score` are dropped.
     """
     if method not in ('linear', 'gaussian'):
         raise ValueError(f'soft_nms: method={method!r} is neither "linear" nor "gaussian"')
     left = scores.clone()
-    picked: list[Tensor] = []
-    picked_scores: list[Tensor] = []
-    while len(picked) < min(max_num, len(boxes)):
+    picked, picked_scores = [boxes.new_zeros(0, dtype=torch.int64)], [scores[:0]]
+    for _ in range(min(max_num, len(boxes))):
         score, best = left.max(dim=0)
         if score < min_score:
             break
-        picked.append(best)
-        picked_scores.append(score)
+        picked.append(best[None])
+        picked_scores.append(score[None])
         iou = box_iou(boxes[best][None], boxes)[0] * (groups == groups[best])  # (N,)
         if method == 'linear':
             left = torch.where(iou > iou_threshold, left * (1 - iou), left)
         else:
             left = left * (-(iou**2) / sigma).exp()
         left[best] = -1
-    if not picked:
-        return torch.zeros(0, dtype=torch.int64, device=boxes.device), scores[:0]
-    return torch.stack(picked), torch.stack(picked_scores)
+    return torch.cat(picked), torch.cat(picked_scores)
