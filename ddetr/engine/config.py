@@ -17,7 +17,7 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 from ddetr import registry as ours
-from ddetr.utils.errors import ConfigError
+from ddetr.utils.errors import ConfigError, did_you_mean, first_line
 
 # The registries of the components under each top-level config key.
 REGISTRIES: dict[str, tuple[Registry, ...]] = {
@@ -86,7 +86,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     try:
         cfg = Config.fromfile(path)
     except (ConfigParsingError, SyntaxError, OSError, ImportError, NameError, KeyError, TypeError) as error:
-        raise ConfigError(f'config {path} cannot be read: {_first_line(error)}') from error
+        raise ConfigError(f'config {path} cannot be read: {first_line(error)}') from error
     _check_options(cfg, options or {})
     changes: dict[str, Any] = dict(options or {})
     if cfg.get('default_scope') in (None, ours.ALIAS):
@@ -96,7 +96,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     try:
         cfg.merge_from_dict(changes)
     except (KeyError, TypeError) as error:
-        raise ConfigError(f'--cfg-options on {path}: {_first_line(error)}') from error
+        raise ConfigError(f'--cfg-options on {path}: {first_line(error)}') from error
     return cfg
 
 
@@ -131,15 +131,15 @@ def explain_build_errors() -> Iterator[None]:
     try:
         yield
     except TypeError as error:
-        if missing := re.search(r'(\w+)\.__init__\(\) missing .*?argument.*?: (.*)', _first_line(error)):
+        if missing := re.search(r'(\w+)\.__init__\(\) missing .*?argument.*?: (.*)', first_line(error)):
             raise ConfigError(f'{missing[1]} needs {missing[2]}: add it in the config.') from error
         if 'unexpected keyword argument' not in str(error):
             raise
-        raise ConfigError(f'{_first_line(error)}: correct or remove this key in the config.') from error
+        raise ConfigError(f'{first_line(error)}: correct or remove this key in the config.') from error
     except KeyError as error:
-        if 'is not in the' not in _first_line(error):
+        if 'is not in the' not in first_line(error):
             raise
-        sentence = _first_line(error).split('. Please check')[0]
+        sentence = first_line(error).split('. Please check')[0]
         raise ConfigError(f'{sentence}: correct this type in the config.') from error
 
 
@@ -153,7 +153,7 @@ def _part_at(place: Place) -> Any:
     if found is None:
         raise ConfigError(
             f'{place.path}.type={kind!r} is not registered'
-            f'{_did_you_mean(kind, (name for r in registries for name in _names(r)))}'
+            f'{did_you_mean(kind, (name for r in registries for name in _names(r)))}'
         )
     return found
 
@@ -174,7 +174,7 @@ def _check_keys(place: Place, kind: Any, extra: Iterable[str]) -> None:
     for key in place.value:
         if key not in known and key not in extra and key not in ('type', '_scope_', 'init_cfg'):
             raise ConfigError(
-                f'{place.path}.{key}: {kind.__name__} takes no such key{_did_you_mean(key, known)}'
+                f'{place.path}.{key}: {kind.__name__} takes no such key{did_you_mean(key, known)}'
             )
 
 
@@ -188,7 +188,7 @@ def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
                 'used; set those keys.'
             )
         if top not in READ_KEYS:
-            raise ConfigError(f'--cfg-options {option}: there is no such key{_did_you_mean(top, READ_KEYS)}')
+            raise ConfigError(f'--cfg-options {option}: there is no such key{did_you_mean(top, READ_KEYS)}')
         inner, path = cfg.get(top), top
         for key in rest:
             if isinstance(inner, (list, tuple)) and key.isdigit():
@@ -251,13 +251,3 @@ def _names(registry: Registry) -> set[str]:
         found |= set(node.module_dict)
         node = node.parent
     return found
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, set(known), n=3, cutoff=0.6)
-    return f'; did you mean {" or ".join(near)}?' if near else '.'
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return text.strip().split('\n')[0]

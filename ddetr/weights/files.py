@@ -23,8 +23,6 @@ from .rules import State
 ORIGIN_KEY = 'ddetr_origin'
 # Prefix of the names of `Converted.aside` in our files, which keep them beside the weights.
 ASIDE = 'ddetr_aside.'
-# Under which keys the projects keep the tensors in what they give to torch.save; a bare dict of them is fine too.
-_STATE_KEYS = ('state_dict', 'model', 'model_state_dict')
 
 
 class WeightsFile(NamedTuple):
@@ -58,14 +56,7 @@ def read_weights(
     path = Path(path)
     meta = content.get('meta')
     meta = meta if isinstance(meta, dict) else {}
-    inner = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), Mapping)), content)
-    state = {
-        name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    if not state:
-        raise CheckpointError(
-            f'{path} holds no weights: its keys are {", ".join(map(str, list(content)[:8]))}.'
-        )
+    state = tensors_in(content, path)
     if all(name.startswith('module.') for name in state):  # saved inside the wrapper for several processes
         state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
     aside = {name.removeprefix(ASIDE): state.pop(name) for name in list(state) if name.startswith(ASIDE)}
@@ -84,6 +75,25 @@ def read_weights(
         except (IndexError, RuntimeError) as error:  # tensors of shapes that no model has
             raise CheckpointError(f'{path}: its names are known, but not their shapes ({error}).') from error
     return WeightsFile(path, weights, _classes_of(names, path, weights), meta)
+
+
+def tensors_in(
+    content: Mapping[str, Any],
+    path: str | Path,
+    keys: Sequence[str] = ('state_dict', 'model', 'model_state_dict'),
+) -> State:
+    """The tensors by name of a checkpoint: under the first of `keys` that it has, or else beside one another.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    inner = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
+    state = {name: t for name, t in inner.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    if not state:
+        raise CheckpointError(
+            f'{path} holds no weights: its keys are {", ".join(map(str, list(content)[:8]))}.'
+        )
+    return state
 
 
 def write_weights(
