@@ -1,6 +1,6 @@
 """How a detector or backbone describes its own weights: `weight_family`, a class attribute of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,10 +13,6 @@ from .rules import Rule, State, matches_any
 
 # What tensors do not show but a live model, a file's meta or the other project's names do, by name of the fact.
 Hints = Mapping[str, Any]
-
-
-def _as_it_is(state: State, layout: Any) -> State:
-    return state
 
 
 class OptionalZeros(NamedTuple):
@@ -54,8 +50,8 @@ class WeightFormat:
     landmarks: tuple[str, ...] = ()
     layout_from_theirs: Callable[[State], Layout] = lambda state: Layout()
     background: Background = 'none'
-    complete: Callable[[State, Any], State] = _as_it_is
-    reduce: Callable[[State, Any], State] = _as_it_is
+    complete: Callable[[State, Any], State] = lambda state, layout: state
+    reduce: Callable[[State, Any], State] = lambda state, layout: state
     config_json: Callable[[Any, State, Mapping[str, Any] | None], dict[str, Any]] | None = None
 
 
@@ -93,20 +89,13 @@ class WeightFamily:
         """How `project` stores the family, if it has it."""
         return next((format for format in self.formats if format.project == project), None)
 
-    def zeros_in(self, names: Mapping[str, Any]) -> list[str]:
+    def zeros_in(self, names: Iterable[str]) -> list[str]:
         """Which of the optional zero tensors are there."""
         return [name for name in names if matches_any(name, self.optional_zeros.templates)]
 
     def hints_from(self, source: object) -> dict[str, Any]:
         """The hints that a live model or a layout gives."""
         return {name: getattr(source, name) for name in self.hints if hasattr(source, name)}
-
-
-class Recognised(NamedTuple):
-    """Whose weights they are; `format` is None for our own names."""
-
-    family: WeightFamily
-    format: WeightFormat | None
 
 
 def family_of(model: object) -> WeightFamily | None:
@@ -121,20 +110,17 @@ def known_families() -> list[WeightFamily]:
     return list(found.values())
 
 
-def recognise(state: Mapping[str, Any], *more: WeightFamily) -> Recognised | None:
-    """The family and format with most landmarks of those whose landmarks are all there.
+def recognise(
+    state: Mapping[str, Any], *more: WeightFamily
+) -> tuple[WeightFamily, WeightFormat | None] | None:
+    """The family and format, None for our own names, with most landmarks of those whose landmarks are all there.
 
-    Args:
-        state: Tensors by name.
-        *more: Families to know beside the registered ones.
+    `more` are families to know beside the registered ones.
     """
-    candidates = [
-        (landmarks, Recognised(family, format))
-        for family in [*more, *known_families()]
-        for format, landmarks in [
-            (None, family.landmarks),
-            *((f, f.landmarks) for f in family.formats if f.landmarks),
-        ]
-        if all(name in state for name in landmarks)
-    ]
-    return max(candidates, key=lambda candidate: len(candidate[0]))[1] if candidates else None
+    candidates: list[tuple[int, WeightFamily, WeightFormat | None]] = []
+    for family in [*more, *known_families()]:
+        for format in (None, *family.formats):
+            landmarks = family.landmarks if format is None else format.landmarks
+            if (format is None or landmarks) and all(name in state for name in landmarks):
+                candidates.append((len(landmarks), family, format))
+    return max(candidates, key=lambda candidate: candidate[0])[1:] if candidates else None

@@ -1,7 +1,7 @@
 """Weight files and folders, read into our names and written under others'."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ from ddetr.utils.errors import CheckpointError
 from ddetr.utils.files import write_atomically
 
 from .checkpoint import HF_FILES, read_checkpoint
-from .convert import Converted, Origin, convert_state, state_for, unknown_names
+from .convert import Converted, Origin, convert_state, state_for
 from .family import family_of, recognise
 from .huggingface import Style
+from .layout import Layout
 from .rules import State
 
 # The key of our files' meta (as JSON, since safetensors holds strings only) for hints and style of `Origin`.
@@ -64,9 +65,10 @@ def read_weights(
     told = {'num_classes': own_number if names is None else len(names)}
     origin = _origin_of(meta, path, told)._replace(aside=aside)
     families = [family] if (family := family_of(model)) else []
-    its_own = model is not None and not family and _are_names_of(model, state)
+    # most names are this model's: no other project's
+    its_own = model is not None and not family and 2 * len(model.state_dict().keys() & state) > len(state)
     if its_own or ((model is not None or not strict) and not recognise(state, *families)):
-        weights = unknown_names(state, len(names or ()))
+        weights = Converted(state, Layout(len(names or ())), 'ddetr', 'names of no known family', None)
     else:
         # a model with as many classes as COCO has category ids means these rows as they are
         coco_ids = own_number not in (NUM_COCO_IDS - 1, NUM_COCO_IDS)
@@ -129,17 +131,14 @@ def write_weights(
     coco = file.classes in (None, COCO_CLASSES) and source.layout.num_classes == len(COCO_CLASSES)
     written = state_for(project, source, coco, allow_partial)
     if project == 'hf':
-        folder = out.parent if out.suffix == '.safetensors' else out
         target = out if out.suffix == '.safetensors' else out / HF_FILES[0]
-        config = _config_json(file, coco, model_cfg)
+        config = json.dumps(_config_json(file, coco, model_cfg), indent=2)
         save_weights(target, written.state, {'format': 'pt'})
-        text = json.dumps(config, indent=2)
-        write_atomically(folder / 'config.json', lambda path: _write_text(path, text))
+        write_atomically(target.parent / 'config.json', lambda path: path.write_text(config))
         return written
     aside = {ASIDE + name: rows for name, rows in source.aside.items()} if project == 'ddetr' else {}
-    save_weights(
-        out, {**written.state, **aside}, meta_of(file), key='model' if project == 'original' else 'state_dict'
-    )
+    key = 'model' if project == 'original' else 'state_dict'
+    save_weights(out, {**written.state, **aside}, meta_of(file), key)
     return written
 
 
@@ -148,21 +147,17 @@ def save_weights(out: Path, state: State, meta: Mapping[str, str], key: str = 's
     if out.suffix == '.safetensors':
         apart = {name: tensor.contiguous().clone() for name, tensor in state.items()}
         # not save_file: nobody but its owner may read what that writes
-        write: Callable[[Path], object] = lambda path: path.write_bytes(save(apart, dict(meta)))  # noqa: E731
+        write_atomically(out, lambda path: path.write_bytes(save(apart, dict(meta))))
     else:
-        write = lambda path: torch.save({key: state, 'meta': dict(meta)}, path)  # noqa: E731
-    write_atomically(out, write)
+        write_atomically(out, lambda path: torch.save({key: state, 'meta': dict(meta)}, path))
 
 
 def meta_of(file: WeightsFile) -> dict[str, str]:
     """What a file of ours says about its weights: texts only, so that every container holds them."""
     weights = file.weights
     hints = weights.family.hints_from(weights.layout) if weights.family else {}
-    origin = {**hints, 'style': weights.style._asdict()}
-    meta = {ORIGIN_KEY: json.dumps(origin)}
-    if file.classes:
-        meta['classes'] = json.dumps(file.classes)
-    return meta
+    origin = {ORIGIN_KEY: json.dumps({**hints, 'style': weights.style._asdict()})}
+    return {**origin, 'classes': json.dumps(file.classes)} if file.classes else origin
 
 
 def _origin_of(meta: Mapping[str, Any], path: Path, told: Mapping[str, Any]) -> Origin:
@@ -176,11 +171,6 @@ def _origin_of(meta: Mapping[str, Any], path: Path, told: Mapping[str, Any]) -> 
         return Origin({**told, **hints}, Style(**kept['style']))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f'{path}: its meta entry {ORIGIN_KEY} is damaged ({error!r}).') from error
-
-
-def _are_names_of(model: nn.Module, state: State) -> bool:
-    """Whether most of these tensors have names of this model, which then are no other project's."""
-    return 2 * len(model.state_dict().keys() & state.keys()) > len(state)
 
 
 def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -219,11 +209,9 @@ def _config_json(file: WeightsFile, coco: bool, model_cfg: Mapping[str, Any] | N
     if coco:
         by_id = dict(zip(COCO_IDS, COCO_CLASSES, strict=True))
         names = [by_id.get(i, f'N/A {i}') for i in range(NUM_COCO_IDS)]
-    labels = {
-        'id2label': {str(i): name for i, name in enumerate(names)},
-        'label2id': {name: i for i, name in enumerate(names)},
-    }
-    return {**target.config_json(weights.layout, weights.state, model_cfg), **labels}
+    config = target.config_json(weights.layout, weights.state, model_cfg)
+    config['id2label'] = {str(i): name for i, name in enumerate(names)}
+    return {**config, 'label2id': {name: i for i, name in enumerate(names)}}
 
 
 def _json_or_none(text: str) -> Any:
@@ -231,7 +219,3 @@ def _json_or_none(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return None
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)

@@ -19,9 +19,6 @@ class Style(NamedTuple):
 
 AS_PUBLISHED = Style()
 
-# q, k and v are three tensors there and one here
-MULTI_HEAD = (Rule('{qkv}_proj.{p}', 'attn.in_proj_{p}'), Rule('out_proj.{p}', 'attn.out_proj.{p}'))
-
 
 def style_of(names: Mapping[str, Any]) -> Style:
     """The style in which these names are written."""

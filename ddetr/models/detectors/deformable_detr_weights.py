@@ -20,23 +20,22 @@ from ddetr.weights import (
     Style,
     WeightFamily,
     WeightFormat,
-    count,
 )
 from ddetr.weights.huggingface import in_both_versions
+from ddetr.weights.rules import table
 
 from ..backbones.resnet_weights import hf_backbone_rules
 from .transformer_weights import (
     ORIGINAL_BACKBONE,
+    PROPOSALS,
     TransformerLayout,
     attention_of,
     branch_rules,
-    hf_decoder_layers,
-    hf_encoder_layers,
+    hf_layers,
     hf_transformer_config,
     neck_rules,
-    original_decoder_layers,
-    original_encoder_layers,
-    proposal_rules,
+    original_layers,
+    their_levels,
     transformer_facts,
 )
 
@@ -52,8 +51,6 @@ _CONFIGS = {  # (several levels, with_box_refine, as_two_stage) -> variant in th
 class DeformableDETRLayout(TransformerLayout):
     """Its five variants, and the two-stage one with mixed query selection."""
 
-    levels: int = 0
-    lateral_convs: int = 0  # of the levels, those that come straight from the backbone
     with_box_refine: bool = False
     as_two_stage: bool = False
 
@@ -82,6 +79,8 @@ class DeformableDETRLayout(TransformerLayout):
 
     def fitting_configs(self) -> tuple[str, ...]:
         """Of the published models, or the quickstart's."""
+        if not self.backbone.depth:
+            return ()
         if self._is_quickstart:
             return ('configs/quickstart/deformable-detr-refine-twostage_shapes.py',)
         variant = (self.levels > 1, self.with_box_refine, self.as_two_stage)
@@ -101,13 +100,8 @@ def layout_of(state: State, hints: Mapping[str, Any]) -> DeformableDETRLayout:
 
     Box refinement does not show in our names: with it, the layers' box branches differ.
     """
-    bias = state.get('bbox_head.cls_branches.0.bias')
-    lateral = count(state, 'neck.convs.')
     refine = hints.get('with_box_refine')
     return DeformableDETRLayout(
-        num_classes=0 if bias is None else len(bias),
-        levels=lateral + count(state, 'neck.extra_convs.'),
-        lateral_convs=lateral,
         with_box_refine=_branches_differ(state) if refine is None else bool(refine),
         as_two_stage='memory_trans_fc.weight' in state,
         **transformer_facts(state),
@@ -116,12 +110,8 @@ def layout_of(state: State, hints: Mapping[str, Any]) -> DeformableDETRLayout:
 
 def layout_from(state: State, prefix: str, decoder: str) -> DeformableDETRLayout:
     """What chooses the rules, read off another project's names, which begin with `prefix` and `decoder`."""
-    projections = [
-        t for name, t in state.items() if re.fullmatch(rf'{prefix}input_proj\.\d+\.0\.weight', name)
-    ]
     return DeformableDETRLayout(
-        levels=len(projections),
-        lateral_convs=sum(kernel.shape[-1] == 1 for kernel in projections),
+        **their_levels(state, prefix),
         with_box_refine=any(name.startswith(f'{decoder}bbox_embed.') for name in state),
         as_two_stage=any(name.endswith('enc_output.weight') for name in state),
     )
@@ -131,10 +121,9 @@ def original_rules(layout: DeformableDETRLayout, style: Style) -> tuple[Rule, ..
     """The table for one variant: with refinement and two stages the branches are stored again in the decoder."""
     return (
         *ORIGINAL_BACKBONE,
-        *neck_rules('', layout.levels, layout.lateral_convs),
-        *original_encoder_layers(deformable=True),
-        *original_decoder_layers(deformable=True),
-        *_query_rules('transformer.', 'query_embed.{p}', layout),
+        *neck_rules('', layout),
+        *original_layers(deformable=True),
+        *_query_rules('transformer.', 'query_embed', layout),
         *branch_rules(''),
         *branch_rules('transformer.decoder.', layout.as_two_stage, layout.with_box_refine),
     )
@@ -144,10 +133,9 @@ def hf_rules(layout: DeformableDETRLayout, style: Style) -> tuple[Rule, ...]:
     """The table of one variant. The decoder owns what it refines with, and repeats are not stored."""
     table = (
         *hf_backbone_rules(layout.backbone, style),
-        *neck_rules('model.', layout.levels, layout.lateral_convs),
-        *hf_encoder_layers(deformable=True),
-        *hf_decoder_layers(deformable=True),
-        *_query_rules('model.', 'model.query_position_embeddings.{p}', layout),
+        *neck_rules('model.', layout),
+        *hf_layers(),
+        *_query_rules('model.', 'model.query_position_embeddings', layout),
         *branch_rules('', not layout.as_two_stage, not layout.with_box_refine),
         *branch_rules('model.decoder.', layout.as_two_stage, layout.with_box_refine),
     )
@@ -214,14 +202,15 @@ def _query_rules(prefix: str, queries: str, layout: DeformableDETRLayout) -> tup
 
     Other projects have no learned ones in two stages, so our mixed query selection has no place there.
     """
-    return (
-        Rule(prefix + 'level_embed', 'level_embed'),
-        Rule(prefix + 'reference_points.{p}', 'reference_points_fc.{p}'),
-        *proposal_rules(prefix),
-        Rule(prefix + 'pos_trans.{p}', 'pos_trans_fc.{p}'),
-        Rule(prefix + 'pos_trans_norm.{p}', 'pos_trans_norm.{p}'),
-        *(() if layout.as_two_stage else (Rule(queries, 'query_embedding.{p}'),)),
-    )
+    modules = {
+        'reference_points': 'reference_points_fc',
+        **PROPOSALS,
+        'pos_trans': 'pos_trans_fc',
+        'pos_trans_norm': 'pos_trans_norm',
+    }
+    learned = {} if layout.as_two_stage else {queries: 'query_embedding'}
+    level = Rule(prefix + 'level_embed', 'level_embed')
+    return (level, *table(prefix, '', modules), *table('', '', learned))
 
 
 def _branches_differ(state: State, kind: str = r'\w+') -> bool:
