@@ -80,19 +80,15 @@ class DetRunner(Runner):
             )
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
-        """Load weights into the model: of a training to go on with, or of any format that `ddetr.weights` knows.
+        """Load the state of a training to go on with, or weights of any format that `ddetr.weights` knows.
 
         Raises:
-            CheckpointError: the file cannot be read, does not fit the model, or, when resuming, holds no state
-                of a training to go on with.
+            CheckpointError: The file cannot be read, does not fit the model, or, when resuming, holds weights only.
         """
         name, content = self.read_already or ('', {})
         self.read_already = None
         content = content if name == filename else read_checkpoint(filename)
-        if self._resume:
-            self._load_training_state(filename, content)
-        else:
-            self._load_weights(filename, content)
+        (self._load_training_state if self._resume else self._load_weights)(filename, content)
         self._has_loaded = True
         return content
 
@@ -124,15 +120,14 @@ class DetRunner(Runner):
         report = load_weights(model, filename, content, finetune=training, allow_partial=partial)
         for name in report.reinitialised:
             broadcast(model.state_dict()[name])  # drawn at random by each process
-        if not training and report.classes is not None:
-            self._compare_classes(filename, report.classes)
+        if not training:
+            self._compare_classes(filename, report.classes or ())
         # hooks see what was loaded, whatever the file calls it
         self.call_hook('after_load_checkpoint', checkpoint={**content, 'state_dict': model.state_dict()})
 
     def _compare_classes(self, filename: str, learned: Sequence[str]) -> None:
-        tested = (self.visualizer.dataset_meta or {}).get(
-            'classes', learned
-        )  # set by the loop, from its data set
+        # set by the loop, from its dataset
+        tested = (self.visualizer.dataset_meta or {}).get('classes', learned)
         differing = [(a, b) for a, b in zip(learned, tested, strict=False) if a != b]
         if differing:
             self.logger.warning(
@@ -158,8 +153,7 @@ class DetRunner(Runner):
 
     def _maybe_compile(self, target: str) -> None:
         """Compile the model's forward. mmengine compiles the whole `train_step`: dynamo fails in the optimizer."""
-        options = self.cfg.get('compile', False)
-        if options is not False and options is not None:
+        if (options := self.cfg.get('compile', False)) not in (False, None):
             self.model.compile(**({} if options is True else options))
 
 
@@ -177,19 +171,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def build_runner(cfg: Config, loops: Sequence[str]) -> DetRunner:
-    """Check a config and build everything that it names, data sets included.
-
-    Args:
-        loops: which of `train`, `val` and `test` to build, of those that the config has.
+    """Check a config and build everything that it names, with these loops (`train`, `val`, `test`) and their datasets.
 
     Raises:
-        InputError: the first thing in the config that cannot be used.
+        InputError: Something in the config cannot be used.
     """
     check_config(cfg)
-    with explain_build_errors():
+    with explain_build_errors():  # early: nothing has been trained if a loop cannot be built
         runner = DetRunner.from_cfg(cfg)
-        for name in loops:  # now rather than when they start to run: nothing has been trained if one is wrong
-            getattr(runner, f'{name}_loop')
-    loaders = {f'{name}_dataloader': getattr(runner, f'{name}_loop').dataloader for name in loops}
-    check_classes(unwrap(runner.model), {key: loader.dataset for key, loader in loaders.items()})
+        built = {f'{name}_dataloader': getattr(runner, f'{name}_loop') for name in loops}
+    check_classes(unwrap(runner.model), {key: loop.dataloader.dataset for key, loop in built.items()})
     return runner
