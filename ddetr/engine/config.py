@@ -56,9 +56,9 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """Read a config file of ours or of MMDetection and apply `--cfg-options` to it.
 
     Args:
-        path: a `.py`, `.json` or `.yaml` config. A Python config is a program and is run; modules that its
+        path: `.py`, `.json` or `.yaml` config. A Python config is a program and is run; modules that its
             `custom_imports` name may lie beside it.
-        options: values by dotted key, `{'model.num_queries': 100, 'custom_hooks.0.interval': 5}`.
+        options: Values by dotted key, `{'model.num_queries': 100, 'custom_hooks.0.interval': 5}`.
 
     Returns:
         A config of scope `ddetr` (MMDetection's `mmdet` is taken as its alias) with a seed: 0 unless it has one.
@@ -100,9 +100,8 @@ def check_config(cfg: Config) -> None:
             raise ConfigError(f'config key {key!r} is read by nothing; did you mean {near[0]!r}?')
     found = cfg.items()
     places = [place for key, value in found if key in REGISTRIES and value for place in _walk(key, value)]
-    parts = [
-        _part_at(*place) for place in places
-    ]  # before any key: a missing component explains more than its keys
+    # all types before any key: a missing component explains more than its keys
+    parts = [_part_at(*place) for place in places]
     for (path, value), part in zip(places, parts, strict=True):
         if path.endswith('_dataloader'):
             _check_keys(path, value, torch.utils.data.DataLoader, LOADER_KEYS)

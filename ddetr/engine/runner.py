@@ -28,13 +28,11 @@ from .console import keep_details_out
 
 @RUNNERS.register_module()
 class DetRunner(Runner):
-    """mmengine's Runner on machines without a GPU, with files written whole and checkpoints told apart.
+    """mmengine's Runner on machines without a GPU, with files written whole and checkpoints told apart."""
 
-    Attributes:
-        read_already: Name and content of a checkpoint that was read before the runner was built.
-    """
-
-    read_already: tuple[str, dict[str, Any]] | None = None
+    read_already: tuple[str, dict[str, Any]] | None = (
+        None  # name and content of a checkpoint, read before building
+    )
 
     def setup_env(self, env_cfg: dict) -> None:
         """Join the other processes, over gloo where there is no GPU."""
@@ -74,10 +72,8 @@ class DetRunner(Runner):
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save a training checkpoint; it gets its name only once all of it is on disk."""
         if self.rank == 0:
-            save = super().save_checkpoint
-            write_atomically(
-                Path(out_dir, filename), lambda unfinished: save(out_dir, unfinished.name, *args, **kwargs)
-            )
+            save, path = super().save_checkpoint, Path(out_dir, filename)
+            write_atomically(path, lambda unfinished: save(out_dir, unfinished.name, *args, **kwargs))
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
         """Load the state of a training to go on with, or weights of any format that `ddetr.weights` knows.
@@ -108,15 +104,13 @@ class DetRunner(Runner):
             ) from error
 
     def _load_weights(self, filename: str, content: dict[str, Any]) -> None:
-        training = isinstance(self._train_loop, BaseLoop)
-        step = training_step(content)
+        training, step = isinstance(self._train_loop, BaseLoop), training_step(content)
         if training and step is not None:
             self.logger.info(
                 f'load_from takes the weights of {filename} only and starts at iteration 0. To go on with the '
                 f'training that it was saved from, at iteration {step}, use --resume {filename}.'
             )
-        model = unwrap(self.model)
-        partial = self.cfg.get('allow_partial', False)
+        model, partial = unwrap(self.model), self.cfg.get('allow_partial', False)
         report = load_weights(model, filename, content, finetune=training, allow_partial=partial)
         for name in report.reinitialised:
             broadcast(model.state_dict()[name])  # drawn at random by each process

@@ -9,6 +9,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,12 +25,6 @@ from ddetr.utils.errors import CheckpointError
 
 from .remote import fetch
 
-# Schemes of the loaders in mmengine, which call torch.load unsafely (onedl-mmengine even repeats a refused load without
-# weights_only): `read_checkpoint` replaces all of them in this process.
-_SCHEMES = (
-    '', 'http://', 'https://', 'torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://', 'pavi://',
-    r'(\S+\:)?s3://', r'(\S+\:)?petrel://',
-)  # fmt: skip
 HF_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin')
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
 
@@ -53,15 +48,15 @@ SAFE_TYPES: tuple[Any, ...] = (
     np.ndarray,
     np.dtype,
     *(type(np.dtype(code)) for code in ('f8', 'f4', 'f2', 'i8', 'i4', 'i2', 'i1', 'u1', '?')),
-    (multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
-    (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (multiarray.scalar, 'numpy._core.multiarray.scalar'),
-    (multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    *((multiarray._reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('_core', 'core')),
+    *((multiarray.scalar, f'numpy.{core}.multiarray.scalar') for core in ('_core', 'core')),
     argparse.Namespace,  # original projects store their command line
 )
 
 
-@CheckpointLoader.register_scheme(prefixes=_SCHEMES, force=True)
+# in place of all of mmengine's loaders, which call torch.load unsafely (onedl-mmengine even repeats a refused load
+# without weights_only)
+@CheckpointLoader.register_scheme(prefixes=list(CheckpointLoader._schemes), force=True)
 def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
     """Read a checkpoint's content onto the CPU without executing code from it.
 
@@ -130,7 +125,14 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> Any:
-    _refuse_inflating_zip(path)
+    size, claimed = path.stat().st_size, 0
+    with suppress(zipfile.BadZipFile, ValueError, OSError), zipfile.ZipFile(path) as archive:
+        claimed = sum(member.file_size for member in archive.infolist())  # torch.load says if it is damaged
+    if claimed > size:
+        raise CheckpointError(
+            f'checkpoint {path} is refused: its {size} bytes would unpack to {claimed}, while torch.save '
+            'stores tensors uncompressed; nothing was unpacked.'
+        )
     try:
         with torch.serialization.safe_globals(list(SAFE_TYPES)):
             return torch.load(path, map_location='cpu', weights_only=True)
@@ -148,20 +150,5 @@ def _read_torch(path: Path) -> Any:
             ) from error
         raise CheckpointError(
             f'checkpoint {path} cannot be read: it is truncated, damaged or no weight file '
-            f'({path.stat().st_size} bytes; {type(error).__name__}: {cause[:120]}); copy or download it again.'
+            f'({size} bytes; {type(error).__name__}: {cause[:120]}); copy or download it again.'
         ) from error
-
-
-def _refuse_inflating_zip(path: Path) -> None:
-    """Refuse an archive whose members claim more than the file holds: torch stores them uncompressed."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            claimed = sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, OSError):
-        return  # no archive, or torch.load says what is wrong with it
-    size = path.stat().st_size
-    if claimed > size:
-        raise CheckpointError(
-            f'checkpoint {path} is refused: its {size} bytes would unpack to {claimed}, while torch.save '
-            'stores tensors uncompressed; nothing was unpacked.'
-        )

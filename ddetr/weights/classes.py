@@ -23,19 +23,14 @@ EMPTY: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class ClassRows(NamedTuple):
-    """Tensors with rows for each class.
+    """Tensors with rows for each class."""
 
-    Attributes:
-        template: Of their names, ours; see rules.py.
-        background: Whether there is a row for "no object".
-        per_class: Rows for each class: 4 where each has its own box.
-        spare: Last rows in the other projects' tensors that stand for no class, and that we do not have.
-    """
-
-    template: str
-    background: bool = False
-    per_class: int = 1
-    spare: int = 0
+    template: str  # of their names, ours; see rules.py
+    background: bool = False  # whether there is a row for "no object"
+    per_class: int = 1  # rows for each class: 4 where each has its own box
+    spare: int = (
+        0  # last rows in the other projects' tensors that stand for no class, and that we do not have
+    )
 
 
 def rows_of(name: str, class_rows: Sequence[ClassRows]) -> ClassRows | None:
@@ -120,8 +115,6 @@ def _rows(spec: ClassRows, objects: int, coco: bool, background: Background) -> 
     first = background == 'first'
     taken = list(COCO_IDS) if coco else [i + first for i in range(objects)]
     total = NUM_COCO_IDS if coco else objects + first
-    if background == 'last' and spec.background:
-        taken, total = [*taken, total], total + 1
-    elif first and spec.background:
-        taken = [*taken, 0]
-    return total, taken
+    if not spec.background or background == 'none':
+        return total, taken
+    return (total, [*taken, 0]) if first else (total + 1, [*taken, total])

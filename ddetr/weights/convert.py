@@ -66,14 +66,9 @@ def convert_state(
     name: str = 'this state dict',
     families: tuple[WeightFamily, ...] = (),
 ) -> Converted:
-    """Recognise a state dict by its names and give it ours.
+    """Recognise a state dict by its names, of a registered family or one of `families`, and give it ours.
 
-    Args:
-        state: Tensors under the names of any known family and format.
-        coco_ids: Take 91 class rows for COCO's category ids and keep those of the 80 classes.
-        origin: What else is known.
-        name: Of the source, for the error.
-        families: To know beside the registered ones.
+    `coco_ids` takes 91 class rows for COCO's category ids and keeps those of the 80 classes. `name` is for the error.
 
     Raises:
         CheckpointError: The names are of no known family.
@@ -118,11 +113,8 @@ def convert_state(
 def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool = False) -> Converted:
     """Give our tensors another project's names, shapes and repetitions: what its own files hold.
 
-    Args:
-        project: One of `PROJECTS`, or that of another `WeightFormat`.
-        weights: Tensors under our names.
-        coco: The 80 classes are COCO's, which the other projects (but MMDetection) number by category id.
-        allow_partial: Leave out tensors that the project has no place for.
+    With `coco`, the 80 classes are COCO's, which the other projects (but MMDetection) number by category id.
+    `allow_partial` leaves out tensors that the project has no place for.
 
     Raises:
         CheckpointError: The project has no such model, or no place for some of its tensors.

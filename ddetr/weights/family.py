@@ -28,62 +28,47 @@ NO_ZEROS = OptionalZeros()
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How another project stores a family.
+    """How another project stores a family."""
 
-    Attributes:
-        project: `original`, `mmdet`, `hf`, or another name; `convert_weights.py --to` offers the first three.
-        title: Name of the format for people.
-        rules: Rename table for a layout. None: the project's names are ours (MMDetection), so class rows are too, batch
-            norms' counters are stored, and optional zero tensors are not.
-        landmarks: Their names that together occur in no other format.
-        layout_from_theirs: Layout read off their names: what `rules` asks for, and the hints.
-        background: Position of the "no object" row in their classification layers.
-        complete: Fills in, under our names, what they store once and we store repeatedly.
-        reduce: The inverse; raises CheckpointError where the project has no such variant.
-        config_json: (layout, state under our names, our `model` config or None) -> content of Hugging Face's
-            config.json but for the class names.
-    """
-
+    # `original`, `mmdet`, `hf`, or another name; `convert_weights.py --to` offers these three
     project: str
-    title: str
+    title: str  # for people
+    # Rename table for a layout. None: the project's names are ours (MMDetection), so class rows are too, batch norms'
+    # counters are stored, and optional zero tensors are not.
     rules: Callable[[Any, Style], Sequence[Rule]] | None = None
-    landmarks: tuple[str, ...] = ()
+    landmarks: tuple[str, ...] = ()  # their names that together occur in no other format
+    # layout read off their names: what `rules` asks for, and the hints
     layout_from_theirs: Callable[[State], Layout] = lambda state: Layout()
-    background: Background = 'none'
+    background: Background = 'none'  # position of the "no object" row in their classification layers
+    # fills in, under our names, what they store once and we store repeatedly
     complete: Callable[[State, Any], State] = lambda state, layout: state
+    # the inverse; raises CheckpointError where the project has no such variant
     reduce: Callable[[State, Any], State] = lambda state, layout: state
+    # (layout, state under our names, our `model` config or None) -> Hugging Face's config.json but for the class names
     config_json: Callable[[Any, State, Mapping[str, Any] | None], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
 class WeightFamily:
-    """What is to be known about the weights of one detector or backbone. Names are ours unless said otherwise.
+    """What is to be known about the weights of one detector or backbone. Names are ours unless said otherwise."""
 
-    Attributes:
-        name: For people.
-        landmarks: Names that together tell the family. Where several families fit, the one with most landmarks wins.
-        layout_of: (state, hints) -> layout.
-        hints: Facts of the layout that tensors may not show. They are taken from attributes of a live model and from
-            fields of `WeightFormat.layout_from_theirs`, and kept in our files.
-        formats: Other projects' formats.
-        class_rows: Tensors with rows for classes.
-        proposal_branch: Layout -> prefix of the class branch whose row 0 means "any object" in every project; ''
-            without one.
-        stacks: Prefixes, ending in a dot, of module lists whose members hold the same names.
-        optional_zeros: Biases that some projects leave out.
-        part_of_detector: Of a backbone: the prefix of its names in a detector, such as `backbone.`.
-    """
-
-    name: str
-    landmarks: tuple[str, ...]
+    name: str  # for people
+    landmarks: tuple[
+        str, ...
+    ]  # names that together tell the family; of several that fit, the one with most wins
     layout_of: Callable[[State, Hints], Layout]
+    # Facts of the layout that tensors may not show, taken from attributes of a live model and from fields of
+    # `WeightFormat.layout_from_theirs`, and kept in our files.
     hints: tuple[str, ...] = ()
-    formats: tuple[WeightFormat, ...] = ()
-    class_rows: tuple[ClassRows, ...] = ()
+    formats: tuple[WeightFormat, ...] = ()  # other projects'
+    class_rows: tuple[ClassRows, ...] = ()  # tensors with rows for classes
+    # layout -> prefix of the class branch whose row 0 means "any object" in every project; '' without one
     proposal_branch: Callable[[Any], str] = lambda layout: ''
-    stacks: tuple[str, ...] = ()
+    stacks: tuple[
+        str, ...
+    ] = ()  # prefixes, ending in a dot, of module lists whose members hold the same names
     optional_zeros: OptionalZeros = NO_ZEROS
-    part_of_detector: str = ''
+    part_of_detector: str = ''  # of a backbone: the prefix of its names in a detector, such as `backbone.`
 
     def format(self, project: str) -> WeightFormat | None:
         """How `project` stores the family, if it has it."""
@@ -113,9 +98,9 @@ def known_families() -> list[WeightFamily]:
 def recognise(
     state: Mapping[str, Any], *more: WeightFamily
 ) -> tuple[WeightFamily, WeightFormat | None] | None:
-    """The family and format, None for our own names, with most landmarks of those whose landmarks are all there.
+    """The registered family or one of `more`, and the format (None: our own names), whose landmarks are all there.
 
-    `more` are families to know beside the registered ones.
+    Of several, the one with most landmarks.
     """
     candidates: list[tuple[int, WeightFamily, WeightFormat | None]] = []
     for family in [*more, *known_families()]:

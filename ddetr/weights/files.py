@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,11 +85,7 @@ def tensors_in(
     path: str | Path,
     keys: Sequence[str] = ('state_dict', 'model', 'model_state_dict'),
 ) -> State:
-    """The tensors by name of a checkpoint: under the first of `keys` that it has, or else beside one another.
-
-    Raises:
-        CheckpointError: There are none.
-    """
+    """The tensors by name of a checkpoint, under the first of `keys` that it has or at its top; CheckpointError if none."""
     inner = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
     state = {name: t for name, t in inner.items() if isinstance(name, str) and isinstance(t, Tensor)}
     if not state:
@@ -105,21 +102,18 @@ def write_weights(
     model_cfg: Mapping[str, Any] | None = None,
     allow_partial: bool = False,
 ) -> Converted:
-    """Write weights in a project's format, whole or not at all.
+    """Write weights in a project's format, whole or not at all, and return what was written.
 
     Args:
         out: `.pth` (or `.pt`, `.bin`), `.safetensors`, or for `hf` a folder, which gets a `config.json` too.
-        file: from `read_weights`.
+        file: From `read_weights`.
         project: `ddetr`, `original`, `mmdet` or `hf`.
         model_cfg: `model` of the config that the weights belong to: Hugging Face's `config.json` needs what weights do
             not show. By default, the published models' values.
-        allow_partial: leave out tensors that the project has no place for.
-
-    Returns:
-        What was written.
+        allow_partial: Leave out tensors that the project has no place for.
 
     Raises:
-        CheckpointError: the project has no such model, or `out` is no such place; nothing is written then.
+        CheckpointError: The project has no such model, or `out` is no such place; nothing is written then.
     """
     out, source = Path(out), file.weights
     if project == 'hf' and (out.is_file() or out.suffix in ('.pth', '.pt', '.bin')):
@@ -175,10 +169,10 @@ def _origin_of(meta: Mapping[str, Any], path: Path, told: Mapping[str, Any]) -> 
 
 def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The class names in a checkpoint's meta."""
-    names: Any = meta.get('classes')
+    names, dataset = meta.get('classes'), meta.get('dataset_meta')
     if isinstance(names, str):
-        names = _json_or_none(names)
-    dataset = meta.get('dataset_meta')
+        with suppress(ValueError):
+            names = json.loads(names)
     if isinstance(dataset, Mapping):
         names = dataset.get('classes', dataset.get('CLASSES'))
     return tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else None
@@ -188,7 +182,9 @@ def _classes_of(names: tuple[str, ...] | None, path: Path, weights: Converted) -
     """The class names that a checkpoint carries, if there are as many as classes."""
     config = (path if path.is_dir() else path.parent) / 'config.json'
     if weights.project == 'hf' and names is None and config.is_file():
-        labels = (_json_or_none(config.read_text()) or {}).get('id2label', {})
+        labels: dict[str, str] = {}
+        with suppress(ValueError, AttributeError):
+            labels = json.loads(config.read_text()).get('id2label', labels)
         names = tuple(str(labels.get(str(i), '')) for i in range(len(labels)))
         if len(names) in (NUM_COCO_IDS, NUM_COCO_IDS + 1) and weights.layout.num_classes == len(COCO_IDS):
             names = COCO_CLASSES
@@ -212,10 +208,3 @@ def _config_json(file: WeightsFile, coco: bool, model_cfg: Mapping[str, Any] | N
     config = target.config_json(weights.layout, weights.state, model_cfg)
     config['id2label'] = {str(i): name for i, name in enumerate(names)}
     return {**config, 'label2id': {name: i for i, name in enumerate(names)}}
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None

@@ -50,7 +50,7 @@ def load_weights(
     finetune: bool = False,
     allow_partial: bool = False,
 ) -> LoadReport:
-    """Load a checkpoint of any known format, all of it or nothing, and print one line about it.
+    """Load a checkpoint of any known format, all of it or nothing; print one line about it and return the report.
 
     Args:
         model: A detector, not wrapped. Without a `weight_family`, names decide.
@@ -59,9 +59,6 @@ def load_weights(
         finetune: With another number of classes than the file's, take everything else and reinitialise the tensors that
             the model's `reset_classes` names. For training only: these know no class yet.
         allow_partial: Take what fits, leave the rest as it is, and warn.
-
-    Returns:
-        What was done.
 
     Raises:
         CheckpointError: The file is of no known format or damaged; it is of another model than the config's; names
@@ -101,8 +98,8 @@ def load_weights(
         notes=tuple(notes),
         classes=None if anew else file.classes,
     )
-    partial = report.missing or report.unexpected
-    print_log(f'weights: {report}', 'current', logging.WARNING if partial else logging.INFO)
+    level = logging.WARNING if report.missing or report.unexpected else logging.INFO
+    print_log(f'weights: {report}', 'current', level)
     return report
 
 
@@ -143,8 +140,7 @@ def _refuse_other_model(file: WeightsFile, family: WeightFamily, built: Layout, 
 
 def _settle_optional_zeros(state: State, own: State, file: WeightsFile) -> list[str]:
     """Fill in or leave out the family's optional zero tensors, in place, where that changes nothing."""
-    family = file.weights.family
-    if family is None:
+    if (family := file.weights.family) is None:
         return []
     title, mine, theirs = family.optional_zeros.title, family.zeros_in(own), family.zeros_in(state)
     if mine and not theirs:

@@ -18,8 +18,7 @@ def fetch(address: str) -> Path:
             it) or `open-mmlab://detectron2/resnet50_caffe` (mmengine knows the URL).
 
     Raises:
-        CheckpointError: There is no such name or no connection; the message names the file to fetch and where to put
-            it.
+        CheckpointError: There is no such name or no connection; the message says what to fetch and where to put it.
     """
     url = _url_of(address)
     path = Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[-1]

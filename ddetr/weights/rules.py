@@ -52,13 +52,8 @@ def to_ours(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
             continue
         parts = found.setdefault(rules[rank].ours.format(**groups), {})
         part = groups.get('qkv', '')
-        if part in parts:
-            first, second = sorted([parts[part], (rank, theirs)])
-            if not _same(state[first[1]], state[second[1]]):
-                differing.append(second[1])
-            parts[part] = first
-        else:
-            parts[part] = (rank, theirs)
+        parts[part], *copies = sorted({(rank, theirs), parts.get(part, (rank, theirs))})
+        differing += [name for _, name in copies if not same(state[parts[part][1]], state[name])]
     renamed: State = {}
     for ours, parts in found.items():
         if '' in parts:
@@ -112,5 +107,6 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile(''.join(_PLACEHOLDERS.get(piece) or re.escape(piece) for piece in pieces))
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values."""
     return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))

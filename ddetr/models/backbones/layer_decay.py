@@ -16,8 +16,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor, with a factor on the learning rate of each layer of the backbone.
 
     Layer i of n, counted from the stem as 0, trains with `decay_rate ** (n - i)` times its learning rate; everything
-    behind the backbone keeps its own. The backbone says what its layers are with a method `layer_groups()`, which
-    returns the parameter names of each layer, stem first (see `TimmBackbone`).
+    behind the backbone keeps its own. The backbone's method `layer_groups()` returns the parameter names of each layer,
+    stem first (see `TimmBackbone`).
 
     Args:
         optim_wrapper_cfg: As in mmengine.
@@ -47,13 +47,18 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:
             return
-        backbone = _find_backbone(module)
+        backbone: Any = next((part for part in module.modules() if hasattr(part, 'layer_groups')), None)
+        if backbone is None:
+            kind = type(getattr(module, 'backbone', module)).__name__
+            raise ConfigError(
+                f'LayerDecayOptimWrapperConstructor needs a backbone with layer_groups(), and {kind} has none: use '
+                'TimmBackbone, or lr_mult in paramwise_cfg.custom_keys.'
+            )
         factors = layer_factors(backbone.layer_groups(), self.decay_rate, self.num_layers)
         low, high = min(factors.values()), max(factors.values())
         # mmengine's own lines about each parameter say the rate before this factor
-        print_log(
-            f'layer decay: learning rates of the backbone times {low:.3g} (stem) to {high:.3g}', 'current'
-        )
+        rates = f'learning rates of the backbone times {low:.3g} (stem) to {high:.3g}'
+        print_log(f'layer decay: {rates}', 'current')
         parameters = dict(backbone.named_parameters())
         by_id = {id(parameters[key]): factor for key, factor in factors.items()}
         flat = {id(p) for p in parameters.values() if p.ndim <= 1}
@@ -86,14 +91,3 @@ def layer_factors(
     layers = [0, *(1 + i * wanted // there for i in range(there))]
     ranked = zip(groups, layers, strict=True)
     return {name: decay_rate ** (wanted + 1 - layer) for names, layer in ranked for name in names}
-
-
-def _find_backbone(model: nn.Module) -> Any:
-    for module in model.modules():
-        if hasattr(module, 'layer_groups'):
-            return module
-    kind = type(getattr(model, 'backbone', model)).__name__
-    raise ConfigError(
-        f'LayerDecayOptimWrapperConstructor needs a backbone with layer_groups(), and {kind} has none: use '
-        'TimmBackbone, or lr_mult in paramwise_cfg.custom_keys.'
-    )

@@ -36,7 +36,7 @@ class ResNetLayout(Layout):
 
     @property
     def name(self) -> str:
-        """`ResNet-50`."""
+        """`ResNet-50`, or "another backbone"."""
         return f'ResNet-{self.depth}' if self.depth else 'another backbone'
 
     def config_changes(self, depth: int = 50) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def resnet_layout(state: State, hints: Mapping[str, Any] | None = None) -> ResNe
 def hf_backbone_rules(backbone: ResNetLayout, style: Style) -> tuple[Rule, ...]:
     """The table of a Hugging Face model with timm's ResNet, or its own: timm builds none of another width than 64."""
     at = 'model.backbone.conv_encoder.model.'
-    own = style.hf_resnet or _needs_own_resnet(backbone)
+    own = style.hf_resnet or backbone.stem_width != 64
     layers = [('embedder.embedder', 'conv1', 'bn1')]
     for stage in range(4):
         block, ours = f'encoder.stages.{stage}.layers.{{i}}', f'layer{stage + 1}.{{i}}'
@@ -79,30 +79,19 @@ def hf_backbone_config(state: State, num_levels: int) -> dict[str, Any]:
     backbone = resnet_layout(state)
     if not backbone.depth and backbone.stem_width in (0, 64):
         raise CheckpointError("Hugging Face's models have no such backbone: choose another format.")
-    if not _needs_own_resnet(backbone):
-        return {
-            'use_timm_backbone': True,
-            'backbone': f'resnet{backbone.depth}',
-            'use_pretrained_backbone': False,
-        }
-    basic = 'backbone.layer1.0.conv3.weight' not in state
-    stages = (1, 2, 3, 4)
-    widths = [len(state[f'backbone.layer{i}.0.conv{2 if basic else 3}.weight']) for i in stages]
-    return {
-        'use_timm_backbone': False,
-        'backbone_config': {
-            'model_type': 'resnet',
-            'embedding_size': backbone.stem_width,
-            'hidden_sizes': widths,
-            'depths': [count(state, f'backbone.layer{i}.') for i in stages],
-            'layer_type': 'basic' if basic else 'bottleneck',
-            'out_features': [f'stage{i}' for i in (2, 3, 4)[-max(num_levels, 1) :]],
-        },
+    if backbone.stem_width == 64:
+        name = f'resnet{backbone.depth}'
+        return {'use_timm_backbone': True, 'backbone': name, 'use_pretrained_backbone': False}
+    basic, stages = 'backbone.layer1.0.conv3.weight' not in state, (1, 2, 3, 4)
+    config = {
+        'model_type': 'resnet',
+        'embedding_size': backbone.stem_width,
+        'hidden_sizes': [len(state[f'backbone.layer{i}.0.conv{2 if basic else 3}.weight']) for i in stages],
+        'depths': [count(state, f'backbone.layer{i}.') for i in stages],
+        'layer_type': 'basic' if basic else 'bottleneck',
+        'out_features': [f'stage{i}' for i in (2, 3, 4)[-max(num_levels, 1) :]],
     }
-
-
-def _needs_own_resnet(backbone: ResNetLayout) -> bool:
-    return backbone.stem_width != 64
+    return {'use_timm_backbone': False, 'backbone_config': config}
 
 
 RESNET = WeightFamily(

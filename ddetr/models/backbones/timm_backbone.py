@@ -23,15 +23,10 @@ from .timm_weights import feature_names, read_timm_weights
 DEFAULT_STRIDES = (8, 16, 32)
 # timm's keywords that are `TimmBackbone`'s own ones, and those that would load files around the safe reader
 RESERVED = {
-    'model_name': 'model_name',
+    **{key: key for key in ('model_name', 'out_indices', 'pretrained', 'drop_path_rate')},
+    **dict.fromkeys(('checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay'), 'checkpoint'),
     'features_only': 'out_indices or out_strides',
-    'out_indices': 'out_indices',
-    'pretrained': 'pretrained',
     'in_chans': 'in_channels',
-    'drop_path_rate': 'drop_path_rate',
-    'checkpoint_path': 'checkpoint',
-    'pretrained_cfg': 'checkpoint',
-    'pretrained_cfg_overlay': 'checkpoint',
 }
 FEATURE_OPTIONS = ('feature_cls', 'feature_location')  # timm takes them with `features_only` alone
 
@@ -110,7 +105,7 @@ class TimmBackbone(BaseModule):
         self._keywords = {**(options or {}), 'in_chans': in_channels}
         if drop_path_rate is not None:
             self._keywords['drop_path_rate'] = drop_path_rate
-        full = self._full_model()
+        full = _on_meta(self._create)  # the whole model without storage: its class, names and shapes
         known = inspect.signature(type(full).__init__).parameters
         # what lets a model take images of any size; `strict_img_size` is the older name of `dynamic_img_size`
         wanted = {'dynamic_img_size': True, 'dynamic_img_pad': True}
@@ -158,15 +153,11 @@ class TimmBackbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Load the weights that `pretrained` or `checkpoint` names; otherwise apply `init_cfg`, if any.
-
-        Raises:
-            CheckpointError: The weights cannot be downloaded or read, or do not fit the model.
-        """
+        """Load the weights that `pretrained` or `checkpoint` names, all or none; otherwise apply `init_cfg`, if any."""
         if self.pretrained or self.checkpoint:
             source = self.checkpoint or f'timm://{self.model_name}'
             if self.checkpoint:
-                full, own = self._full_model(), self.timm_model.state_dict()
+                full, own = _on_meta(self._create), self.timm_model.state_dict()
                 remap = self.remap_checkpoint
                 state = read_timm_weights(source, self.model_name, full, own, self.in_channels, remap)
             else:
@@ -185,19 +176,15 @@ class TimmBackbone(BaseModule):
         Raises:
             ConfigError: timm has no grouping for this model.
         """
-        groups = self._groups(self._full_model(), coarse=False)
+        groups = self._groups(_on_meta(self._create), coarse=False)
         return [[f'timm_model.{name}' for name in names] for names in groups]
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that timm trains without weight decay, such as position biases."""
-        full = self._full_model()
+        full = _on_meta(self._create)
         names = full.no_weight_decay() if hasattr(full, 'no_weight_decay') else ()
         renamed = feature_names(full, self.timm_model.state_dict())
         return {f'timm_model.{renamed[name]}' for name in names if name in renamed}
-
-    def _full_model(self) -> Any:
-        """The whole timm model without storage: its class, names and shapes."""
-        return _on_meta(self._create)
 
     def _create(self, features_only: bool = False, **more: Any) -> Any:
         """`timm.create_model`; ConfigError for a keyword that the model does not take, or a lack of levels."""
@@ -350,10 +337,7 @@ def _on_meta(create: Callable[[], Any]) -> Any:
 
 
 def _choose_levels(
-    name: str,
-    levels: Sequence[Mapping[str, Any]],
-    out_indices: Sequence[int] | None,
-    out_strides: Sequence[int] | None,
+    name: str, levels: Sequence[Any], out_indices: Sequence[int] | None, out_strides: Sequence[int] | None
 ) -> tuple[int, ...]:
     """Indices of the asked levels of timm's `feature_info`; ConfigError with all that there are if one is missing."""
     if out_indices is not None:

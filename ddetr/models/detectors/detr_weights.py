@@ -12,18 +12,11 @@ from ddetr.weights.huggingface import in_both_versions
 from ddetr.weights.rules import table
 
 from ..backbones.resnet_weights import hf_backbone_rules
-from .transformer_weights import (
-    ORIGINAL_BACKBONE,
-    TransformerLayout,
-    hf_layers,
-    hf_transformer_config,
-    original_layers,
-    transformer_facts,
-)
+from . import transformer_weights as shared
 
 
 @dataclass(frozen=True)
-class DETRLayout(TransformerLayout):
+class DETRLayout(shared.TransformerLayout):
     """DETR, with DC5 or without: DC5 has no weights of its own."""
 
     sigmoid: bool = False  # no row for "no object", as in DETR-DC5+ of Deformable DETR's table 1
@@ -52,7 +45,7 @@ def layout_of(state: State, hints: Mapping[str, Any]) -> DETRLayout:
     of the file's class names, or of the model that the weights are for. Without it they are softmax, as in the models
     that the original project and MMDetection published.
     """
-    layout = DETRLayout(**transformer_facts(state, 'bbox_head.fc_cls.bias'))
+    layout = DETRLayout(**shared.transformer_facts(state, 'bbox_head.fc_cls.bias'))
     rows, sigmoid = layout.num_classes, hints.get('num_classes') == layout.num_classes
     return replace(layout, num_classes=rows if sigmoid else max(rows - 1, 0), sigmoid=sigmoid)
 
@@ -60,26 +53,17 @@ def layout_of(state: State, hints: Mapping[str, Any]) -> DETRLayout:
 def original_rules(layout: DETRLayout, style: Style) -> tuple[Rule, ...]:
     """The original project's names."""
     return (
-        *ORIGINAL_BACKBONE,
-        *original_layers(deformable=False),
+        *shared.ORIGINAL_BACKBONE,
+        *shared.original_layers(deformable=False),
         *_rules('input_proj', 'transformer.decoder.norm', 'query_embed', 'class_embed', 'bbox_embed'),
     )
 
 
 def hf_rules(layout: DETRLayout, style: Style) -> tuple[Rule, ...]:
     """Hugging Face's names."""
-    table = (
-        *hf_backbone_rules(layout.backbone, style),
-        *hf_layers(),
-        *_rules(
-            'model.input_projection',
-            'model.decoder.layernorm',
-            'model.query_position_embeddings',
-            'class_labels_classifier',
-            'bbox_predictor',
-        ),
-    )
-    return in_both_versions(table, style)
+    names = ('model.input_projection', 'model.decoder.layernorm', 'model.query_position_embeddings')
+    rules = (*shared.hf_layers(), *_rules(*names, 'class_labels_classifier', 'bbox_predictor'))
+    return in_both_versions((*hf_backbone_rules(layout.backbone, style), *rules), style)
 
 
 def hf_config(layout: DETRLayout, state: State, model_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -87,7 +71,7 @@ def hf_config(layout: DETRLayout, state: State, model_cfg: Mapping[str, Any] | N
     return {
         'architectures': ['DetrForObjectDetection'],
         'model_type': 'detr',
-        **hf_transformer_config(state, model_cfg),
+        **shared.hf_transformer_config(state, model_cfg),
         'num_queries': layout.num_queries,
     }
 

@@ -3,29 +3,18 @@
 MMDetection's names are ours.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ddetr.weights import ClassRows, Rule, State, Style, WeightFamily, WeightFormat, count
 from ddetr.weights.rules import table
 
+from . import transformer_weights as shared
 from .deformable_detr_weights import DEFORMABLE_DETR
-from .transformer_weights import (
-    ORIGINAL_BACKBONE,
-    PROPOSALS,
-    TransformerLayout,
-    box_branch_rules,
-    branch_rules,
-    neck_rules,
-    original_layers,
-    their_levels,
-    transformer_facts,
-)
 
 
 @dataclass(frozen=True)
-class DINOLayout(TransformerLayout):
+class DINOLayout(shared.TransformerLayout):
     """DINO with 4 or 5 feature levels."""
 
     def __str__(self) -> str:
@@ -43,14 +32,10 @@ class DINOLayout(TransformerLayout):
         return changes if self.num_queries in (0, 900) else {**changes, 'model.num_queries': self.num_queries}
 
 
-def layout_of(state: State, hints: Mapping[str, Any]) -> DINOLayout:
-    """Read the layout off tensors under our names."""
-    return DINOLayout(**transformer_facts(state))
-
-
 def layout_from_original(state: State) -> DINOLayout:
     """What chooses the rules, read off the original's names."""
-    return DINOLayout(decoder_layers=count(state, 'transformer.decoder.layers.'), **their_levels(state))
+    layers = count(state, 'transformer.decoder.layers.')
+    return DINOLayout(decoder_layers=layers, **shared.their_levels(state))
 
 
 def original_rules(layout: DINOLayout, style: Style) -> tuple[Rule, ...]:
@@ -60,22 +45,22 @@ def original_rules(layout: DINOLayout, style: Style) -> tuple[Rule, ...]:
         'decoder.norm': 'decoder.norm',
         'decoder.ref_point_head': 'decoder.ref_point_head',
         'tgt_embed': 'query_embedding',
-        **PROPOSALS,
+        **shared.PROPOSALS,
         'enc_out_class_embed': f'bbox_head.cls_branches.{last}',
     }
     return (
-        *ORIGINAL_BACKBONE,
-        *neck_rules('', layout),
+        *shared.ORIGINAL_BACKBONE,
+        *shared.neck_rules('', layout),
         Rule('transformer.level_embed', 'level_embed'),
-        *original_layers(deformable=True),
+        *shared.original_layers(deformable=True),
         *table('transformer.', '', modules),
         Rule('label_enc.{p}', 'dn_query_generator.label_embedding.{p}'),
-        *box_branch_rules('transformer.enc_out_bbox_embed', last),
+        *shared.box_branch_rules('transformer.enc_out_bbox_embed', last),
         *(
             rule
             for prefix in ('', 'transformer.decoder.')
             for i in range(layout.decoder_layers)
-            for rule in branch_rules(prefix, index=str(i))
+            for rule in shared.branch_rules(prefix, index=str(i))
         ),
     )
 
@@ -83,7 +68,7 @@ def original_rules(layout: DINOLayout, style: Style) -> tuple[Rule, ...]:
 DINO_WEIGHTS = WeightFamily(
     name='DINO',
     landmarks=(*DEFORMABLE_DETR.landmarks, 'decoder.ref_point_head.layers.0.weight', 'decoder.norm.weight'),
-    layout_of=layout_of,
+    layout_of=lambda state, hints: DINOLayout(**shared.transformer_facts(state)),
     class_rows=(
         *DEFORMABLE_DETR.class_rows,
         # the original's unknown class, never used

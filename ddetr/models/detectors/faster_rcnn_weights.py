@@ -50,8 +50,8 @@ class FasterRCNNLayout(Layout):
 
 def layout_of(state: State, hints: Mapping[str, Any]) -> FasterRCNNLayout:
     """Read the layout off tensors under our names; the last class row is the background."""
-    bias = state.get('roi_head.bbox_head.fc_cls.bias')
-    return FasterRCNNLayout(0 if bias is None else len(bias) - 1, resnet_layout(state))
+    rows = len(state.get('roi_head.bbox_head.fc_cls.bias', (0,)))
+    return FasterRCNNLayout(rows - 1, resnet_layout(state))
 
 
 FASTER_RCNN = WeightFamily(

@@ -139,9 +139,7 @@ def box_branch_rules(theirs: str, index: str, written: bool = True) -> tuple[Rul
 def hf_transformer_config(state: State, model_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the config.json of Hugging Face's DETRs says of backbone and transformer.
 
-    Args:
-        state: Tensors under our names.
-        model_cfg: `model` of our config; the published models' values without one, since weights do not show them.
+    Without `model_cfg`, `model` of our config, it is the published models' values where weights do not show them.
     """
     heads = attention_of(model_cfg).get('num_heads', 8)
     dilations = model_cfg['backbone'].get('dilations', (1,)) if model_cfg else (1,)
