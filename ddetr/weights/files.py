@@ -85,7 +85,7 @@ def tensors_in(
     path: str | Path,
     keys: Sequence[str] = ('state_dict', 'model', 'model_state_dict'),
 ) -> State:
-    """The tensors by name of a checkpoint, under the first of `keys` that it has or at its top; CheckpointError if none."""
+    """Tensors by name of a checkpoint, under the first of `keys` that it has or at its top. CheckpointError if none."""
     inner = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
     state = {name: t for name, t in inner.items() if isinstance(name, str) and isinstance(t, Tensor)}
     if not state:
