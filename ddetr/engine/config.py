@@ -98,8 +98,7 @@ def check_config(cfg: Config) -> None:
         near = difflib.get_close_matches(key, READ_KEYS, n=1, cutoff=0.87)
         if key not in READ_KEYS and near and isinstance(value, (dict, list)):
             raise ConfigError(f'config key {key!r} is read by nothing; did you mean {near[0]!r}?')
-    found = cfg.items()
-    places = [place for key, value in found if key in REGISTRIES and value for place in _walk(key, value)]
+    places = [place for key, value in cfg.items() if key in REGISTRIES for place in _walk(key, value)]
     # all types before any key: a missing component explains more than its keys
     parts = [_part_at(*place) for place in places]
     for (path, value), part in zip(places, parts, strict=True):
@@ -123,16 +122,15 @@ def explain_build_errors() -> Iterator[None]:
     """Turn what a constructor says of a key that it does not take or lacks, or an unknown type, into one sentence."""
     try:
         yield
-    except TypeError as error:
-        if missing := re.search(r'(\w+)\.__init__\(\) missing .*?argument.*?: (.*)', first_line(error)):
+    except (TypeError, KeyError) as error:
+        line = first_line(error)
+        if missing := re.search(r'(\w+)\.__init__\(\) missing .*?argument.*?: (.*)', line):
             raise ConfigError(f'{missing[1]} needs {missing[2]}: add it in the config.') from error
-        if 'unexpected keyword argument' not in str(error):
+        if 'unexpected keyword argument' in line:
+            raise ConfigError(f'{line}: correct or remove this key in the config.') from error
+        if 'is not in the' not in line:
             raise
-        raise ConfigError(f'{first_line(error)}: correct or remove this key in the config.') from error
-    except KeyError as error:
-        if 'is not in the' not in first_line(error):
-            raise
-        sentence = first_line(error).split('. Please check')[0]
+        sentence = line.split('. Please check')[0]
         raise ConfigError(f'{sentence}: correct this type in the config.') from error
 
 
@@ -187,10 +185,10 @@ def _walk(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every dict at or under `value`, with the keys that lead to it."""
     if isinstance(value, Mapping):
         yield path, value
-    inner = value.items() if isinstance(value, Mapping) else enumerate(value)
-    for key, item in inner:
-        if isinstance(item, (Mapping, list, tuple)):
-            yield from _walk(f'{path}.{key}', item)
+    elif not isinstance(value, (list, tuple)):
+        return
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from _walk(f'{path}.{key}', inner)
 
 
 def _parameters(kind: Any) -> set[str] | None:

@@ -56,8 +56,7 @@ def read_weights(
     """
     content = read_checkpoint(path) if content is None else content
     path = Path(path)
-    meta = content.get('meta')
-    meta = meta if isinstance(meta, dict) else {}
+    meta = meta if isinstance(meta := content.get('meta'), dict) else {}
     state = tensors_in(content, path)
     if all(name.startswith('module.') for name in state):  # saved inside the wrapper for several processes
         state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}

@@ -102,9 +102,8 @@ class TimmBackbone(BaseModule):
         self.remap_checkpoint = remap_checkpoint
         self.in_channels = in_channels
         self.norm_eval = norm_eval
-        self._keywords = {**(options or {}), 'in_chans': in_channels}
-        if drop_path_rate is not None:
-            self._keywords['drop_path_rate'] = drop_path_rate
+        # timm leaves out keywords that are None
+        self._keywords = {**(options or {}), 'in_chans': in_channels, 'drop_path_rate': drop_path_rate}
         full = _on_meta(self._create)  # the whole model without storage: its class, names and shapes
         known = inspect.signature(type(full).__init__).parameters
         # what lets a model take images of any size; `strict_img_size` is the older name of `dynamic_img_size`
@@ -190,10 +189,9 @@ class TimmBackbone(BaseModule):
         """`timm.create_model`; ConfigError for a keyword that the model does not take, or a lack of levels."""
         import timm
 
-        more |= {'features_only': True} if features_only else {}
         own = {k: v for k, v in self._keywords.items() if features_only or k not in FEATURE_OPTIONS}
         try:
-            return timm.create_model(self.model_name, **own, **more)
+            return timm.create_model(self.model_name, features_only=features_only or None, **own, **more)
         except (RuntimeError, AssertionError, AttributeError, KeyError, TypeError) as error:
             if 'unexpected keyword argument' in str(error):
                 key = str(error).split("'")[-2]
