@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,11 +43,11 @@ def init_detector(
     """Build a detector and load its weights.
 
     Args:
-        config: a file, or what `load_config` made of it.
-        checkpoint: weights of any format that we know; without one the model is as initialised.
-        device: a GPU if there is one, else the CPU.
-        cfg_options: values by dotted config key, where `config` is a file.
-        allow_partial: take what fits of the weights.
+        config: File, or what `load_config` made of it.
+        checkpoint: Weights of any format that we know; without one the model is as initialised.
+        device: By default a GPU if there is one, else the CPU.
+        cfg_options: Values by dotted config key, where `config` is a file.
+        allow_partial: Take what fits of the weights.
 
     Returns:
         The model in evaluation mode, with the attributes `cfg` and `dataset_meta`, whose `classes` are the names
@@ -75,18 +75,14 @@ def init_detector(
 def inference_detector(
     model: nn.Module, images: Image | Sequence[Image]
 ) -> DetDataSample | list[DetDataSample]:
-    """Detect objects in an image or in several, one after the other.
-
-    Args:
-        model: from `init_detector`.
-        images: files or arrays; a list for several.
+    """Detect objects in an image or in a list of them, one after the other, with a model from `init_detector`.
 
     Returns:
         For each image a sample with `pred_instances` in pixels of the image, best first; for a single image just
         that sample.
 
     Raises:
-        InputError: an image cannot be read.
+        InputError: An image cannot be read.
     """
     if isinstance(images, (str, Path, np.ndarray)):
         return _detect(model, images)
@@ -94,15 +90,7 @@ def inference_detector(
 
 
 class DetInferencer:
-    """A detector that writes what it finds: pictures with boxes, and JSON.
-
-    Args:
-        config: of the detector.
-        checkpoint: its weights.
-        device: see `init_detector`.
-        cfg_options: values by dotted config key.
-        allow_partial: take what fits of the weights.
-    """
+    """A detector that writes what it finds: pictures with boxes, and JSON. It takes what `init_detector` takes."""
 
     def __init__(
         self,
@@ -112,11 +100,11 @@ class DetInferencer:
         cfg_options: dict[str, Any] | None = None,
         allow_partial: bool = False,
     ) -> None:
-        model = init_detector(config, checkpoint, device, cfg_options, allow_partial)
-        self.model = cast(Any, model)  # its attributes cfg and dataset_meta are not nn.Module's
-        self.classes: Sequence[str] = self.model.dataset_meta['classes']
+        model: Any = init_detector(config, checkpoint, device, cfg_options, allow_partial)
+        self.model = model
+        self.classes: Sequence[str] = model.dataset_meta['classes']
         self.visualizer = DetLocalVisualizer()
-        self.visualizer.dataset_meta = self.model.dataset_meta
+        self.visualizer.dataset_meta = model.dataset_meta
 
     def __call__(self, image: Image) -> DetDataSample:
         """Detect objects in one image; see `inference_detector`."""
@@ -137,9 +125,8 @@ class DetInferencer:
         array = load({'img_path': str(image)})['img'].astype(np.uint8)
         sample = self(array)
         detections = self.to_json(sample, score_thr)
-        stem = Path(
-            out_dir, Path(image).name
-        )  # both suffixes: cat.jpg and cat.png must not overwrite each other
+        # both suffixes: cat.jpg and cat.png must not overwrite each other
+        stem = Path(out_dir, Path(image).name)
         height, width = sample.ori_shape
         written = Written(Path(f'{stem}.png'), Path(f'{stem}.json'), len(detections))
         self.visualizer.write(self.draw(array, sample, score_thr)[..., ::-1], written.picture)
@@ -151,19 +138,15 @@ class DetInferencer:
         """The detections that score at least `score_thr` as plain values; see `save`."""
         found = sample.pred_instances.cpu()
         found = found[found.scores >= score_thr]
-        return [
-            {'label': label, 'class': self.classes[label], 'score': score, 'bbox': box}
-            for label, score, box in zip(
-                found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist(), strict=True
-            )
-        ]
+        rows = zip(found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist(), strict=True)
+        return [{'label': i, 'class': self.classes[i], 'score': score, 'bbox': box} for i, score, box in rows]
 
 
 def list_images(path: str | Path) -> list[Path]:
     """The image itself, or a folder's images by name.
 
     Raises:
-        InputError: there is no such file or folder, or no image in it.
+        InputError: There is no such file or folder, or no image in it.
     """
     path = Path(path)
     if path.is_file():
@@ -178,14 +161,11 @@ def list_images(path: str | Path) -> list[Path]:
 
 def prepare_image(model: Any, image: Image) -> dict[str, list]:
     """One image as a batch for `model.data_preprocessor`, brought to size as in testing."""
-    results: dict[str, Any] = {'img_id': 0, 'img_path': None}
+    results: dict[str, Any] = {'img_id': 0, 'img_path': str(image)}
     steps = _pipeline(model.cfg)
     if isinstance(image, np.ndarray):
-        shape = image.shape[:2]
-        results |= {'img': image, 'img_shape': shape, 'ori_shape': shape}
-        steps = steps[1:]  # what would load the file
-    else:
-        results['img_path'] = str(image)
+        shape, steps = image.shape[:2], steps[1:]  # but for what would load the file
+        results |= {'img_path': None, 'img': image, 'img_shape': shape, 'ori_shape': shape}
     packed = Compose(steps)(results)
     return {'inputs': [packed['inputs']], 'data_samples': [packed['data_samples']]}
 
@@ -197,11 +177,8 @@ def _detect(model: Any, image: Image) -> DetDataSample:
 
 def _pipeline(cfg: Config) -> list[dict[str, Any]]:
     """The steps of testing but for the annotations, which the user's images do not have."""
-    steps = [
-        step
-        for step in dataset_of(cfg.get('test_dataloader', {})).get('pipeline', ())
-        if _component(step) is not LoadAnnotations
-    ]
+    steps = dataset_of(cfg.get('test_dataloader', {})).get('pipeline', ())
+    steps = [step for step in steps if _component(step) is not LoadAnnotations]
     if not steps or not _component(steps[0]).__name__.startswith('Load'):
         raise ConfigError(
             'the config has no test_dataloader.dataset.pipeline that starts with LoadImageFromFile: '

@@ -16,91 +16,64 @@ from ddetr.weights import read_checkpoint, read_weights
 
 
 class TrainOptions(NamedTuple):
-    """What `tools/train.py` takes beside the config.
+    """What `tools/train.py` takes beside the config."""
 
-    Attributes:
-        work_dir: of logs and checkpoints; the config's, or `work_dirs/<config's name>`, if None.
-        resume: a training checkpoint to go on from, or 'auto' for the work directory's last.
-        allow_partial: take what fits of the weights of `load_from`, and warn, instead of refusing a file that does
-            not fit altogether.
-        amp: mixed precision.
-        auto_scale_lr: scale the learning rate by the batch size that is really trained with.
-        launcher: 'none', or what started several processes: 'pytorch' (torchrun), 'slurm', 'mpi'.
-        cfg_options: values by dotted config key.
-    """
-
-    work_dir: str | None = None
-    resume: str | None = None
-    allow_partial: bool = False
-    amp: bool = False
-    auto_scale_lr: bool = False
-    launcher: str = 'none'
-    cfg_options: Mapping[str, Any] = {}
+    work_dir: str | None = (
+        None  # for logs and checkpoints; None: the config's, or `work_dirs/<config's name>`
+    )
+    resume: str | None = None  # training checkpoint to go on from, or 'auto' for the work directory's last
+    allow_partial: bool = False  # take what fits of the weights of `load_from` and warn, instead of an error
+    amp: bool = False  # mixed precision
+    auto_scale_lr: bool = False  # scale the learning rate by the batch size that is really trained with
+    launcher: str = 'none'  # or what started several processes: 'pytorch' (torchrun), 'slurm', 'mpi'
+    cfg_options: Mapping[str, Any] = {}  # values by dotted config key
 
 
 class EvalOptions(NamedTuple):
-    """What `tools/test.py` takes beside config and checkpoint.
-
-    Attributes:
-        work_dir: as in training.
-        out: a JSON file for the detections, in COCO's result format.
-        show_dir: a folder for pictures of all images with their boxes.
-        score_thr: of the boxes in these pictures.
-        allow_partial: as in training, for the checkpoint.
-        launcher: as in training.
-        cfg_options: values by dotted config key.
-    """
+    """What `tools/test.py` takes beside config and checkpoint; see `TrainOptions` for what is not said here."""
 
     work_dir: str | None = None
-    out: str | None = None
-    show_dir: str | None = None
-    score_thr: float = 0.3
+    out: str | None = None  # JSON file for the detections, in COCO's result format
+    show_dir: str | None = None  # folder for pictures of all images with their boxes
+    score_thr: float = 0.3  # of the boxes in these pictures
     allow_partial: bool = False
     launcher: str = 'none'
     cfg_options: Mapping[str, Any] = {}
 
 
 def train_detector(config: str | Path, options: TrainOptions) -> DetRunner:
-    """Train as a config says.
-
-    Returns:
-        The Runner after training.
+    """Train as a config says; the Runner after training.
 
     Raises:
-        InputError: something in config or options cannot be used; nothing has been trained then.
+        InputError: Something in config or options cannot be used; nothing has been trained then.
     """
-    changes = dict(options.cfg_options)
-    if options.amp:
-        changes['optim_wrapper.type'] = 'AmpOptimWrapper'
-    if options.auto_scale_lr:
-        changes['auto_scale_lr.enable'] = True
-    changes['allow_partial'] = options.allow_partial
-    cfg = _load(config, changes, options.work_dir, options.launcher)
+    changes: dict[str, Any] = {'optim_wrapper.type': 'AmpOptimWrapper'} if options.amp else {}
+    changes |= {'auto_scale_lr.enable': True} if options.auto_scale_lr else {}
+    cfg = _load(config, options, changes)
     if options.auto_scale_lr and 'base_batch_size' not in cfg.auto_scale_lr:
         raise ConfigError(
             f'--auto-scale-lr: config {config} does not say for which batch size its learning rate is meant; '
             'add auto_scale_lr=dict(base_batch_size=...).'
         )
     cfg.merge_from_dict(_start(cfg, options.resume))
-    if cfg.get('load_from'):
-        _require(cfg.load_from)
-    loops = ['train', 'val'] if cfg.get('val_cfg') else ['train']
-    runner = build_runner(cfg, loops)
+    path = cfg.get('load_from')
+    if (
+        path and '://' not in path and not Path(path).expanduser().exists()
+    ):  # before datasets and model are built
+        raise CheckpointError(f'checkpoint {path} does not exist: check the path.')
+    runner = build_runner(cfg, ['train', 'val'] if cfg.get('val_cfg') else ['train'])
     _require_objects(runner.train_loop.dataloader)
     runner.train()
     return runner
 
 
 def evaluate_detector(config: str | Path, checkpoint: str | Path, options: EvalOptions) -> dict[str, float]:
-    """Evaluate a checkpoint on a config's test set.
-
-    Returns:
-        The metrics by name.
+    """Evaluate a checkpoint on a config's test set; the metrics by name.
 
     Raises:
-        InputError: something in config, checkpoint or options cannot be used.
+        InputError: Something in config, checkpoint or options cannot be used.
     """
-    changes = dict(options.cfg_options)
+    changes: dict[str, Any] = {}
     if options.out is not None:
         if Path(options.out).suffix != '.json':
             raise InputError(f'--out {options.out}: detections are written as JSON, name a .json file.')
@@ -112,9 +85,7 @@ def evaluate_detector(config: str | Path, checkpoint: str | Path, options: EvalO
             'test_out_dir': options.show_dir,
             'score_thr': options.score_thr,
         }
-    changes['allow_partial'] = options.allow_partial
-    cfg = _load(config, changes, options.work_dir, options.launcher)
-    name = str(checkpoint)
+    cfg, name = _load(config, options, changes), str(checkpoint)
     content = read_checkpoint(name)
     cfg.merge_from_dict({'load_from': name, 'resume': False, **_learned_classes(cfg, name, content)})
     runner = build_runner(cfg, ['test'])
@@ -126,10 +97,10 @@ def evaluate_detector(config: str | Path, checkpoint: str | Path, options: EvalO
     return metrics
 
 
-def _load(config: str | Path, changes: Mapping[str, Any], work_dir: str | None, launcher: str) -> Config:
-    cfg = load_config(config, changes)
-    where = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(config).stem))
-    cfg.merge_from_dict({'work_dir': where, 'launcher': launcher})
+def _load(config: str | Path, options: TrainOptions | EvalOptions, changes: Mapping[str, Any]) -> Config:
+    cfg = load_config(config, {**options.cfg_options, **changes, 'allow_partial': options.allow_partial})
+    where = options.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(config).stem))
+    cfg.merge_from_dict({'work_dir': where, 'launcher': options.launcher})
     return cfg
 
 
@@ -178,9 +149,3 @@ def _require_objects(loader: Any) -> None:
             f'train_dataloader.dataset: none of its {len(dataset)} images has a box of its classes to train on; check '
             'ann_file and metainfo.classes in the config.'
         )
-
-
-def _require(checkpoint: str) -> None:
-    """Fail early, before datasets and model are built."""
-    if '://' not in checkpoint and not Path(checkpoint).expanduser().exists():
-        raise CheckpointError(f'checkpoint {checkpoint} does not exist: check the path.')

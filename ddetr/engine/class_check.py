@@ -1,6 +1,5 @@
 """Check before training that detector and datasets have the same classes."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -9,17 +8,15 @@ from ddetr.utils.errors import ConfigError
 
 
 def check_classes(model: nn.Module, datasets: dict[str, Any]) -> None:
-    """Compare the number of classes of a detector with its datasets', and these with one another.
+    """Compare the number of classes of a detector with its datasets' (by config key), and these with one another.
 
-    Args:
-        model: Models without `num_classes` are passed over.
-        datasets: By the config key of their loader; those without class names are passed over.
+    Models without `num_classes` and datasets without class names are passed over.
 
     Raises:
         ConfigError: A label would have no logit, a logit no class, or two datasets number classes differently.
     """
-    classes = {key: _classes_of(dataset) for key, dataset in datasets.items()}
-    named = {key: names for key, names in classes.items() if names}
+    metas = {key: getattr(dataset, 'metainfo', None) or {} for key, dataset in datasets.items()}
+    named = {key: meta['classes'] for key, meta in metas.items() if meta.get('classes')}
     number = getattr(model, 'num_classes', None)
     for key, names in named.items():
         if number is not None and len(names) != number:
@@ -37,13 +34,6 @@ def check_classes(model: nn.Module, datasets: dict[str, Any]) -> None:
 
 def _config_key(model: nn.Module) -> str:
     """Where the config probably sets it: the last module that has the model's `num_classes`."""
-    names = [
-        name
-        for name, module in model.named_modules()
-        if getattr(module, 'num_classes', None) == model.num_classes
-    ]
+    modules, number = model.named_modules(), model.num_classes
+    names = [name for name, module in modules if getattr(module, 'num_classes', None) == number]
     return '.'.join(['model', *filter(None, names[-1:]), 'num_classes'])
-
-
-def _classes_of(dataset: Any) -> Sequence[str] | None:
-    return (getattr(dataset, 'metainfo', None) or {}).get('classes')

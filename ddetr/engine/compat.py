@@ -1,7 +1,7 @@
 """What mmengine 0.10.7 needs on today's packages, in one place, one reason a bridge.
 
 Each bridge uses an extension point that mmengine offers: registries, and methods of the Runner that `DetRunner`
-(runner.py) overrides. (`ddetr.weights.remote` replaces its checkpoint loaders.) `onedl-mmengine` 0.10.12, which
+(runner.py) overrides. (`ddetr.weights.checkpoint` replaces its checkpoint loaders.) `onedl-mmengine` 0.10.12, which
 installs under the same import name, takes the same bridges.
 """
 
@@ -34,21 +34,16 @@ class AmpOptimWrapper(GpuAmpOptimWrapper):
         OptimWrapper.__init__(self, **kwargs)
         self.cast_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self._scale_update_param = loss_scale if isinstance(loss_scale, float) else None
+        scaling: Any = {} if self._scale_update_param is None else {'init_scale': loss_scale}
+        scaling = loss_scale if isinstance(loss_scale, dict) else scaling
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        scaling: dict[str, Any] = loss_scale if isinstance(loss_scale, dict) else {}
-        if isinstance(loss_scale, float):
-            scaling = {'init_scale': loss_scale}
         # bfloat16 has float32's range
         enabled = device == 'cuda' and self.cast_dtype is not torch.bfloat16
         self.loss_scaler = torch.amp.GradScaler(device, enabled=enabled, **scaling)
 
 
 def init_cpu_group(launcher: str) -> None:
-    """Join the processes over gloo; mmengine's `init_dist` selects a GPU first and fails where there is none.
-
-    Raises:
-        ConfigError: a launcher other than torchrun's, which needs GPUs.
-    """
+    """Join the processes over gloo; mmengine's `init_dist` selects a GPU first and fails where there is none."""
     if launcher != 'pytorch':
         raise ConfigError(
             f'launcher={launcher!r} needs GPUs: start with torchrun (--launcher pytorch) on CPUs.'

@@ -4,10 +4,10 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.utils.data
 from mmengine import registry as engine
@@ -17,7 +17,7 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 from ddetr import registry as ours
-from ddetr.utils.errors import ConfigError
+from ddetr.utils.errors import ConfigError, did_you_mean, first_line
 
 # The registries of the components under each top-level config key.
 REGISTRIES: dict[str, tuple[Registry, ...]] = {
@@ -31,13 +31,12 @@ REGISTRIES: dict[str, tuple[Registry, ...]] = {
     'visualizer': (ours.VISUALIZERS, engine.VISBACKENDS),
     'log_processor': (engine.LOG_PROCESSORS,),
 }
-REGISTRIES |= {f'{split}_dataloader': REGISTRIES['train_dataloader'] for split in ('val', 'test')}
-REGISTRIES |= {f'{split}_cfg': REGISTRIES['train_cfg'] for split in ('val', 'test')}
-REGISTRIES |= {
-    'data_preprocessor': REGISTRIES['model'],
-    'test_evaluator': REGISTRIES['val_evaluator'],
-    'custom_hooks': REGISTRIES['default_hooks'],
-}
+_SAME = {
+    'data_preprocessor': 'model', 'test_evaluator': 'val_evaluator', 'custom_hooks': 'default_hooks',
+    'val_cfg': 'train_cfg', 'test_cfg': 'train_cfg',
+    'val_dataloader': 'train_dataloader', 'test_dataloader': 'train_dataloader',
+}  # fmt: skip
+REGISTRIES |= {key: REGISTRIES[same] for key, same in _SAME.items()}
 
 # Top-level keys that something reads: the Runner's parameters, and what it looks up in the config itself.
 READ_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
@@ -50,27 +49,16 @@ BUILDER_KEYS = {
     'optim_wrapper': {'constructor', 'paramwise_cfg', 'optimizer'},
     'param_scheduler': {'convert_to_iter_based'},
 }
-LOADER_KEYS = {'num_batch_per_epoch', 'disable_subprocess_warning'}
-
-
-class Place(NamedTuple):
-    """A dict in a config: the keys that lead to it, and itself."""
-
-    path: str
-    value: Mapping[str, Any]
-
-    @property
-    def top(self) -> str:
-        return self.path.split('.', maxsplit=1)[0]
+LOADER_KEYS = {'num_batch_per_epoch', 'disable_subprocess_warning', 'dataset'}
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config file of ours or of MMDetection and apply `--cfg-options` to it.
 
     Args:
-        path: a `.py`, `.json` or `.yaml` config. A Python config is a program and is run; modules that its
+        path: `.py`, `.json` or `.yaml` config. A Python config is a program and is run; modules that its
             `custom_imports` name may lie beside it.
-        options: values by dotted key, `{'model.num_queries': 100, 'custom_hooks.0.interval': 5}`.
+        options: Values by dotted key, `{'model.num_queries': 100, 'custom_hooks.0.interval': 5}`.
 
     Returns:
         A config of scope `ddetr` (MMDetection's `mmdet` is taken as its alias) with a seed: 0 unless it has one.
@@ -86,9 +74,9 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     try:
         cfg = Config.fromfile(path)
     except (ConfigParsingError, SyntaxError, OSError, ImportError, NameError, KeyError, TypeError) as error:
-        raise ConfigError(f'config {path} cannot be read: {_first_line(error)}') from error
-    _check_options(cfg, options or {})
+        raise ConfigError(f'config {path} cannot be read: {first_line(error)}') from error
     changes: dict[str, Any] = dict(options or {})
+    _check_options(cfg, changes)
     if cfg.get('default_scope') in (None, ours.ALIAS):
         changes['default_scope'] = ours.SCOPE
     if cfg.get('randomness', {}).get('seed') is None and 'randomness.seed' not in changes:
@@ -96,7 +84,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     try:
         cfg.merge_from_dict(changes)
     except (KeyError, TypeError) as error:
-        raise ConfigError(f'--cfg-options on {path}: {_first_line(error)}') from error
+        raise ConfigError(f'--cfg-options on {path}: {first_line(error)}') from error
     return cfg
 
 
@@ -111,10 +99,14 @@ def check_config(cfg: Config) -> None:
         if key not in READ_KEYS and near and isinstance(value, (dict, list)):
             raise ConfigError(f'config key {key!r} is read by nothing; did you mean {near[0]!r}?')
     places = [place for key, value in cfg.items() if key in REGISTRIES for place in _walk(key, value)]
-    for place in places:  # all types before any key: a missing component explains more than its keys
-        _part_at(place)
-    for place in places:
-        _check_place(place)
+    # all types before any key: a missing component explains more than its keys
+    parts = [_part_at(*place) for place in places]
+    for (path, value), part in zip(places, parts, strict=True):
+        if path.endswith('_dataloader'):
+            _check_keys(path, value, torch.utils.data.DataLoader, LOADER_KEYS)
+        # norm_cfg, act_cfg, init_cfg, ...: the builders of mmcv and mmengine take keys of their own out of these
+        if part is not None and (not path.endswith('_cfg') or '.' not in path):
+            _check_keys(path, value, part, BUILDER_KEYS.get(path.split('.')[0], set()))
 
 
 def dataset_of(loader: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -130,52 +122,36 @@ def explain_build_errors() -> Iterator[None]:
     """Turn what a constructor says of a key that it does not take or lacks, or an unknown type, into one sentence."""
     try:
         yield
-    except TypeError as error:
-        if missing := re.search(r'(\w+)\.__init__\(\) missing .*?argument.*?: (.*)', _first_line(error)):
+    except (TypeError, KeyError) as error:
+        line = first_line(error)
+        if missing := re.search(r'(\w+)\.__init__\(\) missing .*?argument.*?: (.*)', line):
             raise ConfigError(f'{missing[1]} needs {missing[2]}: add it in the config.') from error
-        if 'unexpected keyword argument' not in str(error):
+        if 'unexpected keyword argument' in line:
+            raise ConfigError(f'{line}: correct or remove this key in the config.') from error
+        if 'is not in the' not in line:
             raise
-        raise ConfigError(f'{_first_line(error)}: correct or remove this key in the config.') from error
-    except KeyError as error:
-        if 'is not in the' not in _first_line(error):
-            raise
-        sentence = _first_line(error).split('. Please check')[0]
+        sentence = line.split('. Please check')[0]
         raise ConfigError(f'{sentence}: correct this type in the config.') from error
 
 
-def _part_at(place: Place) -> Any:
-    """The class or function that a place's type names; None without a type."""
-    kind = place.value.get('type')
+def _part_at(path: str, value: Mapping[str, Any]) -> Any:
+    """The class or function that the type of a dict in the config names; None without a type."""
+    kind = value.get('type')
     if not isinstance(kind, str):
         return kind
-    registries = REGISTRIES[place.top]
+    registries = REGISTRIES[path.split('.')[0]]
     found = next((part for registry in registries if (part := registry.get(kind)) is not None), None)
     if found is None:
-        raise ConfigError(
-            f'{place.path}.type={kind!r} is not registered'
-            f'{_did_you_mean(kind, (name for r in registries for name in _names(r)))}'
-        )
+        hint = did_you_mean(kind, set().union(*map(_names, registries)))
+        raise ConfigError(f'{path}.type={kind!r} is not registered{hint}')
     return found
 
 
-def _check_place(place: Place) -> None:
-    if place.path.endswith('_dataloader'):
-        _check_keys(place, torch.utils.data.DataLoader, LOADER_KEYS | {'dataset'})
-    part = _part_at(place)
-    # norm_cfg, act_cfg, init_cfg, ...: the builders of mmcv and mmengine take keys of their own out of these
-    if part is not None and (not place.path.endswith('_cfg') or place.top == place.path):
-        _check_keys(place, part, BUILDER_KEYS.get(place.top, set()))
-
-
-def _check_keys(place: Place, kind: Any, extra: Iterable[str]) -> None:
+def _check_keys(path: str, value: Mapping[str, Any], kind: Any, extra: set[str]) -> None:
     known = _parameters(kind)
-    if known is None:
-        return
-    for key in place.value:
-        if key not in known and key not in extra and key not in ('type', '_scope_', 'init_cfg'):
-            raise ConfigError(
-                f'{place.path}.{key}: {kind.__name__} takes no such key{_did_you_mean(key, known)}'
-            )
+    for key in value:
+        if known is not None and key not in known | extra | {'type', '_scope_', 'init_cfg'}:
+            raise ConfigError(f'{path}.{key}: {kind.__name__} takes no such key{did_you_mean(key, known)}')
 
 
 def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
@@ -188,7 +164,7 @@ def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
                 'used; set those keys.'
             )
         if top not in READ_KEYS:
-            raise ConfigError(f'--cfg-options {option}: there is no such key{_did_you_mean(top, READ_KEYS)}')
+            raise ConfigError(f'--cfg-options {option}: there is no such key{did_you_mean(top, READ_KEYS)}')
         inner, path = cfg.get(top), top
         for key in rest:
             if isinstance(inner, (list, tuple)) and key.isdigit():
@@ -196,12 +172,8 @@ def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
                     raise ConfigError(f'--cfg-options {option}: {path} has {len(inner)} items, from 0.')
                 inner = inner[int(key)]
             elif isinstance(inner, Mapping):
-                typo = (
-                    key not in inner
-                    and 'type' not in inner
-                    and difflib.get_close_matches(key, inner, 1, 0.75)
-                )
-                if typo:
+                known = key in inner or 'type' in inner
+                if not known and (typo := difflib.get_close_matches(key, inner, 1, 0.75)):
                     raise ConfigError(
                         f'--cfg-options {option}: {path} has no {key!r}; did you mean {typo[0]!r}?'
                     )
@@ -209,15 +181,14 @@ def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
             path = f'{path}.{key}'
 
 
-def _walk(path: str, value: Any) -> Iterator[Place]:
-    """Every dict at or under `value`."""
+def _walk(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every dict at or under `value`, with the keys that lead to it."""
     if isinstance(value, Mapping):
-        yield Place(path, value)
-        for key, inner in value.items():
-            yield from _walk(f'{path}.{key}', inner)
-    elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            yield from _walk(f'{path}.{index}', inner)
+        yield path, value
+    elif not isinstance(value, (list, tuple)):
+        return
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from _walk(f'{path}.{key}', inner)
 
 
 def _parameters(kind: Any) -> set[str] | None:
@@ -225,11 +196,9 @@ def _parameters(kind: Any) -> set[str] | None:
 
     A constructor that passes `**kwargs` on takes those of the next constructor in its class's order too.
     """
-    constructors = (
-        [vars(cls)['__init__'] for cls in kind.__mro__ if '__init__' in vars(cls)]
-        if inspect.isclass(kind)
-        else [kind]
-    )
+    constructors = [kind]
+    if inspect.isclass(kind):
+        constructors = [vars(cls)['__init__'] for cls in kind.__mro__ if '__init__' in vars(cls)]
     names: set[str] = set()
     for constructor in constructors:
         try:
@@ -242,22 +211,9 @@ def _parameters(kind: Any) -> set[str] | None:
     return None
 
 
-def _names(registry: Registry) -> set[str]:
+def _names(registry: Registry | None) -> set[str]:
     """All the types that a registry can build, its parents' included."""
-    found: set[str] = set()
-    node: Registry | None = registry
-    while node is not None:
-        node.import_from_location()
-        found |= set(node.module_dict)
-        node = node.parent
-    return found
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, set(known), n=3, cutoff=0.6)
-    return f'; did you mean {" or ".join(near)}?' if near else '.'
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return text.strip().split('\n')[0]
+    if registry is None:
+        return set()
+    registry.import_from_location()
+    return {*registry.module_dict} | _names(registry.parent)

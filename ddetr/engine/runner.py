@@ -28,13 +28,11 @@ from .console import keep_details_out
 
 @RUNNERS.register_module()
 class DetRunner(Runner):
-    """mmengine's Runner on machines without a GPU, with files written whole and checkpoints told apart.
+    """mmengine's Runner on machines without a GPU, with files written whole and checkpoints told apart."""
 
-    Attributes:
-        read_already: Name and content of a checkpoint that was read before the runner was built.
-    """
-
-    read_already: tuple[str, dict[str, Any]] | None = None
+    read_already: tuple[str, dict[str, Any]] | None = (
+        None  # name and content of a checkpoint, read before building
+    )
 
     def setup_env(self, env_cfg: dict) -> None:
         """Join the other processes, over gloo where there is no GPU."""
@@ -74,25 +72,19 @@ class DetRunner(Runner):
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save a training checkpoint; it gets its name only once all of it is on disk."""
         if self.rank == 0:
-            save = super().save_checkpoint
-            write_atomically(
-                Path(out_dir, filename), lambda unfinished: save(out_dir, unfinished.name, *args, **kwargs)
-            )
+            save, path = super().save_checkpoint, Path(out_dir, filename)
+            write_atomically(path, lambda unfinished: save(out_dir, unfinished.name, *args, **kwargs))
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
-        """Load weights into the model: of a training to go on with, or of any format that `ddetr.weights` knows.
+        """Load the state of a training to go on with, or weights of any format that `ddetr.weights` knows.
 
         Raises:
-            CheckpointError: the file cannot be read, does not fit the model, or, when resuming, holds no state
-                of a training to go on with.
+            CheckpointError: The file cannot be read, does not fit the model, or, when resuming, holds weights only.
         """
         name, content = self.read_already or ('', {})
         self.read_already = None
         content = content if name == filename else read_checkpoint(filename)
-        if self._resume:
-            self._load_training_state(filename, content)
-        else:
-            self._load_weights(filename, content)
+        (self._load_training_state if self._resume else self._load_weights)(filename, content)
         self._has_loaded = True
         return content
 
@@ -112,27 +104,24 @@ class DetRunner(Runner):
             ) from error
 
     def _load_weights(self, filename: str, content: dict[str, Any]) -> None:
-        training = isinstance(self._train_loop, BaseLoop)
-        step = training_step(content)
+        training, step = isinstance(self._train_loop, BaseLoop), training_step(content)
         if training and step is not None:
             self.logger.info(
                 f'load_from takes the weights of {filename} only and starts at iteration 0. To go on with the '
                 f'training that it was saved from, at iteration {step}, use --resume {filename}.'
             )
-        model = unwrap(self.model)
-        partial = self.cfg.get('allow_partial', False)
+        model, partial = unwrap(self.model), self.cfg.get('allow_partial', False)
         report = load_weights(model, filename, content, finetune=training, allow_partial=partial)
         for name in report.reinitialised:
             broadcast(model.state_dict()[name])  # drawn at random by each process
-        if not training and report.classes is not None:
-            self._compare_classes(filename, report.classes)
+        if not training:
+            self._compare_classes(filename, report.classes or ())
         # hooks see what was loaded, whatever the file calls it
         self.call_hook('after_load_checkpoint', checkpoint={**content, 'state_dict': model.state_dict()})
 
     def _compare_classes(self, filename: str, learned: Sequence[str]) -> None:
-        tested = (self.visualizer.dataset_meta or {}).get(
-            'classes', learned
-        )  # set by the loop, from its data set
+        # set by the loop, from its dataset
+        tested = (self.visualizer.dataset_meta or {}).get('classes', learned)
         differing = [(a, b) for a, b in zip(learned, tested, strict=False) if a != b]
         if differing:
             self.logger.warning(
@@ -158,8 +147,7 @@ class DetRunner(Runner):
 
     def _maybe_compile(self, target: str) -> None:
         """Compile the model's forward. mmengine compiles the whole `train_step`: dynamo fails in the optimizer."""
-        options = self.cfg.get('compile', False)
-        if options is not False and options is not None:
+        if (options := self.cfg.get('compile', False)) not in (False, None):
             self.model.compile(**({} if options is True else options))
 
 
@@ -177,19 +165,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def build_runner(cfg: Config, loops: Sequence[str]) -> DetRunner:
-    """Check a config and build everything that it names, data sets included.
-
-    Args:
-        loops: which of `train`, `val` and `test` to build, of those that the config has.
+    """Check a config and build everything that it names, with these loops (`train`, `val`, `test`) and their datasets.
 
     Raises:
-        InputError: the first thing in the config that cannot be used.
+        InputError: Something in the config cannot be used.
     """
     check_config(cfg)
-    with explain_build_errors():
+    with explain_build_errors():  # early: nothing has been trained if a loop cannot be built
         runner = DetRunner.from_cfg(cfg)
-        for name in loops:  # now rather than when they start to run: nothing has been trained if one is wrong
-            getattr(runner, f'{name}_loop')
-    loaders = {f'{name}_dataloader': getattr(runner, f'{name}_loop').dataloader for name in loops}
-    check_classes(unwrap(runner.model), {key: loader.dataset for key, loader in loaders.items()})
+        built = {f'{name}_dataloader': getattr(runner, f'{name}_loop') for name in loops}
+    check_classes(unwrap(runner.model), {key: loop.dataloader.dataset for key, loop in built.items()})
     return runner

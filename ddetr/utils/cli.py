@@ -78,23 +78,13 @@ def run_cli(main: Callable[[], None]) -> None:
     """
     try:
         main()
-        leave_process_group()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # part together: one that exits while gloo's threads still run may be aborted (pytorch issue 190489)
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
     except InputError as error:
         # a DataLoader's worker sends its error as the text of a traceback, which ends in `InputError: message`
-        sentence = str(error).strip().split('\n')[-1].removeprefix(f'{_qualified(error)}: ')
+        kind = f'{type(error).__module__}.{type(error).__qualname__}: '
+        sentence = str(error).strip().split('\n')[-1].removeprefix(kind)
         print(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
-
-
-def leave_process_group() -> None:
-    """Part from the other processes together.
-
-    One that exits while gloo's threads still run may be aborted (pytorch/pytorch issue 190489).
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
-def _qualified(error: InputError) -> str:
-    return f'{type(error).__module__}.{type(error).__qualname__}'

@@ -1,5 +1,8 @@
 """The errors that a person's input causes: the command lines print their sentence without a traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """What was given cannot be used. The message says which file, key or number, and what to do."""
@@ -11,3 +14,15 @@ class ConfigError(InputError):
 
 class CheckpointError(InputError):
     """A weight file or checkpoint."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = '.') -> str:
+    """The end of a sentence about an unknown name: the nearest known ones, or else `otherwise`."""
+    near = difflib.get_close_matches(name, set(known), n=3, cutoff=0.6)
+    return f'; did you mean {" or ".join(near)}?' if near else otherwise
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where it has none."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return (str(text).strip() or type(error).__name__).split('\n')[0]

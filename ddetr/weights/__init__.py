@@ -1,4 +1,3 @@
-from . import remote  # noqa: F401 (from here on mmengine loads checkpoints through `read_checkpoint` only)
 from .checkpoint import read_checkpoint
 from .classes import ClassRows
 from .family import OptionalZeros, WeightFamily, WeightFormat, known_families

@@ -9,9 +9,10 @@ import json
 import re
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from numpy._core import multiarray
 from safetensors import SafetensorError, safe_open
 
 from ddetr.utils.errors import CheckpointError
+
+from .remote import fetch
 
 HF_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin')
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
@@ -45,20 +48,22 @@ SAFE_TYPES: tuple[Any, ...] = (
     np.ndarray,
     np.dtype,
     *(type(np.dtype(code)) for code in ('f8', 'f4', 'f2', 'i8', 'i4', 'i2', 'i1', 'u1', '?')),
-    (multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
-    (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (multiarray.scalar, 'numpy._core.multiarray.scalar'),
-    (multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    *((multiarray._reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('_core', 'core')),
+    *((multiarray.scalar, f'numpy.{core}.multiarray.scalar') for core in ('_core', 'core')),
     argparse.Namespace,  # original projects store their command line
 )
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+# in place of all of mmengine's loaders, which call torch.load unsafely (onedl-mmengine even repeats a refused load
+# without weights_only)
+@CheckpointLoader.register_scheme(prefixes=list(CheckpointLoader._schemes), force=True)
+def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
     """Read a checkpoint's content onto the CPU without executing code from it.
 
     Args:
         path: A `.safetensors` file, anything that `torch.save` wrote, a folder that Hugging Face's `save_pretrained`
             wrote, or an address (see remote.py).
+        map_location: For mmengine, which passes it; load_state_dict moves what it takes.
 
     Returns:
         The content of the file. Of a `.safetensors` file, `state_dict` and, as `meta`, its string metadata. Without
@@ -68,9 +73,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: The file is missing, truncated, no checkpoint, or asks for code to be run.
             Nothing has been executed then.
     """
-    if '://' in str(path):
-        return CheckpointLoader.load_checkpoint(str(path))  # downloads, and calls this function on the file
-    path = Path(path).expanduser()
+    path = fetch(str(path)) if '://' in str(path) else Path(path).expanduser()
     if not path.exists():
         raise CheckpointError(f'checkpoint {path} does not exist: check the path.')
     if path.is_dir():
@@ -122,43 +125,30 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> Any:
-    _refuse_inflating_zip(path)
-    try:
-        with torch.serialization.safe_globals(list(SAFE_TYPES)):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:
-        # torch.load can raise any exception on a malformed file; the cause stays attached.
-        _refuse(path, error)
-
-
-def _refuse(path: Path, error: Exception) -> NoReturn:
-    # torch's advice to switch `weights_only` off, before, and its links, after the cause help nobody here
-    cause = ' '.join(str(error).split()).split(' trusted source. ')[-1].split(' Check the documentation')[0]
-    cause = cause.split('WeightsUnpickler error: ')[-1]
-    wanted = re.search(r'GLOBAL (\S+)', cause)
-    if wanted and isinstance(error, UnpicklingError):
-        raise CheckpointError(
-            f'checkpoint {path} is refused: it asks for {wanted[1]} to be called, which weights do not need; '
-            'nothing was executed. Ask its author for a .safetensors file.'
-        ) from error
-    raise CheckpointError(
-        f'checkpoint {path} cannot be read: it is truncated, damaged or no weight file '
-        f'({path.stat().st_size} bytes; {type(error).__name__}: {cause[:120]}); copy or download it again.'
-    ) from error
-
-
-def _refuse_inflating_zip(path: Path) -> None:
-    """Refuse an archive whose members claim more than the file holds: torch stores them uncompressed."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            claimed = sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, OSError):
-        return  # torch.load says what is wrong with it
-    size = path.stat().st_size
+    size, claimed = path.stat().st_size, 0
+    with suppress(zipfile.BadZipFile, ValueError, OSError), zipfile.ZipFile(path) as archive:
+        claimed = sum(member.file_size for member in archive.infolist())  # torch.load says if it is damaged
     if claimed > size:
         raise CheckpointError(
             f'checkpoint {path} is refused: its {size} bytes would unpack to {claimed}, while torch.save '
             'stores tensors uncompressed; nothing was unpacked.'
         )
+    try:
+        with torch.serialization.safe_globals(list(SAFE_TYPES)):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch.load can raise any exception on a malformed file
+        # torch's advice to switch `weights_only` off, before, and its links, after the cause help nobody here
+        cause = (
+            ' '.join(str(error).split()).split(' trusted source. ')[-1].split(' Check the documentation')[0]
+        )
+        cause = cause.split('WeightsUnpickler error: ')[-1]
+        wanted = re.search(r'GLOBAL (\S+)', cause)
+        if wanted and isinstance(error, UnpicklingError):
+            raise CheckpointError(
+                f'checkpoint {path} is refused: it asks for {wanted[1]} to be called, which weights do not need; '
+                'nothing was executed. Ask its author for a .safetensors file.'
+            ) from error
+        raise CheckpointError(
+            f'checkpoint {path} cannot be read: it is truncated, damaged or no weight file '
+            f'({size} bytes; {type(error).__name__}: {cause[:120]}); copy or download it again.'
+        ) from error

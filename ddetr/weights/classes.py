@@ -23,24 +23,14 @@ EMPTY: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class ClassRows(NamedTuple):
-    """Tensors with rows for each class.
+    """Tensors with rows for each class."""
 
-    Attributes:
-        template: Of their names, ours; see rules.py.
-        background: Whether there is a row for "no object".
-        per_class: Rows for each class: 4 where each has its own box.
-        spare: Last rows in the other projects' tensors that stand for no class, and that we do not have.
-    """
-
-    template: str
-    background: bool = False
-    per_class: int = 1
-    spare: int = 0
-
-
-class _Rows(NamedTuple):
-    total: int  # theirs
-    taken: list[int]  # theirs, in our order
+    template: str  # of their names, ours; see rules.py
+    background: bool = False  # whether there is a row for "no object"
+    per_class: int = 1  # rows for each class: 4 where each has its own box
+    spare: int = (
+        0  # last rows in the other projects' tensors that stand for no class, and that we do not have
+    )
 
 
 def rows_of(name: str, class_rows: Sequence[ClassRows]) -> ClassRows | None:
@@ -55,17 +45,12 @@ def num_class_rows(state: Mapping[str, Tensor], class_rows: Sequence[ClassRows])
 
 
 def take_class_rows(
-    state: State,
-    class_rows: Sequence[ClassRows],
-    background: Background,
-    coco_ids: bool = True,
-    proposals: str = '',
+    state: State, class_rows: Sequence[ClassRows], background: Background, coco_ids: bool, proposals: str
 ) -> tuple[State, State]:
-    """Bring another project's class rows into our order, the background last.
+    """Bring another project's class rows, of tensors under our names, into our order, the background last.
 
     Args:
-        state: Tensors under our names.
-        class_rows: Those that have rows for classes.
+        state, class_rows: Tensors, and which of them have rows for classes.
         background: Where their "no object" is.
         coco_ids: Take as many rows as COCO has category ids for these ids, and keep those of the 80 categories. Other
             numbers of classes all stay.
@@ -87,7 +72,7 @@ def take_class_rows(
         # with the background first, it is the row of id 0
         coco = coco_ids and objects == NUM_COCO_IDS - (background == 'first' and spec.background)
         kept = len(COCO_IDS) if coco else objects - (background == 'first' and spec.per_class > 1)
-        taken = _rows(spec, kept, coco, background).taken
+        _, taken = _rows(spec, kept, coco, background)
         if coco and proposals and name.startswith(proposals):
             aside[name] = classes[taken[0], 0]
             taken = [0, *taken[1:]]
@@ -100,8 +85,8 @@ def put_class_rows(
     class_rows: Sequence[ClassRows],
     background: Background,
     coco: bool,
-    proposals: str = '',
-    aside: Mapping[str, Tensor] = EMPTY,
+    proposals: str,
+    aside: Mapping[str, Tensor],
 ) -> State:
     """The inverse of `take_class_rows`; with `coco`, ids that are no category get zero weights and never fire."""
     result = dict(state)
@@ -111,10 +96,10 @@ def put_class_rows(
         classes = tensor.unflatten(0, (-1, spec.per_class))
         objects = len(classes) - (spec.background and background != 'none')
         by_id = coco and objects == len(COCO_IDS)
-        rows = _rows(spec, objects, by_id, background)
+        total, taken = _rows(spec, objects, by_id, background)
         never = name.endswith('.bias') and spec.per_class == 1
-        put = classes.new_full((rows.total + spec.spare, *classes.shape[1:]), NEVER_FIRES if never else 0.0)
-        put[rows.taken] = classes
+        put = classes.new_full((total + spec.spare, *classes.shape[1:]), NEVER_FIRES if never else 0.0)
+        put[taken] = classes
         if spec.spare and name in aside:
             put[-spec.spare :] = aside[name].unflatten(0, (-1, spec.per_class))
         if by_id and proposals and name.startswith(proposals):
@@ -125,12 +110,11 @@ def put_class_rows(
     return result
 
 
-def _rows(spec: ClassRows, objects: int, coco: bool, background: Background) -> _Rows:
+def _rows(spec: ClassRows, objects: int, coco: bool, background: Background) -> tuple[int, list[int]]:
+    """How many rows they have, and which of them are ours, in our order."""
     first = background == 'first'
     taken = list(COCO_IDS) if coco else [i + first for i in range(objects)]
     total = NUM_COCO_IDS if coco else objects + first
-    if background == 'last' and spec.background:
-        taken, total = [*taken, total], total + 1
-    elif first and spec.background:
-        taken = [*taken, 0]
-    return _Rows(total, taken)
+    if not spec.background or background == 'none':
+        return total, taken
+    return (total, [*taken, 0]) if first else (total + 1, [*taken, total])

@@ -47,16 +47,12 @@ class Converted(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What is known about tensors beside their names and shapes.
+    """What is known about tensors beside their names and shapes."""
 
-    Attributes:
-        hints: See `WeightFamily`; those that a file of ours keeps, or `num_classes` of its class names.
-        style: Of Hugging Face's names, as a file of ours keeps it.
-        aside: See `Converted`.
-    """
-
-    hints: Mapping[str, Any] = {}
-    style: Style = AS_PUBLISHED
+    hints: Mapping[
+        str, Any
+    ] = {}  # see `WeightFamily`; kept in a file of ours, or `num_classes` of its class names
+    style: Style = AS_PUBLISHED  # see `Converted`, also for `aside`; kept in a file of ours
     aside: Mapping[str, Tensor] = EMPTY
 
 
@@ -70,25 +66,27 @@ def convert_state(
     name: str = 'this state dict',
     families: tuple[WeightFamily, ...] = (),
 ) -> Converted:
-    """Recognise a state dict by its names and give it ours.
+    """Recognise a state dict by its names, of a registered family or one of `families`, and give it ours.
 
-    Args:
-        state: Tensors under the names of any known family and format.
-        coco_ids: Take 91 class rows for COCO's category ids and keep those of the 80 classes.
-        origin: What else is known.
-        name: Of the source, for the error.
-        families: To know beside the registered ones.
+    `coco_ids` takes 91 class rows for COCO's category ids and keeps those of the 80 classes. `name` is for the error.
 
     Raises:
         CheckpointError: The names are of no known family.
     """
-    found = recognise(state, *families)
+    state, found = dict(state), recognise(state, *families)
     if found is None:
-        raise _unknown(state, name)
+        titles = dict.fromkeys(format.title for family in known_families() for format in family.formats)
+        raise CheckpointError(
+            f'{name}: its {len(state)} names, such as {next(iter(state), "none")!r}, are of no known format '
+            f'(ddetr, {", ".join(titles)}).'
+        )
     family, format = found
     if format is None:
-        return _own_names(dict(state), family, origin)
-    state = dict(state)
+        ours = {name: tensor for name, tensor in state.items() if name.startswith(family.part_of_detector)}
+        strange, layout = tuple(n for n in state if n not in ours), family.layout_of(state, origin.hints)
+        mmdet = " or MMDetection's" if family.format('mmdet') else ''
+        title = f"ddetr's{mmdet} {family.name}"
+        return Converted(ours, layout, 'ddetr', title, family, strange, (), origin.style, origin.aside)
     seen = format.layout_from_theirs(state)
     hints = {**family.hints_from(seen), **origin.hints}
     style = style_of(state) if format.project == 'hf' else AS_PUBLISHED
@@ -112,19 +110,11 @@ def convert_state(
     )
 
 
-def unknown_names(state: State, num_classes: int) -> Converted:
-    """Tensors of a detector without a `weight_family`: nothing is read into their names."""
-    return Converted(state, Layout(num_classes), 'ddetr', 'names of no known family', None)
-
-
 def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool = False) -> Converted:
     """Give our tensors another project's names, shapes and repetitions: what its own files hold.
 
-    Args:
-        project: One of `PROJECTS`, or that of another `WeightFormat`.
-        weights: Tensors under our names.
-        coco: The 80 classes are COCO's, which the other projects (but MMDetection) number by category id.
-        allow_partial: Leave out tensors that the project has no place for.
+    With `coco`, the 80 classes are COCO's, which the other projects (but MMDetection) number by category id.
+    `allow_partial` leaves out tensors that the project has no place for.
 
     Raises:
         CheckpointError: The project has no such model, or no place for some of its tensors.
@@ -139,8 +129,11 @@ def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool 
     state = target.reduce(weights.state, layout)
     if target.rules is None:
         return _under_our_names(weights._replace(state=state, project=project, title=target.title), family)
-    state = _with_optional_zeros(state, family)
     state = {name: tensor for name, tensor in state.items() if not name.endswith('num_batches_tracked')}
+    for name, tensor in list(state.items()):  # optional zero tensors that are not there
+        bias = name.replace('.weight', '.bias')
+        if name.endswith('.weight') and family.zeros_in([bias]):
+            state.setdefault(bias, tensor.new_zeros(len(tensor)))
     proposals = family.proposal_branch(layout)
     state = put_class_rows(state, family.class_rows, target.background, coco, proposals, weights.aside)
     renamed = to_theirs(state, target.rules(layout, weights.style))
@@ -154,30 +147,6 @@ def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool 
     )
 
 
-def _unknown(state: Mapping[str, Tensor], name: str) -> CheckpointError:
-    titles = dict.fromkeys(format.title for family in known_families() for format in family.formats)
-    return CheckpointError(
-        f'{name}: its {len(state)} names, such as {next(iter(state), "none")!r}, are of no known format '
-        f'(ddetr, {", ".join(titles)}).'
-    )
-
-
-def _own_names(state: State, family: WeightFamily, origin: Origin) -> Converted:
-    strange = tuple(name for name in state if not name.startswith(family.part_of_detector))
-    ours = {name: tensor for name, tensor in state.items() if name not in strange}
-    mmdet = " or MMDetection's" if family.format('mmdet') else ''
-    return Converted(
-        ours,
-        family.layout_of(state, origin.hints),
-        'ddetr',
-        f"ddetr's{mmdet} {family.name}",
-        family,
-        strange,
-        style=origin.style,
-        aside=origin.aside,
-    )
-
-
 def _under_our_names(weights: Converted, family: WeightFamily) -> Converted:
     """For MMDetection: with batch norms' counters, without biases that are 0 and that it leaves out by default."""
     state, notes = dict(weights.state), weights.notes
@@ -186,19 +155,9 @@ def _under_our_names(weights: Converted, family: WeightFamily) -> Converted:
             counter = name.replace('running_var', 'num_batches_tracked')
             state.setdefault(counter, torch.zeros((), dtype=torch.long))
     zeros = family.zeros_in(state)
-    if not any(state[name].any() for name in zeros):
-        state = {name: tensor for name, tensor in state.items() if name not in zeros}
+    if any(state[name].any() for name in zeros):
+        note = f'the {family.optional_zeros.title} are not 0, and {weights.title} leaves them out by default: set '
+        notes += (f'{note}{family.optional_zeros.config_key} in its config',)
     else:
-        notes = (
-            *notes,
-            f'the {family.optional_zeros.title} are not 0, and {weights.title} leaves them out by default: set '
-            f'{family.optional_zeros.config_key} in its config',
-        )
+        state = {name: tensor for name, tensor in state.items() if name not in zeros}
     return weights._replace(state=state, notes=notes)
-
-
-def _with_optional_zeros(state: State, family: WeightFamily) -> State:
-    biases = {
-        name.replace('.weight', '.bias'): tensor for name, tensor in state.items() if name.endswith('.weight')
-    }
-    return {**{name: biases[name].new_zeros(len(biases[name])) for name in family.zeros_in(biases)}, **state}

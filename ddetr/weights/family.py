@@ -1,6 +1,6 @@
 """How a detector or backbone describes its own weights: `weight_family`, a class attribute of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,10 +13,6 @@ from .rules import Rule, State, matches_any
 
 # What tensors do not show but a live model, a file's meta or the other project's names do, by name of the fact.
 Hints = Mapping[str, Any]
-
-
-def _as_it_is(state: State, layout: Any) -> State:
-    return state
 
 
 class OptionalZeros(NamedTuple):
@@ -32,81 +28,59 @@ NO_ZEROS = OptionalZeros()
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How another project stores a family.
+    """How another project stores a family."""
 
-    Attributes:
-        project: `original`, `mmdet`, `hf`, or another name; `convert_weights.py --to` offers the first three.
-        title: Name of the format for people.
-        rules: Rename table for a layout. None: the project's names are ours (MMDetection), so class rows are too, batch
-            norms' counters are stored, and optional zero tensors are not.
-        landmarks: Their names that together occur in no other format.
-        layout_from_theirs: Layout read off their names: what `rules` asks for, and the hints.
-        background: Position of the "no object" row in their classification layers.
-        complete: Fills in, under our names, what they store once and we store repeatedly.
-        reduce: The inverse; raises CheckpointError where the project has no such variant.
-        config_json: (layout, state under our names, our `model` config or None) -> content of Hugging Face's
-            config.json but for the class names.
-    """
-
+    # `original`, `mmdet`, `hf`, or another name; `convert_weights.py --to` offers these three
     project: str
-    title: str
+    title: str  # for people
+    # Rename table for a layout. None: the project's names are ours (MMDetection), so class rows are too, batch norms'
+    # counters are stored, and optional zero tensors are not.
     rules: Callable[[Any, Style], Sequence[Rule]] | None = None
-    landmarks: tuple[str, ...] = ()
+    landmarks: tuple[str, ...] = ()  # their names that together occur in no other format
+    # layout read off their names: what `rules` asks for, and the hints
     layout_from_theirs: Callable[[State], Layout] = lambda state: Layout()
-    background: Background = 'none'
-    complete: Callable[[State, Any], State] = _as_it_is
-    reduce: Callable[[State, Any], State] = _as_it_is
+    background: Background = 'none'  # position of the "no object" row in their classification layers
+    # fills in, under our names, what they store once and we store repeatedly
+    complete: Callable[[State, Any], State] = lambda state, layout: state
+    # the inverse; raises CheckpointError where the project has no such variant
+    reduce: Callable[[State, Any], State] = lambda state, layout: state
+    # (layout, state under our names, our `model` config or None) -> Hugging Face's config.json but for the class names
     config_json: Callable[[Any, State, Mapping[str, Any] | None], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
 class WeightFamily:
-    """What is to be known about the weights of one detector or backbone. Names are ours unless said otherwise.
+    """What is to be known about the weights of one detector or backbone. Names are ours unless said otherwise."""
 
-    Attributes:
-        name: For people.
-        landmarks: Names that together tell the family. Where several families fit, the one with most landmarks wins.
-        layout_of: (state, hints) -> layout.
-        hints: Facts of the layout that tensors may not show. They are taken from attributes of a live model and from
-            fields of `WeightFormat.layout_from_theirs`, and kept in our files.
-        formats: Other projects' formats.
-        class_rows: Tensors with rows for classes.
-        proposal_branch: Layout -> prefix of the class branch whose row 0 means "any object" in every project; ''
-            without one.
-        stacks: Prefixes, ending in a dot, of module lists whose members hold the same names.
-        optional_zeros: Biases that some projects leave out.
-        part_of_detector: Of a backbone: the prefix of its names in a detector, such as `backbone.`.
-    """
-
-    name: str
-    landmarks: tuple[str, ...]
+    name: str  # for people
+    landmarks: tuple[
+        str, ...
+    ]  # names that together tell the family; of several that fit, the one with most wins
     layout_of: Callable[[State, Hints], Layout]
+    # Facts of the layout that tensors may not show, taken from attributes of a live model and from fields of
+    # `WeightFormat.layout_from_theirs`, and kept in our files.
     hints: tuple[str, ...] = ()
-    formats: tuple[WeightFormat, ...] = ()
-    class_rows: tuple[ClassRows, ...] = ()
+    formats: tuple[WeightFormat, ...] = ()  # other projects'
+    class_rows: tuple[ClassRows, ...] = ()  # tensors with rows for classes
+    # layout -> prefix of the class branch whose row 0 means "any object" in every project; '' without one
     proposal_branch: Callable[[Any], str] = lambda layout: ''
-    stacks: tuple[str, ...] = ()
+    stacks: tuple[
+        str, ...
+    ] = ()  # prefixes, ending in a dot, of module lists whose members hold the same names
     optional_zeros: OptionalZeros = NO_ZEROS
-    part_of_detector: str = ''
+    part_of_detector: str = ''  # of a backbone: the prefix of its names in a detector, such as `backbone.`
 
     def format(self, project: str) -> WeightFormat | None:
         """How `project` stores the family, if it has it."""
         return next((format for format in self.formats if format.project == project), None)
 
-    def zeros_in(self, names: Mapping[str, Any]) -> list[str]:
+    def zeros_in(self, names: Iterable[str]) -> list[str]:
         """Which of the optional zero tensors are there."""
         return [name for name in names if matches_any(name, self.optional_zeros.templates)]
 
     def hints_from(self, source: object) -> dict[str, Any]:
         """The hints that a live model or a layout gives."""
         return {name: getattr(source, name) for name in self.hints if hasattr(source, name)}
-
-
-class Recognised(NamedTuple):
-    """Whose weights they are; `format` is None for our own names."""
-
-    family: WeightFamily
-    format: WeightFormat | None
 
 
 def family_of(model: object) -> WeightFamily | None:
@@ -121,20 +95,17 @@ def known_families() -> list[WeightFamily]:
     return list(found.values())
 
 
-def recognise(state: Mapping[str, Any], *more: WeightFamily) -> Recognised | None:
-    """The family and format with most landmarks of those whose landmarks are all there.
+def recognise(
+    state: Mapping[str, Any], *more: WeightFamily
+) -> tuple[WeightFamily, WeightFormat | None] | None:
+    """The registered family or one of `more`, and the format (None: our own names), whose landmarks are all there.
 
-    Args:
-        state: Tensors by name.
-        *more: Families to know beside the registered ones.
+    Of several, the one with most landmarks.
     """
-    candidates = [
-        (landmarks, Recognised(family, format))
-        for family in [*more, *known_families()]
-        for format, landmarks in [
-            (None, family.landmarks),
-            *((f, f.landmarks) for f in family.formats if f.landmarks),
-        ]
-        if all(name in state for name in landmarks)
-    ]
-    return max(candidates, key=lambda candidate: len(candidate[0]))[1] if candidates else None
+    candidates: list[tuple[int, WeightFamily, WeightFormat | None]] = []
+    for family in [*more, *known_families()]:
+        for format in (None, *family.formats):
+            landmarks = family.landmarks if format is None else format.landmarks
+            if (format is None or landmarks) and all(name in state for name in landmarks):
+                candidates.append((len(landmarks), family, format))
+    return max(candidates, key=lambda candidate: candidate[0])[1:] if candidates else None

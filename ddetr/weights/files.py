@@ -1,7 +1,8 @@
 """Weight files and folders, read into our names and written under others'."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,17 +15,16 @@ from ddetr.utils.errors import CheckpointError
 from ddetr.utils.files import write_atomically
 
 from .checkpoint import HF_FILES, read_checkpoint
-from .convert import Converted, Origin, convert_state, state_for, unknown_names
+from .convert import Converted, Origin, convert_state, state_for
 from .family import family_of, recognise
 from .huggingface import Style
+from .layout import Layout
 from .rules import State
 
 # The key of our files' meta (as JSON, since safetensors holds strings only) for hints and style of `Origin`.
 ORIGIN_KEY = 'ddetr_origin'
 # Prefix of the names of `Converted.aside` in our files, which keep them beside the weights.
 ASIDE = 'ddetr_aside.'
-# Under which keys the projects keep the tensors in what they give to torch.save; a bare dict of them is fine too.
-_STATE_KEYS = ('state_dict', 'model', 'model_state_dict')
 
 
 class WeightsFile(NamedTuple):
@@ -56,16 +56,8 @@ def read_weights(
     """
     content = read_checkpoint(path) if content is None else content
     path = Path(path)
-    meta = content.get('meta')
-    meta = meta if isinstance(meta, dict) else {}
-    inner = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), Mapping)), content)
-    state = {
-        name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    if not state:
-        raise CheckpointError(
-            f'{path} holds no weights: its keys are {", ".join(map(str, list(content)[:8]))}.'
-        )
+    meta = meta if isinstance(meta := content.get('meta'), dict) else {}
+    state = tensors_in(content, path)
     if all(name.startswith('module.') for name in state):  # saved inside the wrapper for several processes
         state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
     aside = {name.removeprefix(ASIDE): state.pop(name) for name in list(state) if name.startswith(ASIDE)}
@@ -73,9 +65,10 @@ def read_weights(
     told = {'num_classes': own_number if names is None else len(names)}
     origin = _origin_of(meta, path, told)._replace(aside=aside)
     families = [family] if (family := family_of(model)) else []
-    its_own = model is not None and not family and _are_names_of(model, state)
+    # most names are this model's: no other project's
+    its_own = model is not None and not family and 2 * len(model.state_dict().keys() & state) > len(state)
     if its_own or ((model is not None or not strict) and not recognise(state, *families)):
-        weights = unknown_names(state, len(names or ()))
+        weights = Converted(state, Layout(len(names or ())), 'ddetr', 'names of no known family', None)
     else:
         # a model with as many classes as COCO has category ids means these rows as they are
         coco_ids = own_number not in (NUM_COCO_IDS - 1, NUM_COCO_IDS)
@@ -86,6 +79,21 @@ def read_weights(
     return WeightsFile(path, weights, _classes_of(names, path, weights), meta)
 
 
+def tensors_in(
+    content: Mapping[str, Any],
+    path: str | Path,
+    keys: Sequence[str] = ('state_dict', 'model', 'model_state_dict'),
+) -> State:
+    """Tensors by name of a checkpoint, under the first of `keys` that it has or at its top. CheckpointError if none."""
+    inner = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
+    state = {name: t for name, t in inner.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    if not state:
+        raise CheckpointError(
+            f'{path} holds no weights: its keys are {", ".join(map(str, list(content)[:8]))}.'
+        )
+    return state
+
+
 def write_weights(
     out: str | Path,
     file: WeightsFile,
@@ -93,21 +101,18 @@ def write_weights(
     model_cfg: Mapping[str, Any] | None = None,
     allow_partial: bool = False,
 ) -> Converted:
-    """Write weights in a project's format, whole or not at all.
+    """Write weights in a project's format, whole or not at all, and return what was written.
 
     Args:
         out: `.pth` (or `.pt`, `.bin`), `.safetensors`, or for `hf` a folder, which gets a `config.json` too.
-        file: from `read_weights`.
+        file: From `read_weights`.
         project: `ddetr`, `original`, `mmdet` or `hf`.
         model_cfg: `model` of the config that the weights belong to: Hugging Face's `config.json` needs what weights do
             not show. By default, the published models' values.
-        allow_partial: leave out tensors that the project has no place for.
-
-    Returns:
-        What was written.
+        allow_partial: Leave out tensors that the project has no place for.
 
     Raises:
-        CheckpointError: the project has no such model, or `out` is no such place; nothing is written then.
+        CheckpointError: The project has no such model, or `out` is no such place; nothing is written then.
     """
     out, source = Path(out), file.weights
     if project == 'hf' and (out.is_file() or out.suffix in ('.pth', '.pt', '.bin')):
@@ -119,17 +124,14 @@ def write_weights(
     coco = file.classes in (None, COCO_CLASSES) and source.layout.num_classes == len(COCO_CLASSES)
     written = state_for(project, source, coco, allow_partial)
     if project == 'hf':
-        folder = out.parent if out.suffix == '.safetensors' else out
         target = out if out.suffix == '.safetensors' else out / HF_FILES[0]
-        config = _config_json(file, coco, model_cfg)
+        config = json.dumps(_config_json(file, coco, model_cfg), indent=2)
         save_weights(target, written.state, {'format': 'pt'})
-        text = json.dumps(config, indent=2)
-        write_atomically(folder / 'config.json', lambda path: _write_text(path, text))
+        write_atomically(target.parent / 'config.json', lambda path: path.write_text(config))
         return written
     aside = {ASIDE + name: rows for name, rows in source.aside.items()} if project == 'ddetr' else {}
-    save_weights(
-        out, {**written.state, **aside}, meta_of(file), key='model' if project == 'original' else 'state_dict'
-    )
+    key = 'model' if project == 'original' else 'state_dict'
+    save_weights(out, {**written.state, **aside}, meta_of(file), key)
     return written
 
 
@@ -138,21 +140,17 @@ def save_weights(out: Path, state: State, meta: Mapping[str, str], key: str = 's
     if out.suffix == '.safetensors':
         apart = {name: tensor.contiguous().clone() for name, tensor in state.items()}
         # not save_file: nobody but its owner may read what that writes
-        write: Callable[[Path], object] = lambda path: path.write_bytes(save(apart, dict(meta)))  # noqa: E731
+        write_atomically(out, lambda path: path.write_bytes(save(apart, dict(meta))))
     else:
-        write = lambda path: torch.save({key: state, 'meta': dict(meta)}, path)  # noqa: E731
-    write_atomically(out, write)
+        write_atomically(out, lambda path: torch.save({key: state, 'meta': dict(meta)}, path))
 
 
 def meta_of(file: WeightsFile) -> dict[str, str]:
     """What a file of ours says about its weights: texts only, so that every container holds them."""
     weights = file.weights
     hints = weights.family.hints_from(weights.layout) if weights.family else {}
-    origin = {**hints, 'style': weights.style._asdict()}
-    meta = {ORIGIN_KEY: json.dumps(origin)}
-    if file.classes:
-        meta['classes'] = json.dumps(file.classes)
-    return meta
+    origin = {ORIGIN_KEY: json.dumps({**hints, 'style': weights.style._asdict()})}
+    return {**origin, 'classes': json.dumps(file.classes)} if file.classes else origin
 
 
 def _origin_of(meta: Mapping[str, Any], path: Path, told: Mapping[str, Any]) -> Origin:
@@ -168,17 +166,12 @@ def _origin_of(meta: Mapping[str, Any], path: Path, told: Mapping[str, Any]) -> 
         raise CheckpointError(f'{path}: its meta entry {ORIGIN_KEY} is damaged ({error!r}).') from error
 
 
-def _are_names_of(model: nn.Module, state: State) -> bool:
-    """Whether most of these tensors have names of this model, which then are no other project's."""
-    return 2 * len(model.state_dict().keys() & state.keys()) > len(state)
-
-
 def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The class names in a checkpoint's meta."""
-    names: Any = meta.get('classes')
+    names, dataset = meta.get('classes'), meta.get('dataset_meta')
     if isinstance(names, str):
-        names = _json_or_none(names)
-    dataset = meta.get('dataset_meta')
+        with suppress(ValueError):
+            names = json.loads(names)
     if isinstance(dataset, Mapping):
         names = dataset.get('classes', dataset.get('CLASSES'))
     return tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else None
@@ -188,7 +181,9 @@ def _classes_of(names: tuple[str, ...] | None, path: Path, weights: Converted) -
     """The class names that a checkpoint carries, if there are as many as classes."""
     config = (path if path.is_dir() else path.parent) / 'config.json'
     if weights.project == 'hf' and names is None and config.is_file():
-        labels = (_json_or_none(config.read_text()) or {}).get('id2label', {})
+        labels: dict[str, str] = {}
+        with suppress(ValueError, AttributeError):
+            labels = json.loads(config.read_text()).get('id2label', labels)
         names = tuple(str(labels.get(str(i), '')) for i in range(len(labels)))
         if len(names) in (NUM_COCO_IDS, NUM_COCO_IDS + 1) and weights.layout.num_classes == len(COCO_IDS):
             names = COCO_CLASSES
@@ -209,19 +204,6 @@ def _config_json(file: WeightsFile, coco: bool, model_cfg: Mapping[str, Any] | N
     if coco:
         by_id = dict(zip(COCO_IDS, COCO_CLASSES, strict=True))
         names = [by_id.get(i, f'N/A {i}') for i in range(NUM_COCO_IDS)]
-    labels = {
-        'id2label': {str(i): name for i, name in enumerate(names)},
-        'label2id': {name: i for i, name in enumerate(names)},
-    }
-    return {**target.config_json(weights.layout, weights.state, model_cfg), **labels}
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    config = target.config_json(weights.layout, weights.state, model_cfg)
+    config['id2label'] = {str(i): name for i, name in enumerate(names)}
+    return {**config, 'label2id': {name: i for i, name in enumerate(names)}}

@@ -19,9 +19,6 @@ class Style(NamedTuple):
 
 AS_PUBLISHED = Style()
 
-# q, k and v are three tensors there and one here
-MULTI_HEAD = (Rule('{qkv}_proj.{p}', 'attn.in_proj_{p}'), Rule('out_proj.{p}', 'attn.out_proj.{p}'))
-
 
 def style_of(names: Mapping[str, Any]) -> Style:
     """The style in which these names are written."""
@@ -33,11 +30,8 @@ def style_of(names: Mapping[str, Any]) -> Style:
 
 def in_both_versions(table: Sequence[Rule], style: Style) -> tuple[Rule, ...]:
     """A table of version 4's names, with those of version 5 beside them; the style's are written."""
-    new = [rule._replace(theirs=_version_5_name(rule.theirs)) for rule in table]
-    return (
-        *(rule._replace(written=rule.written and style.version_5) for rule in new),
-        *(rule._replace(written=rule.written and not style.version_5) for rule in table),
-    )
+    new = [Rule(_version_5_name(r.theirs), r.ours, r.written and style.version_5) for r in table]
+    return (*new, *(rule._replace(written=rule.written and not style.version_5) for rule in table))
 
 
 def _version_5_name(theirs: str) -> str:

@@ -19,7 +19,7 @@ from .rules import State
 
 
 class LoadReport(NamedTuple):
-    """Result of loading a file into a model. All names are ours, but for `unexpected` ones of other formats."""
+    """Result of loading a file into a model, under our names but for `unexpected` ones of other formats."""
 
     path: Path
     title: str  # of the format
@@ -50,7 +50,7 @@ def load_weights(
     finetune: bool = False,
     allow_partial: bool = False,
 ) -> LoadReport:
-    """Load a checkpoint of any known format, all of it or nothing, and print one line about it.
+    """Load a checkpoint of any known format, all of it or nothing; print one line about it and return the report.
 
     Args:
         model: A detector, not wrapped. Without a `weight_family`, names decide.
@@ -60,9 +60,6 @@ def load_weights(
             the model's `reset_classes` names. For training only: these know no class yet.
         allow_partial: Take what fits, leave the rest as it is, and warn.
 
-    Returns:
-        What was done.
-
     Raises:
         CheckpointError: The file is of no known format or damaged; it is of another model than the config's; names
             are missing or left over.
@@ -70,37 +67,39 @@ def load_weights(
     own, family = model.state_dict(), family_of(model)
     file = read_weights(path, content, model)
     weights = file.weights
-    # a copy: what is read once may be asked about again
     state, notes = dict(weights.state), list(weights.notes)
-
     built = family.layout_of(own, family.hints_from(model)) if family else Layout()
     anew = _fresh_classes(model, own, file, built) if finetune else {}
     if anew:
         state = {name: tensor for name, tensor in state.items() if name not in anew}
-        numbers = getattr(model, 'num_classes', 0), weights.layout.num_classes
-        if numbers[1] and numbers[0] != numbers[1]:
-            notes.append(f'{numbers[0]} classes instead of {numbers[1]}')
+        wanted, held = getattr(model, 'num_classes', 0), weights.layout.num_classes
+        notes += [f'{wanted} classes instead of {held}'] if held and wanted != held else []
     if family and not allow_partial:
         _refuse_other_model(file, family, built, ignore_classes=bool(anew))
     notes += _settle_optional_zeros(state, own, file)
-    state, missing, unexpected, shapes = _sort_out(state, own, list(anew))
-    unexpected = [*weights.unexpected, *unexpected]
-    if (missing or unexpected or shapes) and not allow_partial:
-        raise CheckpointError(_misfit(file, missing, unexpected, shapes))
-    model.load_state_dict({**state, **anew}, strict=False)
+    # Batch norms' counters are neither missing nor left over: no frozen norm uses them, and other projects drop them.
+    counters = {name for name in {*own, *state} if name.endswith('.num_batches_tracked')}
+    missing = [name for name in own if name not in state.keys() | counters | anew.keys()]
+    left_over = [*weights.unexpected, *(name for name in state if name not in own.keys() | counters)]
+    misshapen = [name for name in state if name in own and state[name].shape != own[name].shape]
+    if not allow_partial:
+        shapes = [f'{n}: {tuple(state[n].shape)} instead of {tuple(own[n].shape)}' for n in misshapen]
+        _refuse_misfit(file, missing, left_over, shapes)
+    fitting = {name: value for name, value in state.items() if name in own and name not in misshapen}
+    model.load_state_dict({**fitting, **anew}, strict=False)
     report = LoadReport(
         path=file.path,
         title=weights.title,
         layout=weights.layout,
-        mapped=len(state),
-        missing=(*missing, *(name for name, _ in shapes)),
-        unexpected=tuple(unexpected),
+        mapped=len(fitting),
+        missing=(*missing, *misshapen),
+        unexpected=tuple(left_over),
         reinitialised=tuple(anew),
         notes=tuple(notes),
         classes=None if anew else file.classes,
     )
-    partial = report.missing or report.unexpected
-    print_log(f'weights: {report}', 'current', logging.WARNING if partial else logging.INFO)
+    level = logging.WARNING if report.missing or report.unexpected else logging.INFO
+    print_log(f'weights: {report}', 'current', level)
     return report
 
 
@@ -141,8 +140,7 @@ def _refuse_other_model(file: WeightsFile, family: WeightFamily, built: Layout, 
 
 def _settle_optional_zeros(state: State, own: State, file: WeightsFile) -> list[str]:
     """Fill in or leave out the family's optional zero tensors, in place, where that changes nothing."""
-    family = file.weights.family
-    if family is None:
+    if (family := file.weights.family) is None:
         return []
     title, mine, theirs = family.optional_zeros.title, family.zeros_in(own), family.zeros_in(state)
     if mine and not theirs:
@@ -160,40 +158,19 @@ def _settle_optional_zeros(state: State, own: State, file: WeightsFile) -> list[
     return []
 
 
-def _sort_out(
-    state: State, own: State, anew: list[str]
-) -> tuple[State, list[str], list[str], list[tuple[str, str]]]:
-    """Split into what fits, what is missing, what is left over, and what has another shape (with both shapes).
-
-    Batch norms' counters are neither missing nor left over: no frozen norm uses them, and other projects drop them.
-    """
-    counters = {name for name in {*own, *state} if name.endswith('.num_batches_tracked')}
-    shapes = [
-        (name, f'{tuple(tensor.shape)} instead of {tuple(own[name].shape)}')
-        for name, tensor in state.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    misshapen = {name for name, _ in shapes}
-    fitting = {name: tensor for name, tensor in state.items() if name in own and name not in misshapen}
-    missing = [name for name in own if name not in state and name not in counters and name not in anew]
-    unexpected = [name for name in state if name not in own and name not in counters]
-    return fitting, missing, unexpected, shapes
-
-
-def _misfit(
-    file: WeightsFile, missing: list[str], unexpected: list[str], shapes: list[tuple[str, str]]
-) -> str:
+def _refuse_misfit(file: WeightsFile, missing: list[str], left_over: list[str], shapes: list[str]) -> None:
     faults = []
     if missing:
         faults.append(f'lacks {len(missing)} tensors of the model ({_listed(missing)})')
-    if unexpected:
-        faults.append(f'has {len(unexpected)} tensors left over ({_listed(unexpected)})')
+    if left_over:
+        faults.append(f'has {len(left_over)} tensors left over ({_listed(left_over)})')
     if shapes:
-        faults.append(f'has other shapes ({_listed([f"{name}: {shape}" for name, shape in shapes])})')
-    return (
-        f'{file.path} ({file.weights.title}) does not fit the model of this config: it {"; it ".join(faults)}. '
-        'To load what fits, allow partial loading (--allow-partial).'
-    )
+        faults.append(f'has other shapes ({_listed(shapes)})')
+    if faults:
+        raise CheckpointError(
+            f'{file.path} ({file.weights.title}) does not fit the model of this config: it {"; it ".join(faults)}. '
+            'To load what fits, allow partial loading (--allow-partial).'
+        )
 
 
 def _listed(names: list[str] | tuple[str, ...], limit: int = 10) -> str:

@@ -30,14 +30,10 @@ class PretrainedInit(EnginePretrainedInit):
     """
 
     def __call__(self, module: nn.Module) -> None:
-        """Load into `module`.
-
-        Raises:
-            CheckpointError: The file lacks tensors of the module, or they have other shapes.
-        """
+        """Load into `module`; CheckpointError if the file lacks tensors of it, or they have other shapes."""
         name, own = self.checkpoint, module.state_dict()
         prefix = self.prefix or ('' if hasattr(module, 'backbone') else 'backbone.')
-        prefix = prefix if not prefix or prefix.endswith('.') else f'{prefix}.'
+        prefix = f'{prefix.rstrip(".")}.' if prefix else ''
         state = read_weights(name, model=module).weights.state
         within = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         part = min([within, state], key=lambda part: len(_unfit(own, part)))  # the module's own names, too
@@ -64,14 +60,13 @@ def _unfit(own: State, part: State) -> list[str]:
 
 def warn_of_random_backbone(model: nn.Module) -> None:
     """Warn if a training is about to start from a random backbone; to be called where no weights are loaded."""
-    backbone = getattr(model, 'backbone', None)
-    if backbone is None:
-        return
+    backbone: Any = getattr(model, 'backbone', None)
+    configs: list[Any] = []
     for part in (model, backbone):
-        configs: Any = getattr(part, 'init_cfg', None) or []
-        configs = [configs] if isinstance(configs, dict) else configs
-        if any(config.get('type') == 'Pretrained' for config in configs):
-            return
+        config: Any = getattr(part, 'init_cfg', None) or []
+        configs += [config] if isinstance(config, dict) else config
+    if backbone is None or any(config.get('type') == 'Pretrained' for config in configs):
+        return
     frozen = sum(not p.requires_grad for p in backbone.parameters())
     print_log(
         'the backbone starts from random weights: the config has neither load_from nor '

@@ -41,23 +41,19 @@ def to_ours(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
     found: dict[str, dict[str, tuple[int, str]]] = {}
     unexpected, dropped, differing = [], [], []
     for theirs in state:
-        hit = _first_match(theirs, rules)
-        if hit is None:
+        matches = ((rank, _pattern(rule.theirs).fullmatch(theirs)) for rank, rule in enumerate(rules))
+        rank, match = next(((rank, match) for rank, match in matches if match), (0, None))
+        if match is None:
             unexpected.append(theirs)
             continue
-        rank, groups = hit
+        groups = match.groupdict()
         if not rules[rank].ours:
             dropped.append(theirs)
             continue
         parts = found.setdefault(rules[rank].ours.format(**groups), {})
         part = groups.get('qkv', '')
-        if part in parts:
-            first, second = sorted([parts[part], (rank, theirs)])
-            if not _same(state[first[1]], state[second[1]]):
-                differing.append(second[1])
-            parts[part] = first
-        else:
-            parts[part] = (rank, theirs)
+        parts[part], *copies = sorted({(rank, theirs), parts.get(part, (rank, theirs))})
+        differing += [name for _, name in copies if not same(state[parts[part][1]], state[name])]
     renamed: State = {}
     for ours, parts in found.items():
         if '' in parts:
@@ -95,16 +91,14 @@ def within(theirs: str, ours: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
     return tuple(Rule(theirs + rule.theirs, ours + rule.ours, rule.written) for rule in rules)
 
 
+def table(theirs: str, ours: str, modules: Mapping[str, str], written: bool = True) -> tuple[Rule, ...]:
+    """Rules for all tensors of modules, `{their name: our name}`; `theirs` and `ours` are put before the names."""
+    return tuple(Rule(f'{theirs}{a}.{{p}}', f'{ours}{b}.{{p}}', written) for a, b in modules.items())
+
+
 def matches_any(name: str, templates: Sequence[str]) -> bool:
     """Whether `name` is an instance of one of the templates."""
     return any(_pattern(template).fullmatch(name) for template in templates)
-
-
-def _first_match(theirs: str, rules: Sequence[Rule]) -> tuple[int, dict[str, str]] | None:
-    for rank, rule in enumerate(rules):
-        if match := _pattern(rule.theirs).fullmatch(theirs):
-            return rank, match.groupdict()
-    return None
 
 
 @cache
@@ -113,5 +107,6 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile(''.join(_PLACEHOLDERS.get(piece) or re.escape(piece) for piece in pieces))
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values."""
     return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))

@@ -178,7 +178,17 @@ def test_80_class_rows_are_79_classes_with_softmax_or_80_with_sigmoids(build_det
 
 def test_backbones_without_a_known_depth_are_not_called_resnets(build):
     state = {name.replace('backbone.layer', 'backbone.stage'): t for name, t in build().state_dict().items()}
-    assert 'Deformable DETR (another backbone), 4 feature levels' in str(convert_state(state).layout)
+    layout = convert_state(state).layout
+    assert 'Deformable DETR (another backbone), 4 feature levels' in str(layout)
+    assert layout.fitting_configs() == ()
+
+
+def test_resnext_of_50_layers_is_not_resnet_50(build):
+    state = build().state_dict()
+    state['backbone.layer1.0.conv2.weight'] = state['backbone.layer1.0.conv2.weight'][:, :4]
+    layout = convert_state(state).layout
+    assert 'another backbone' in str(layout)
+    assert layout.suggestion() == ''
 
 
 def test_classes_travel_with_the_file(build, tmp_path):

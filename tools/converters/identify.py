@@ -25,20 +25,20 @@ def main() -> None:
         'format': weights.title,
         'model': layout,
         'tensors': f'{len(weights.state)} under our names, {values / 1e6:.1f} M values, {dtypes}',
-        'classes': ', '.join(file.classes) if file.classes else None,
-        'trained': ', '.join(f'{key} {file.meta[key]}' for key in ('epoch', 'iter') if key in file.meta)
-        or None,
-        'notes': '; '.join(weights.notes) or None,
-        'left over': ', '.join(weights.unexpected) or None,
-        'missing': ', '.join(weights.missing_in_layers()) or None,
-        'config': ' or '.join(layout.fitting_configs()) or None,
-        'with': ' '.join(f'{key}={value}' for key, value in layout.config_changes().items()) or None,
+        'classes': ', '.join(file.classes) if file.classes else '',
+        'trained': ', '.join(f'{key} {file.meta[key]}' for key in ('epoch', 'iter') if key in file.meta),
+        'notes': '; '.join(weights.notes),
+        'left over': ', '.join(weights.unexpected),
+        'missing': ', '.join(weights.missing_in_layers()),
+        'config': ' or '.join(layout.fitting_configs()),
     }
+    if facts['config']:
+        facts['with'] = ' '.join(f'{key}={value}' for key, value in layout.config_changes().items())
     if weights.family and weights.family.part_of_detector:
         part = weights.family.part_of_detector
         facts['config'] = f"model.{part}init_cfg=dict(type='Pretrained', checkpoint='{args.file}')"
     for name, fact in facts.items():
-        if fact is not None:
+        if fact:
             print(f'{name + ":":11}{fact}')
 
 

@@ -47,27 +47,17 @@ class DetVisualizationHook(Hook):
         self._visualizer: Visualizer = Visualizer.get_current_instance()
 
     def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: list[DetDataSample] | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Draw the first image of every `interval`-th batch."""
         if self.draw and outputs and batch_idx % self.interval == 0:
             self._draw(runner, outputs[0], 'val', runner.iter, None)
 
     def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: list[DetDataSample] | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Draw every image, under its own name."""
-        if not self.draw:
-            return
-        for sample in outputs or []:
+        for sample in (outputs or []) if self.draw else []:
             name = Path(sample.img_path)
             # jpg and png of one name must not overwrite each other: the picture keeps both suffixes
             target = Path(self.test_out_dir, f'{name.name}.png') if self.test_out_dir else None

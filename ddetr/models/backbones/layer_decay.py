@@ -16,8 +16,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor, with a factor on the learning rate of each layer of the backbone.
 
     Layer i of n, counted from the stem as 0, trains with `decay_rate ** (n - i)` times its learning rate; everything
-    behind the backbone keeps its own. The backbone says what its layers are with a method `layer_groups()`, which
-    returns the parameter names of each layer, stem first (see `TimmBackbone`).
+    behind the backbone keeps its own. The backbone's method `layer_groups()` returns the parameter names of each layer,
+    stem first (see `TimmBackbone`).
 
     Args:
         optim_wrapper_cfg: As in mmengine.
@@ -47,41 +47,36 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:
             return
-        backbone = _find_backbone(module)
+        backbone: Any = next((part for part in module.modules() if hasattr(part, 'layer_groups')), None)
+        if backbone is None:
+            kind = type(getattr(module, 'backbone', module)).__name__
+            raise ConfigError(
+                f'LayerDecayOptimWrapperConstructor needs a backbone with layer_groups(), and {kind} has none: use '
+                'TimmBackbone, or lr_mult in paramwise_cfg.custom_keys.'
+            )
         factors = layer_factors(backbone.layer_groups(), self.decay_rate, self.num_layers)
         low, high = min(factors.values()), max(factors.values())
-        print_log(  # mmengine's own lines about each parameter say the rate before this factor
-            f'layer decay: learning rates of the backbone times {low:.3g} (stem) to {high:.3g}',
-            logger='current',
-        )
+        # mmengine's own lines about each parameter say the rate before this factor
+        rates = f'learning rates of the backbone times {low:.3g} (stem) to {high:.3g}'
+        print_log(f'layer decay: {rates}', 'current')
         parameters = dict(backbone.named_parameters())
         by_id = {id(parameters[key]): factor for key, factor in factors.items()}
         flat = {id(p) for p in parameters.values() if p.ndim <= 1}
         flat |= {id(parameters[key]) for key in getattr(backbone, 'no_weight_decay', set)()}
         base_lr: Any = self.base_lr
-        flat_decay = self.paramwise_cfg.get('flat_decay_mult')
+        decay = None if self.base_wd is None else self.paramwise_cfg.get('flat_decay_mult')
         for group in params:
             (key,) = {id(p) for p in group['params']}
             if key in by_id:
                 group['lr'] = group.get('lr', base_lr) * by_id[key]
-            if (
-                key in flat
-                and flat_decay is not None
-                and self.base_wd is not None
-                and 'decay_mult' not in group
-            ):
-                group['weight_decay'] = self.base_wd * flat_decay
+            if key in flat and decay is not None and 'decay_mult' not in group:
+                group['weight_decay'] = self.base_wd * decay
 
 
 def layer_factors(
     groups: Sequence[Sequence[str]], decay_rate: float, num_layers: int | None = None
 ) -> dict[str, float]:
-    """Learning-rate factor of each parameter.
-
-    Args:
-        groups: Parameter names of each layer, the stem first.
-        decay_rate: Factor between successive layers.
-        num_layers: Number of layers behind the stem after merging neighbours evenly; None merges nothing.
+    """Learning-rate factor of each parameter; `groups` are the names of each layer's parameters, the stem first.
 
     Raises:
         ConfigError: `num_layers` is not between 1 and the number of layers.
@@ -94,19 +89,5 @@ def layer_factors(
             'layers behind the stem of the backbone.'
         )
     layers = [0, *(1 + i * wanted // there for i in range(there))]
-    return {
-        name: decay_rate ** (wanted + 1 - layer)
-        for names, layer in zip(groups, layers, strict=True)
-        for name in names
-    }
-
-
-def _find_backbone(model: nn.Module) -> Any:
-    for module in model.modules():
-        if hasattr(module, 'layer_groups'):
-            return module
-    kind = type(getattr(model, 'backbone', model)).__name__
-    raise ConfigError(
-        f'LayerDecayOptimWrapperConstructor needs a backbone with layer_groups(), and {kind} has none: use '
-        'TimmBackbone, or lr_mult in paramwise_cfg.custom_keys.'
-    )
+    ranked = zip(groups, layers, strict=True)
+    return {name: decay_rate ** (wanted + 1 - layer) for names, layer in ranked for name in names}

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ddetr.utils.errors import CheckpointError
 from ddetr.weights import Layout, Rule, State, Style, WeightFamily, WeightFormat, count
+from ddetr.weights.rules import table
 
 _DEPTHS: dict[tuple[int, ...], int] = {
     (2, 2, 2, 2): 18,
@@ -15,11 +17,11 @@ _DEPTHS: dict[tuple[int, ...], int] = {
     (3, 4, 23, 3): 101,
     (3, 8, 36, 3): 152,
 }
+_PARTS = ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')
 _TORCHVISION = (
-    *(Rule(f'{part}.{{p}}', f'backbone.{part}.{{p}}') for part in ('conv1', 'bn1')),
-    *(Rule(f'layer{i}.{{p}}', f'backbone.layer{i}.{{p}}') for i in (1, 2, 3, 4)),
-    Rule('fc.{p}', ''),  # ImageNet's classes
-)
+    *table('', 'backbone.', {part: part for part in _PARTS}),
+    Rule('fc.{p}', ''),
+)  # fc: ImageNet's classes
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ResNetLayout(Layout):
 
     @property
     def name(self) -> str:
-        """`ResNet-50`."""
+        """`ResNet-50`, or "another backbone"."""
         return f'ResNet-{self.depth}' if self.depth else 'another backbone'
 
     def config_changes(self, depth: int = 50) -> dict[str, Any]:
@@ -52,58 +54,44 @@ def resnet_layout(state: State, hints: Mapping[str, Any] | None = None) -> ResNe
     depth = next((depth for known, depth in _DEPTHS.items() if built and known[: len(built)] == built), 0)
     if depth == 50 and 'backbone.layer1.0.conv3.weight' not in state:
         depth = 34  # as many blocks, of two convolutions each
-    stem = state.get('backbone.conv1.weight')
-    return ResNetLayout(depth=depth, stem_width=0 if stem is None else len(stem))
+    stem, kernel = len(state.get('backbone.conv1.weight', ())), state.get('backbone.layer1.0.conv2.weight')
+    if kernel is not None and stem and kernel.shape[:2] != (stem, stem):
+        depth = 0  # ResNeXt, or a wide ResNet
+    return ResNetLayout(depth=depth, stem_width=stem)
 
 
 def hf_backbone_rules(backbone: ResNetLayout, style: Style) -> tuple[Rule, ...]:
     """The table of a Hugging Face model with timm's ResNet, or its own: timm builds none of another width than 64."""
     at = 'model.backbone.conv_encoder.model.'
-    own = style.hf_resnet or _needs_own_resnet(backbone)
-    hf_resnet = [
-        Rule(at + 'embedder.embedder.convolution.{p}', 'backbone.conv1.{p}'),
-        Rule(at + 'embedder.embedder.normalization.{p}', 'backbone.bn1.{p}'),
-    ]
+    own = style.hf_resnet or backbone.stem_width != 64
+    layers = [('embedder.embedder', 'conv1', 'bn1')]
     for stage in range(4):
-        block, ours = at + f'encoder.stages.{stage}.layers.{{i}}.', f'backbone.layer{stage + 1}.{{i}}.'
-        hf_resnet.append(Rule(block + 'shortcut.convolution.{p}', ours + 'downsample.0.{p}'))
-        hf_resnet.append(Rule(block + 'shortcut.normalization.{p}', ours + 'downsample.1.{p}'))
-        for k in range(3):
-            hf_resnet.append(Rule(block + f'layer.{k}.convolution.{{p}}', ours + f'conv{k + 1}.{{p}}'))
-            hf_resnet.append(Rule(block + f'layer.{k}.normalization.{{p}}', ours + f'bn{k + 1}.{{p}}'))
-    return (
-        *(rule._replace(written=own) for rule in hf_resnet),
-        Rule(at + '{p}', 'backbone.{p}', written=not own),
-    )
+        block, ours = f'encoder.stages.{stage}.layers.{{i}}', f'layer{stage + 1}.{{i}}'
+        layers.append((f'{block}.shortcut', f'{ours}.downsample.0', f'{ours}.downsample.1'))
+        layers += [(f'{block}.layer.{k}', f'{ours}.conv{k + 1}', f'{ours}.bn{k + 1}') for k in range(3)]
+    modules = {f'{theirs}.convolution': conv for theirs, conv, _ in layers}
+    modules |= {f'{theirs}.normalization': norm for theirs, _, norm in layers}
+    return (*table(at, 'backbone.', modules, own), Rule(at + '{p}', 'backbone.{p}', written=not own))
 
 
 def hf_backbone_config(state: State, num_levels: int) -> dict[str, Any]:
     """The backbone's part of Hugging Face's config.json; `num_levels` of its last stages are used."""
     backbone = resnet_layout(state)
-    if not _needs_own_resnet(backbone):
-        return {
-            'use_timm_backbone': True,
-            'backbone': f'resnet{backbone.depth}',
-            'use_pretrained_backbone': False,
-        }
-    basic = 'backbone.layer1.0.conv3.weight' not in state
-    stages = (1, 2, 3, 4)
-    widths = [len(state[f'backbone.layer{i}.0.conv{2 if basic else 3}.weight']) for i in stages]
-    return {
-        'use_timm_backbone': False,
-        'backbone_config': {
-            'model_type': 'resnet',
-            'embedding_size': backbone.stem_width,
-            'hidden_sizes': widths,
-            'depths': [count(state, f'backbone.layer{i}.') for i in stages],
-            'layer_type': 'basic' if basic else 'bottleneck',
-            'out_features': [f'stage{i}' for i in (2, 3, 4)[-max(num_levels, 1) :]],
-        },
+    if not backbone.depth and backbone.stem_width in (0, 64):
+        raise CheckpointError("Hugging Face's models have no such backbone: choose another format.")
+    if backbone.stem_width == 64:
+        name = f'resnet{backbone.depth}'
+        return {'use_timm_backbone': True, 'backbone': name, 'use_pretrained_backbone': False}
+    basic, stages = 'backbone.layer1.0.conv3.weight' not in state, (1, 2, 3, 4)
+    config = {
+        'model_type': 'resnet',
+        'embedding_size': backbone.stem_width,
+        'hidden_sizes': [len(state[f'backbone.layer{i}.0.conv{2 if basic else 3}.weight']) for i in stages],
+        'depths': [count(state, f'backbone.layer{i}.') for i in stages],
+        'layer_type': 'basic' if basic else 'bottleneck',
+        'out_features': [f'stage{i}' for i in (2, 3, 4)[-max(num_levels, 1) :]],
     }
-
-
-def _needs_own_resnet(backbone: ResNetLayout) -> bool:
-    return backbone.stem_width != 64
+    return {'use_timm_backbone': False, 'backbone_config': config}
 
 
 RESNET = WeightFamily(

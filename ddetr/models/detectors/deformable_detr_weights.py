@@ -8,37 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from ddetr.utils.errors import CheckpointError
-from ddetr.weights import (
-    ClassRows,
-    Layout,
-    OptionalZeros,
-    Rule,
-    State,
-    Style,
-    WeightFamily,
-    WeightFormat,
-    count,
-)
+from ddetr.weights import ClassRows, Layout, OptionalZeros, Rule, State, Style, WeightFamily, WeightFormat
 from ddetr.weights.huggingface import in_both_versions
+from ddetr.weights.rules import same, table
 
 from ..backbones.resnet_weights import hf_backbone_rules
-from .transformer_weights import (
-    ORIGINAL_BACKBONE,
-    TransformerLayout,
-    attention_of,
-    branch_rules,
-    hf_decoder_layers,
-    hf_encoder_layers,
-    hf_transformer_config,
-    neck_rules,
-    original_decoder_layers,
-    original_encoder_layers,
-    proposal_rules,
-    transformer_facts,
-)
+from . import transformer_weights as shared
 
 _CONFIGS = {  # (several levels, with_box_refine, as_two_stage) -> variant in the config's name
     (True, False, False): ('',),
@@ -49,79 +25,69 @@ _CONFIGS = {  # (several levels, with_box_refine, as_two_stage) -> variant in th
 
 
 @dataclass(frozen=True)
-class DeformableDETRLayout(TransformerLayout):
+class DeformableDETRLayout(shared.TransformerLayout):
     """Its five variants, and the two-stage one with mixed query selection."""
 
-    levels: int = 0
-    lateral_convs: int = 0  # of the levels, those that come straight from the backbone
     with_box_refine: bool = False
     as_two_stage: bool = False
 
     def __str__(self) -> str:
-        parts = [
+        stages = 'two-stage with mixed query selection' if self._mixed else 'two-stage'
+        parts = (
             f'Deformable DETR ({self.backbone.name})',
             'one feature level' if self.levels == 1 else f'{self.levels} feature levels',
             'with box refinement' if self.with_box_refine else 'no box refinement',
-        ]
-        if self.as_two_stage:
-            parts.append('two-stage' + (' with mixed query selection' if self.num_queries else ''))
-        if self.num_queries:
-            parts.append(f'{self.num_queries} queries')
-        return ', '.join([*parts, f'{self.num_classes} classes'])
+            stages if self.as_two_stage else '',
+            f'{self.num_queries} queries' if self.num_queries else '',
+            f'{self.num_classes} classes',
+        )
+        return ', '.join(filter(None, parts))
 
     def comparable(self, ignore_classes: bool = False) -> Layout:
         """With a single layer there is nothing to share, so weights do not show refinement."""
         single = self.decoder_layers + self.as_two_stage < 2
-        same = replace(self, with_box_refine=self.with_box_refine and not single)
-        return replace(same, num_classes=0) if ignore_classes else same
+        classes = 0 if ignore_classes else self.num_classes
+        return replace(self, num_classes=classes, with_box_refine=self.with_box_refine and not single)
+
+    @property
+    def _mixed(self) -> bool:
+        return self.as_two_stage and self.num_queries > 0
 
     @property
     def _is_quickstart(self) -> bool:
-        mixed = bool(self.as_two_stage and self.num_queries)
-        return mixed and (self.encoder_layers, self.decoder_layers) == (2, 3)
+        return self._mixed and (self.encoder_layers, self.decoder_layers) == (2, 3)
 
     def fitting_configs(self) -> tuple[str, ...]:
         """Of the published models, or the quickstart's."""
+        if not self.backbone.depth:
+            return ()
         if self._is_quickstart:
             return ('configs/quickstart/deformable-detr-refine-twostage_shapes.py',)
-        variant = (self.levels > 1, self.with_box_refine, self.as_two_stage)
-        names = _CONFIGS.get(variant, ())
+        names = _CONFIGS.get((self.levels > 1, self.with_box_refine, self.as_two_stage), ())
         return tuple(f'configs/deformable_detr/deformable-detr{name}_r50_16xb2-50e_coco.py' for name in names)
 
     def config_changes(self, depth: int = 50, num_classes: int = 80) -> dict[str, Any]:
         """Depth, classes and mixed query selection, where they are not the config's."""
         if self._is_quickstart:
             return super().config_changes(depth=18, num_classes=6)
-        mixed = {'model.mixed_query_selection': True} if self.as_two_stage and self.num_queries else {}
+        mixed = {'model.mixed_query_selection': True} if self._mixed else {}
         return {**super().config_changes(depth, num_classes), **mixed}
 
 
 def layout_of(state: State, hints: Mapping[str, Any]) -> DeformableDETRLayout:
-    """Read the layout off tensors under our names.
-
-    Box refinement does not show in our names: with it, the layers' box branches differ.
-    """
-    bias = state.get('bbox_head.cls_branches.0.bias')
-    lateral = count(state, 'neck.convs.')
+    """Read the layout off tensors under our names; with box refinement, the layers' box branches differ."""
     refine = hints.get('with_box_refine')
     return DeformableDETRLayout(
-        num_classes=0 if bias is None else len(bias),
-        levels=lateral + count(state, 'neck.extra_convs.'),
-        lateral_convs=lateral,
         with_box_refine=_branches_differ(state) if refine is None else bool(refine),
         as_two_stage='memory_trans_fc.weight' in state,
-        **transformer_facts(state),
+        **shared.transformer_facts(state),
     )
 
 
 def layout_from(state: State, prefix: str, decoder: str) -> DeformableDETRLayout:
     """What chooses the rules, read off another project's names, which begin with `prefix` and `decoder`."""
-    projections = [
-        t for name, t in state.items() if re.fullmatch(rf'{prefix}input_proj\.\d+\.0\.weight', name)
-    ]
     return DeformableDETRLayout(
-        levels=len(projections),
-        lateral_convs=sum(kernel.shape[-1] == 1 for kernel in projections),
+        **shared.their_levels(state, prefix),
         with_box_refine=any(name.startswith(f'{decoder}bbox_embed.') for name in state),
         as_two_stage=any(name.endswith('enc_output.weight') for name in state),
     )
@@ -130,28 +96,26 @@ def layout_from(state: State, prefix: str, decoder: str) -> DeformableDETRLayout
 def original_rules(layout: DeformableDETRLayout, style: Style) -> tuple[Rule, ...]:
     """The table for one variant: with refinement and two stages the branches are stored again in the decoder."""
     return (
-        *ORIGINAL_BACKBONE,
-        *neck_rules('', layout.levels, layout.lateral_convs),
-        *original_encoder_layers(deformable=True),
-        *original_decoder_layers(deformable=True),
-        *_query_rules('transformer.', 'query_embed.{p}', layout),
-        *branch_rules(''),
-        *branch_rules('transformer.decoder.', layout.as_two_stage, layout.with_box_refine),
+        *shared.ORIGINAL_BACKBONE,
+        *shared.neck_rules('', layout),
+        *shared.original_layers(deformable=True),
+        *_query_rules('transformer.', 'query_embed', layout),
+        *shared.branch_rules(''),
+        *shared.branch_rules('transformer.decoder.', layout.as_two_stage, layout.with_box_refine),
     )
 
 
 def hf_rules(layout: DeformableDETRLayout, style: Style) -> tuple[Rule, ...]:
     """The table of one variant. The decoder owns what it refines with, and repeats are not stored."""
-    table = (
+    rules = (
         *hf_backbone_rules(layout.backbone, style),
-        *neck_rules('model.', layout.levels, layout.lateral_convs),
-        *hf_encoder_layers(deformable=True),
-        *hf_decoder_layers(deformable=True),
-        *_query_rules('model.', 'model.query_position_embeddings.{p}', layout),
-        *branch_rules('', not layout.as_two_stage, not layout.with_box_refine),
-        *branch_rules('model.decoder.', layout.as_two_stage, layout.with_box_refine),
+        *shared.neck_rules('model.', layout),
+        *shared.hf_layers(),
+        *_query_rules('model.', 'model.query_position_embeddings', layout),
+        *shared.branch_rules('', not layout.as_two_stage, not layout.with_box_refine),
+        *shared.branch_rules('model.decoder.', layout.as_two_stage, layout.with_box_refine),
     )
-    return in_both_versions(table, style)
+    return in_both_versions(rules, style)
 
 
 def hf_config(
@@ -162,7 +126,7 @@ def hf_config(
     Raises:
         CheckpointError: Heads and points do not fit the attention's width.
     """
-    attention = attention_of(model_cfg)
+    attention = shared.attention_of(model_cfg)
     heads, points = attention.get('num_heads', 8), attention.get('num_points', 4)
     proposals = (model_cfg or {}).get('num_queries', 300)
     width = len(state['encoder.layers.0.self_attn.attention_weights.weight'])
@@ -174,7 +138,7 @@ def hf_config(
     return {
         'architectures': ['DeformableDetrForObjectDetection'],
         'model_type': 'deformable_detr',
-        **hf_transformer_config(state, model_cfg),
+        **shared.hf_transformer_config(state, model_cfg),
         'num_queries': layout.num_queries or proposals,
         'num_feature_levels': layout.levels,
         'encoder_n_points': points,
@@ -188,10 +152,9 @@ def hf_config(
 def share_branches(state: State, layout: DeformableDETRLayout) -> State:
     """Fill in the branches of layers that share the first one's, which Hugging Face stores once."""
     result = dict(state)
-    for name, tensor in state.items():
-        if match := re.fullmatch(r'(bbox_head\.\w+_branches)\.0\.(.+)', name):
-            for i in range(1, layout.decoder_layers + layout.as_two_stage):
-                result.setdefault(f'{match[1]}.{i}.{match[2]}', tensor)
+    for name in [name for name in state if re.match(r'bbox_head\.\w+_branches\.0\.', name)]:
+        for i in range(1, layout.decoder_layers + layout.as_two_stage):
+            result.setdefault(name.replace('.0.', f'.{i}.', 1), state[name])
     return result
 
 
@@ -200,13 +163,10 @@ def drop_shared_branches(state: State, layout: DeformableDETRLayout) -> State:
 
     Its class branches are tied unless the file says otherwise by storing them, its box branches without refinement.
     """
-    result = dict(state)
     kinds = [] if layout.as_two_stage else ['cls'] if layout.with_box_refine else ['cls', 'reg']
-    for kind in kinds:
-        if not _branches_differ(state, kind):
-            repeats = rf'bbox_head\.{kind}_branches\.(?!0\.)\d+\..+'
-            result = {name: tensor for name, tensor in result.items() if not re.fullmatch(repeats, name)}
-    return result
+    shared = '|'.join(kind for kind in kinds if not _branches_differ(state, kind))
+    repeats = re.compile(rf'bbox_head\.({shared})_branches\.(?!0\.)\d+\.')
+    return {name: tensor for name, tensor in state.items() if not repeats.match(name)}
 
 
 def _query_rules(prefix: str, queries: str, layout: DeformableDETRLayout) -> tuple[Rule, ...]:
@@ -214,28 +174,28 @@ def _query_rules(prefix: str, queries: str, layout: DeformableDETRLayout) -> tup
 
     Other projects have no learned ones in two stages, so our mixed query selection has no place there.
     """
-    return (
-        Rule(prefix + 'level_embed', 'level_embed'),
-        Rule(prefix + 'reference_points.{p}', 'reference_points_fc.{p}'),
-        *proposal_rules(prefix),
-        Rule(prefix + 'pos_trans.{p}', 'pos_trans_fc.{p}'),
-        Rule(prefix + 'pos_trans_norm.{p}', 'pos_trans_norm.{p}'),
-        *(() if layout.as_two_stage else (Rule(queries, 'query_embedding.{p}'),)),
-    )
+    modules = {
+        'reference_points': 'reference_points_fc',
+        **shared.PROPOSALS,
+        'pos_trans': 'pos_trans_fc',
+        'pos_trans_norm': 'pos_trans_norm',
+    }
+    learned = {} if layout.as_two_stage else {queries: 'query_embedding'}
+    level = Rule(prefix + 'level_embed', 'level_embed')
+    return (level, *table(prefix, '', modules), *table('', '', learned))
 
 
 def _branches_differ(state: State, kind: str = r'\w+') -> bool:
     """Whether any layer's branches are not just copies of the first layer's, as without refinement."""
     for name, tensor in state.items():
-        if match := re.fullmatch(rf'bbox_head\.({kind})_branches\.(?!0\.)\d+\.(.+)', name):
-            first = state.get(f'bbox_head.{match[1]}_branches.0.{match[2]}')
-            if first is None or (first.data_ptr() != tensor.data_ptr() and not torch.equal(first, tensor)):
-                return True
+        first = state.get(re.sub(rf'^(bbox_head\.{kind}_branches)\.\d+\.', r'\1.0.', name))
+        if first is None or not same(first, tensor):
+            return True
     return False
 
 
 def _without_mixed_queries(state: State, layout: DeformableDETRLayout) -> State:
-    if layout.as_two_stage and layout.num_queries:
+    if layout._mixed:
         raise CheckpointError(
             'MMDetection has no mixed query selection: this model cannot be written in its format.'
         )

@@ -9,22 +9,14 @@ from typing import Any
 
 from ddetr.weights import ClassRows, Rule, State, Style, WeightFamily, WeightFormat
 from ddetr.weights.huggingface import in_both_versions
+from ddetr.weights.rules import table
 
 from ..backbones.resnet_weights import hf_backbone_rules
-from .transformer_weights import (
-    ORIGINAL_BACKBONE,
-    TransformerLayout,
-    hf_decoder_layers,
-    hf_encoder_layers,
-    hf_transformer_config,
-    original_decoder_layers,
-    original_encoder_layers,
-    transformer_facts,
-)
+from . import transformer_weights as shared
 
 
 @dataclass(frozen=True)
-class DETRLayout(TransformerLayout):
+class DETRLayout(shared.TransformerLayout):
     """DETR, with DC5 or without: DC5 has no weights of its own."""
 
     sigmoid: bool = False  # no row for "no object", as in DETR-DC5+ of Deformable DETR's table 1
@@ -39,6 +31,8 @@ class DETRLayout(TransformerLayout):
 
     def fitting_configs(self) -> tuple[str, ...]:
         """Of the published models, or of the row of the table."""
+        if not self.backbone.depth:
+            return ()
         if self.sigmoid:
             return ('configs/detr/detr-dc5-plus_r50_16xb2-50e_coco.py',)
         return ('configs/detr/detr_r50_8xb2-150e_coco.py', 'configs/detr/detr-dc5_r50_64xb1-500e_coco.py')
@@ -51,37 +45,25 @@ def layout_of(state: State, hints: Mapping[str, Any]) -> DETRLayout:
     of the file's class names, or of the model that the weights are for. Without it they are softmax, as in the models
     that the original project and MMDetection published.
     """
-    bias = state.get('bbox_head.fc_cls.bias')
-    rows = 0 if bias is None else len(bias)
-    sigmoid = hints.get('num_classes') == rows
-    return DETRLayout(rows if sigmoid else max(rows - 1, 0), sigmoid=sigmoid, **transformer_facts(state))
+    layout = DETRLayout(**shared.transformer_facts(state, 'bbox_head.fc_cls.bias'))
+    rows, sigmoid = layout.num_classes, hints.get('num_classes') == layout.num_classes
+    return replace(layout, num_classes=rows if sigmoid else max(rows - 1, 0), sigmoid=sigmoid)
 
 
 def original_rules(layout: DETRLayout, style: Style) -> tuple[Rule, ...]:
     """The original project's names."""
     return (
-        *ORIGINAL_BACKBONE,
-        Rule('input_proj.{p}', 'neck.convs.0.conv.{p}'),
-        *original_encoder_layers(deformable=False),
-        *original_decoder_layers(deformable=False),
-        Rule('transformer.decoder.norm.{p}', 'decoder.post_norm.{p}'),
-        Rule('query_embed.{p}', 'query_embedding.{p}'),
-        *_branch_rules('class_embed', 'bbox_embed'),
+        *shared.ORIGINAL_BACKBONE,
+        *shared.original_layers(deformable=False),
+        *_rules('input_proj', 'transformer.decoder.norm', 'query_embed', 'class_embed', 'bbox_embed'),
     )
 
 
 def hf_rules(layout: DETRLayout, style: Style) -> tuple[Rule, ...]:
     """Hugging Face's names."""
-    table = (
-        *hf_backbone_rules(layout.backbone, style),
-        Rule('model.input_projection.{p}', 'neck.convs.0.conv.{p}'),
-        *hf_encoder_layers(deformable=False),
-        *hf_decoder_layers(deformable=False),
-        Rule('model.decoder.layernorm.{p}', 'decoder.post_norm.{p}'),
-        Rule('model.query_position_embeddings.{p}', 'query_embedding.{p}'),
-        *_branch_rules('class_labels_classifier', 'bbox_predictor'),
-    )
-    return in_both_versions(table, style)
+    names = ('model.input_projection', 'model.decoder.layernorm', 'model.query_position_embeddings')
+    rules = (*shared.hf_layers(), *_rules(*names, 'class_labels_classifier', 'bbox_predictor'))
+    return in_both_versions((*hf_backbone_rules(layout.backbone, style), *rules), style)
 
 
 def hf_config(layout: DETRLayout, state: State, model_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -89,18 +71,22 @@ def hf_config(layout: DETRLayout, state: State, model_cfg: Mapping[str, Any] | N
     return {
         'architectures': ['DetrForObjectDetection'],
         'model_type': 'detr',
-        **hf_transformer_config(state, model_cfg),
+        **shared.hf_transformer_config(state, model_cfg),
         'num_queries': layout.num_queries,
     }
 
 
-def _branch_rules(classes: str, boxes: str) -> tuple[Rule, ...]:
-    return (
-        Rule(f'{classes}.{{p}}', 'bbox_head.fc_cls.{p}'),
-        Rule(f'{boxes}.layers.0.{{p}}', 'bbox_head.reg_ffn.layers.0.0.{p}'),
-        Rule(f'{boxes}.layers.1.{{p}}', 'bbox_head.reg_ffn.layers.1.{p}'),
-        Rule(f'{boxes}.layers.2.{{p}}', 'bbox_head.fc_reg.{p}'),
-    )
+def _rules(neck: str, norm: str, queries: str, classes: str, boxes: str) -> tuple[Rule, ...]:
+    modules = {
+        neck: 'neck.convs.0.conv',
+        norm: 'decoder.post_norm',
+        queries: 'query_embedding',
+        classes: 'bbox_head.fc_cls',
+        f'{boxes}.layers.0': 'bbox_head.reg_ffn.layers.0.0',
+        f'{boxes}.layers.1': 'bbox_head.reg_ffn.layers.1',
+        f'{boxes}.layers.2': 'bbox_head.fc_reg',
+    }
+    return table('', '', modules)
 
 
 DETR = WeightFamily(
@@ -128,7 +114,7 @@ DETR = WeightFamily(
             hf_rules,
             landmarks=('class_labels_classifier.weight', 'model.input_projection.weight'),
             background='last',
-            layout_from_theirs=lambda state: DETRLayout(),
+            layout_from_theirs=lambda _: DETRLayout(),
             config_json=hf_config,
         ),
     ),

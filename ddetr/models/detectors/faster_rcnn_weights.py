@@ -4,27 +4,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddetr.weights import ClassRows, Layout, Rule, State, WeightFamily, WeightFormat
+from ddetr.weights import ClassRows, Layout, State, WeightFamily, WeightFormat
+from ddetr.weights.rules import table
 
 from ..backbones.resnet_weights import ANOTHER_BACKBONE, ResNetLayout, resnet_layout
 
 # The feature order is the same at the flattening before fc6: channels, rows, columns.
-_TORCHVISION = (
-    Rule('backbone.body.{p}', 'backbone.{p}'),
-    Rule('backbone.fpn.inner_blocks.{i}.0.{p}', 'neck.lateral_convs.{i}.conv.{p}'),
-    Rule('backbone.fpn.layer_blocks.{i}.0.{p}', 'neck.fpn_convs.{i}.conv.{p}'),
-    Rule('rpn.head.conv.0.0.{p}', 'rpn_head.rpn_conv.{p}'),
-    Rule('rpn.head.cls_logits.{p}', 'rpn_head.rpn_cls.{p}'),
-    Rule('rpn.head.bbox_pred.{p}', 'rpn_head.rpn_reg.{p}'),
-    Rule('roi_heads.box_head.fc6.{p}', 'roi_head.bbox_head.shared_fcs.0.{p}'),
-    Rule('roi_heads.box_head.fc7.{p}', 'roi_head.bbox_head.shared_fcs.1.{p}'),
-    Rule('roi_heads.box_predictor.cls_score.{p}', 'roi_head.bbox_head.fc_cls.{p}'),
-    Rule('roi_heads.box_predictor.bbox_pred.{p}', 'roi_head.bbox_head.fc_reg.{p}'),
-    # files from before torchvision 0.15, such as the published ones
-    Rule('backbone.fpn.inner_blocks.{i}.{p}', 'neck.lateral_convs.{i}.conv.{p}', written=False),
-    Rule('backbone.fpn.layer_blocks.{i}.{p}', 'neck.fpn_convs.{i}.conv.{p}', written=False),
-    Rule('rpn.head.conv.{p}', 'rpn_head.rpn_conv.{p}', written=False),
-)
+_TORCHVISION = {
+    'backbone.body': 'backbone',
+    'backbone.fpn.inner_blocks.{i}.0': 'neck.lateral_convs.{i}.conv',
+    'backbone.fpn.layer_blocks.{i}.0': 'neck.fpn_convs.{i}.conv',
+    'rpn.head.conv.0.0': 'rpn_head.rpn_conv',
+    'rpn.head.cls_logits': 'rpn_head.rpn_cls',
+    'rpn.head.bbox_pred': 'rpn_head.rpn_reg',
+    'roi_heads.box_head.fc6': 'roi_head.bbox_head.shared_fcs.0',
+    'roi_heads.box_head.fc7': 'roi_head.bbox_head.shared_fcs.1',
+    'roi_heads.box_predictor.cls_score': 'roi_head.bbox_head.fc_cls',
+    'roi_heads.box_predictor.bbox_pred': 'roi_head.bbox_head.fc_reg',
+}
+_BEFORE_0_15 = {  # of torchvision: the published files
+    'backbone.fpn.inner_blocks.{i}': 'neck.lateral_convs.{i}.conv',
+    'backbone.fpn.layer_blocks.{i}': 'neck.fpn_convs.{i}.conv',
+    'rpn.head.conv': 'rpn_head.rpn_conv',
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class FasterRCNNLayout(Layout):
 
     def fitting_configs(self) -> tuple[str, ...]:
         """Of MMDetection's published model."""
-        return ('configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',)
+        return ('configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',) if self.backbone.depth else ()
 
     def config_changes(self) -> dict[str, Any]:
         """Depth and classes where they are not the config's."""
@@ -48,8 +50,8 @@ class FasterRCNNLayout(Layout):
 
 def layout_of(state: State, hints: Mapping[str, Any]) -> FasterRCNNLayout:
     """Read the layout off tensors under our names; the last class row is the background."""
-    bias = state.get('roi_head.bbox_head.fc_cls.bias')
-    return FasterRCNNLayout(0 if bias is None else len(bias) - 1, resnet_layout(state))
+    rows = len(state.get('roi_head.bbox_head.fc_cls.bias', (0,)))
+    return FasterRCNNLayout(rows - 1, resnet_layout(state))
 
 
 FASTER_RCNN = WeightFamily(
@@ -65,7 +67,7 @@ FASTER_RCNN = WeightFamily(
         WeightFormat(
             'torchvision',
             "torchvision's Faster R-CNN",
-            lambda *_: _TORCHVISION,
+            lambda *_: (*table('', '', _TORCHVISION), *table('', '', _BEFORE_0_15, written=False)),
             landmarks=('roi_heads.box_head.fc6.weight', 'rpn.head.cls_logits.weight'),
             background='first',
         ),

@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from ddetr.engine.weights import pretrained as pretrained_module
 from mmengine.optim import build_optim_wrapper
 from safetensors.torch import save_file
 from torch import nn
@@ -18,6 +17,7 @@ from ddetr.models.backbones.layer_decay import layer_factors
 from ddetr.models.detectors.base_detector import build_backbone_and_neck
 from ddetr.registry import MODELS
 from ddetr.utils.errors import CheckpointError, ConfigError
+from ddetr.weights import pretrained as pretrained_module
 from tests.conftest import ROOT
 from tests.engine.malicious import _by_zip
 from tests.models.helpers import narrow_deformable_detr
