@@ -17,7 +17,7 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 from ddetr import registry as ours
-from ddetr.utils.errors import ConfigError, did_you_mean, first_line
+from ddetr.utils.errors import ConfigError, InputError, did_you_mean, first_line
 
 # The registries of the components under each top-level config key.
 REGISTRIES: dict[str, tuple[Registry, ...]] = {
@@ -122,6 +122,10 @@ def explain_build_errors() -> Iterator[None]:
     """Turn what a constructor says of a key that it does not take or lacks, or an unknown type, into one sentence."""
     try:
         yield
+    except InputError:
+        raise
+    except ValueError as error:  # in the constructor's own words, which name the key
+        raise ConfigError(first_line(error)) from error
     except (TypeError, KeyError) as error:
         line = first_line(error)
         if missing := re.search(r'(\w+)\.__init__\(\) missing .*?argument.*?: (.*)', line):

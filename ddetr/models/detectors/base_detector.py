@@ -69,6 +69,10 @@ class BaseDetector(BaseModel, ABC):
     def tensor(self, batch: ImageBatch) -> Any:
         """A batch -> the raw predictions before any loss or selection."""
 
+    def extract_feat(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> the neck's levels, L x (B, C, H_l, W_l)."""
+        return self.neck(self.backbone(images))
+
     @property
     def num_classes(self) -> int:
         """Number of classes that are detected, without background."""

@@ -194,10 +194,6 @@ class DeformableDETR(BaseDetector):
         states = self.decoder(init, memory, flat, self.bbox_head.predict_boxes)
         return self.bbox_head(states, init)
 
-    def extract_feat(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> L x (B, C, H_l, W_l)."""
-        return self.neck(self.backbone(images))
-
     def init_queries(
         self, memory: Tensor, flat: FlatFeatures, groups: tuple[QueryGroup, ...]
     ) -> DecoderInput:

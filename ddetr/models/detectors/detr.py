@@ -69,10 +69,6 @@ class DETR(BaseDetector):
         hidden = self.decoder(query_pos, memory, flat)  # (N, B, Q, C)
         return self.bbox_head(hidden)
 
-    def extract_feat(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> 1 x (B, C, H_5, W_5)."""
-        return self.neck(self.backbone(images))
-
     def flatten(self, feats: tuple[Tensor, ...], pad_mask: Tensor) -> FlatMap:
         """Lay the feature map out as tokens, with their positions and padding; ValueError for several maps."""
         if len(feats) != 1:

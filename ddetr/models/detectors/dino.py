@@ -151,7 +151,7 @@ class DINO(BaseDetector):
 
     def predict_sets(self, batch: ImageBatch, denoising: DenoisingQueries | None) -> SetPredictions:
         """The whole forward pass, from images to the predicted sets of all decoder layers."""
-        feats = self.neck(self.backbone(batch.images))  # L x (B, C, H_l, W_l)
+        feats = self.extract_feat(batch.images)  # L x (B, C, H_l, W_l)
         flat = flatten_levels(feats, batch.pad_mask, self.positional_encoding, self.level_embed)
         memory = self.encoder(flat)  # (B, S, C)
         init = self.select_queries(memory, flat)

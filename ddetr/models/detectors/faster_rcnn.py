@@ -81,6 +81,6 @@ class FasterRCNN(BaseDetector):
         self, batch: ImageBatch, cfg: dict
     ) -> tuple[tuple[Tensor, ...], AnchorPredictions, list[Proposals]]:
         """The first stage: feature levels, predictions for all anchors, each image's best regions."""
-        feats = self.neck(self.backbone(batch.images))  # L x (B, C, H_l, W_l)
+        feats = self.extract_feat(batch.images)  # L x (B, C, H_l, W_l)
         anchors = self.rpn_head(feats, batch.images.shape[-2:])
         return feats, anchors, self.rpn_head.propose(anchors, batch.sizes_hw, cfg)

@@ -154,7 +154,7 @@ class DeformableDetrTransformerDecoder(nn.Module):
             query = layer(query, position, on_padded_maps, memory, flat, init.self_attn_mask)
             hidden.append(query if self.norm is None else self.norm(query))
             boxes.append(predict_boxes(i, hidden[-1], start))
-            if self.refine:
+            if self.refine and layer is not self.layers[-1]:
                 refined = boxes[-1]
                 if self.norm is not None or self.look_forward_twice:  # from the state without its norm
                     refined = predict_boxes(i, query, reference)
