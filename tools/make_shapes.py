@@ -1,4 +1,4 @@
-"""Draw the built-in data set of shapes, in COCO's format: python tools/make_shapes.py [OUT_DIR]"""
+"""Draw the built-in dataset of shapes, in COCO's format: python tools/make_shapes.py [OUT_DIR]"""
 
 import argparse
 import dataclasses

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a trained detector: tools/quickstart.sh
-# Installs if needed, draws a small data set, trains a two-stage Deformable DETR on it, evaluates it on the images that
+# Installs if needed, draws a small dataset, trains a two-stage Deformable DETR on it, evaluates it on the images that
 # were held out, and draws detections and curves. About 15 minutes on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -55,7 +55,7 @@ class DetRunner(Runner):
         return super().build_visualizer(visualizer)
 
     def _init_model_weights(self) -> None:
-        """Initialise, unless a file gives every tensor: pretrained backbones then need not be fetched in vain."""
+        """Initialise, unless a file gives every tensor: pretrained backbones then need not be downloaded."""
         if self._load_from is None:
             warn_of_random_backbone(unwrap(self.model))
         if self._load_from is None or self.cfg.get('allow_partial', False):
@@ -125,7 +125,7 @@ class DetRunner(Runner):
         differing = [(a, b) for a, b in zip(learned, tested, strict=False) if a != b]
         if differing:
             self.logger.warning(
-                f'{filename} was trained on classes of other names than the data set that it is tested on: '
+                f'{filename} was trained on classes of other names than the dataset that it is tested on: '
                 f'{len(differing)} differ, first {differing[0][0]!r} there and {differing[0][1]!r} here. If they are '
                 'not the same things in the same order, the results mean nothing.'
             )

@@ -184,7 +184,7 @@ def test_original_and_hugging_face_names_lead_to_the_same_place(name, checkpoint
 
 
 def test_class_rows_follow_cocos_category_ids(coco_root, checkpoint_lists, tmp_path):
-    """Row `id` of the file becomes row `label` of ours, by the data set's own annotation file."""
+    """Row `id` of the file becomes row `label` of ours, by the dataset's own annotation file."""
     annotations = next(coco_root.glob('annotations/instances_*.json'))
     categories = json.loads(annotations.read_text())['categories']
     ids = sorted(category['id'] for category in categories)

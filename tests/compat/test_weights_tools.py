@@ -49,7 +49,7 @@ def config(repo_root, tmp_path) -> Path:
 
 @pytest.fixture
 def checkpoint(config, tmp_path) -> Path:
-    """As a training saves it: with an optimizer's state and the data set's class names."""
+    """As a training saves it: with an optimizer's state and the dataset's class names."""
     model = MODELS.build(Config.fromfile(config).model)
     optimizer = torch.optim.AdamW(model.parameters())
     content = {

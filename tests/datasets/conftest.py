@@ -1,4 +1,4 @@
-"""A small data set in COCO's format, to be written whole or broken in one place."""
+"""A small dataset in COCO's format, to be written whole or broken in one place."""
 
 import copy
 import json

@@ -6,7 +6,7 @@ from ddetr.datasets import AspectRatioBatchSampler
 
 
 class Sizes:
-    """A data set of which only the images' sizes matter."""
+    """A dataset of which only the images' sizes matter."""
 
     def __init__(self, wide, high):
         self.sizes = [(4, 3)] * wide + [(3, 4)] * high

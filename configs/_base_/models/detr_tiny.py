@@ -1,4 +1,4 @@
-# A small DETR for the built-in data set: the backbone, width, layers and queries of deformable-detr_tiny.py.
+# A small DETR for the built-in dataset: the backbone, width, layers and queries of deformable-detr_tiny.py.
 _base_ = 'detr_r50.py'
 self_attn_cfg = dict(dropout=0.0)
 ffn_cfg = dict(feedforward_channels=512, ffn_drop=0.0)

@@ -1,4 +1,4 @@
-# A small Faster R-CNN for the built-in data set, with the backbone of deformable-detr_tiny.py.
+# A small Faster R-CNN for the built-in dataset, with the backbone of deformable-detr_tiny.py.
 _base_ = 'faster-rcnn_r50_fpn.py'
 model = dict(
     backbone=dict(

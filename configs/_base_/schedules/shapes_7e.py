@@ -1,4 +1,4 @@
-# The quickstart's schedule, for every detector that learns the built-in data set from nothing: 7 epochs of AdamW
+# The quickstart's schedule, for every detector that learns the built-in dataset from nothing: 7 epochs of AdamW
 # with a short warm-up and a cosine decay.
 max_epochs = 7
 optim_wrapper = dict(

@@ -238,6 +238,7 @@ class SetHead(BaseModule):
         'loss_bbox': {'type': 'L1Loss', 'loss_weight': 5.0},
         'loss_iou': {'type': 'GIoULoss', 'loss_weight': 2.0},
     }
+    EXTRAS: ClassVar[tuple[str, ...]] = ()  # names of `SetPredictions.extras` that the head predicts
 
     def __init__(
         self,
@@ -254,7 +255,7 @@ class SetHead(BaseModule):
         super().__init__(init_cfg)
         del sync_cls_avg_factor
         losses = {'loss_cls': loss_cls, 'loss_bbox': loss_bbox, 'loss_iou': loss_iou}
-        self.criterion = build_criterion(losses, self.LOSSES, loss_terms, train_cfg)
+        self.criterion = build_criterion(losses, self.LOSSES, loss_terms, train_cfg, self.EXTRAS)
         self.use_sigmoid = all(getattr(term, 'use_sigmoid', True) for term in self.criterion.terms)
         self.max_per_img = (test_cfg or {}).get('max_per_img', 100)
         self.num_classes = num_classes
