@@ -27,7 +27,7 @@ from ddetr.utils.progress import track
 from ddetr.utils.tables import FORMATS, render_table
 
 IMAGES = 4  # to train on, of which a step takes two, and to test
-IN_SCOPE = ('deformable_detr/*.py', 'detr/*.py', 'faster_rcnn/*fpn*.py')
+IN_SCOPE = ('deformable_detr/*.py', 'detr/*.py', 'dino/*.py', 'faster_rcnn/*fpn*.py')
 HEADER = ('config', 'built', 'stepped', 'tested', 'what is missing')
 
 
