@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_area
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 NO_OBJECT = -1  # the label of a query without an object
@@ -115,7 +114,7 @@ class Matched(NamedTuple):
         pred, true = self.pred_boxes_xyxy_px.detach(), self.true_boxes_xyxy_px
         sides = torch.min(pred[:, 2:], true[:, 2:]) - torch.max(pred[:, :2], true[:, :2])
         overlap = sides.clamp(min=0).prod(-1)
-        union = box_area(pred) + box_area(true) - overlap
+        union = sum((boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (pred, true)) - overlap
         return overlap / union.clamp(min=1e-6)
 
 
