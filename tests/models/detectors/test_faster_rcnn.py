@@ -75,7 +75,7 @@ def test_it_learns_one_image_and_finds_nothing_in_an_empty_one(repo_root):
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     data = batch(model)
     first = None
-    for _ in range(60):
+    for _ in range(100):
         total, logged = model.parse_losses(model(**data, mode='loss'))
         first = first or logged
         optimizer.zero_grad()
