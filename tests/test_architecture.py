@@ -11,7 +11,7 @@ OWN = re.compile(r'models/(detectors|heads|layers)/|/__init__\.py$|analysis/pape
 
 
 def test_no_file_outside_a_familys_own_names_a_family():
-    for path in sorted((ROOT / 'ddetr').rglob('*.py')):
+    for path in sorted(p for part in ('ddetr', 'tools', 'demo') for p in (ROOT / part).rglob('*.py')):
         if not OWN.search(path.as_posix()):
             assert not FAMILY.findall(path.read_text()), path
 

@@ -4,7 +4,7 @@
 
 The transformer ignores padding exactly (tests/models/detectors). The backbone does not: next to the border between
 image and padding its convolutions see the padding's zeros where an unpadded image has their own zero padding only at
-the first layer. The original Deformable DETR does the same.
+the first layer. The paper's code does the same.
 """
 
 import argparse
