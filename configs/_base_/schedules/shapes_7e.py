@@ -1,5 +1,5 @@
-# The quickstart's schedule, for every detector that learns the built-in dataset from nothing: 7 epochs of AdamW
-# with a short warm-up and a cosine decay.
+# The schedule of the detectors that learn the built-in dataset from random weights: 7 epochs of AdamW with a short
+# warm-up and a cosine decay.
 max_epochs = 7
 optim_wrapper = dict(
     type='OptimWrapper',
