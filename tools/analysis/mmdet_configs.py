@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument('config_root', type=Path, metavar='CONFIG_ROOT')
     parser.add_argument('--data-root', default='data/coco', help="data in COCO's layout")
     parser.add_argument(
-        '--size', nargs=2, type=int, default=(320, 240), metavar=('W', 'H'), help='images are made to fit'
+        '--size', nargs=2, type=int, default=(320, 256), metavar=('W', 'H'), help='images are made to fit'
     )
     parser.add_argument('--only', nargs='+', default=IN_SCOPE, metavar='PATTERN', help='below CONFIG_ROOT')
     parser.add_argument('--format', choices=FORMATS, default='markdown')
