@@ -79,8 +79,11 @@ class BaseDetector(BaseModel, ABC):
         return self.bbox_head.num_classes
 
     def reset_classes(self, num_classes: int) -> list[str]:
-        """New classification layers for `num_classes` classes; the names of their tensors in the state dict."""
-        return [f'bbox_head.{name}' for name in self.bbox_head.reset_classes(num_classes)]
+        """Renew every part that depends on the classes; the names of the new tensors in the state dict."""
+        parts: list[tuple[str, Any]] = [
+            (n, p) for n, p in self.named_children() if hasattr(p, 'reset_classes')
+        ]
+        return [f'{part}.{name}' for part, child in parts for name in child.reset_classes(num_classes)]
 
     def counted_parts(self) -> dict[str, nn.Module]:
         """The parts that the tools list FLOPs for, by name."""

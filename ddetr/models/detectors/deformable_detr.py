@@ -159,13 +159,6 @@ class DeformableDETR(BaseDetector):
         if not self.as_two_stage:
             nn.init.zeros_(self.reference_points_fc.bias)
 
-    def reset_classes(self, num_classes: int) -> list[str]:
-        """See `BaseDetector`; the denoising queries' label embeddings are per class too."""
-        names = super().reset_classes(num_classes)
-        if self.dn_query_generator is None:
-            return names
-        return [*names, f'dn_query_generator.{self.dn_query_generator.reset_classes(num_classes)}']
-
     def loss(self, batch: ImageBatch, samples: Samples) -> dict[str, Tensor]:
         """See `BaseDetector`; the keys are those of `SetCriterion`."""
         denoising = None if self.dn_query_generator is None else self.dn_query_generator(samples)

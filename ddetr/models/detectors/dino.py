@@ -118,13 +118,6 @@ class DINO(BaseDetector):
         if dn_cfg is not None:
             self.dn_query_generator = ContrastiveDenoising(self.num_classes, channels, **dn_cfg)
 
-    def reset_classes(self, num_classes: int) -> list[str]:
-        """See `BaseDetector`; the denoising queries' label embeddings are per class too."""
-        names = super().reset_classes(num_classes)
-        if self.dn_query_generator is None:
-            return names
-        return [*names, f'dn_query_generator.{self.dn_query_generator.reset_classes(num_classes)}']
-
     def loss(
         self, batch: ImageBatch, samples: Samples, denoising: DenoisingQueries | None = None
     ) -> dict[str, Tensor]:

@@ -72,12 +72,12 @@ class ContrastiveDenoising(nn.Module):
         self.num_dn_queries: int = groups['num_dn_queries']
         self.label_embedding = nn.Embedding(num_classes, embed_dims)
 
-    def reset_classes(self, num_classes: int) -> str:
-        """New embeddings for `num_classes` classes; the name of their tensor."""
+    def reset_classes(self, num_classes: int) -> list[str]:
+        """New embeddings for `num_classes` classes; the names of their tensors."""
         old = self.label_embedding.weight
         self.num_classes = num_classes
         self.label_embedding = nn.Embedding(num_classes, old.shape[1], device=old.device, dtype=old.dtype)
-        return 'label_embedding.weight'
+        return ['label_embedding.weight']
 
     def append(
         self,

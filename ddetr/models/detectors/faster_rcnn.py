@@ -48,10 +48,6 @@ class FasterRCNN(BaseDetector):
         """See `BaseDetector`; the second stage classifies."""
         return self.roi_head.bbox_head.num_classes
 
-    def reset_classes(self, num_classes: int) -> list[str]:
-        """See `BaseDetector`."""
-        return [f'roi_head.{name}' for name in self.roi_head.reset_classes(num_classes)]
-
     def prepare_for_counting(self) -> None:
         """Keep all proposals: random ones overlap so much that NMS would leave the second stage nothing to do."""
         keep_all = {'type': 'nms', 'iou_threshold': 1.0}
