@@ -1,31 +1,17 @@
-// Which GPU and which stream. Through LibTorch's stable C functions; the one of them that lives in the CUDA half
-// of LibTorch is looked up when it is needed, so that this library also loads under a PyTorch without CUDA.
-#pragma once
-
-#include "../checks.h"
-#include "problem.h"
-
-#if defined(DDETR_OPS_EMULATED_GPU)
-
-namespace ddetr_ops {
-
-inline bool is_on_device(const Tensor& tensor) { return tensor.is_cpu(); }
-
-struct DeviceScope {
-  explicit DeviceScope(const Tensor&) {}
-  void* stream() const { return nullptr; }
-};
-
-}  // namespace ddetr_ops
-
-#else
+// The GPU of a tensor and PyTorch's current stream there, through LibTorch's stable C functions. The one function that
+// lives in libtorch_cuda is looked up at the first call, so this library also loads under a PyTorch without CUDA.
+#ifndef DDETR_OPS_CUDA_DEVICE_H_
+#define DDETR_OPS_CUDA_DEVICE_H_
 
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "../checks.h"
+#include "params.h"
+
 namespace ddetr_ops {
 
-inline bool is_on_device(const Tensor& tensor) { return tensor.is_cuda(); }
+inline bool is_on_gpu(const Tensor& tensor) { return tensor.is_cuda(); }
 
 inline void* current_stream(int32_t device) {
   using Lookup = AOTITorchError (*)(int32_t, void**);
@@ -40,7 +26,7 @@ inline void* current_stream(int32_t device) {
   return stream;
 }
 
-// Makes a tensor's GPU the current one, for PyTorch and for this library, as long as it lives.
+// While it lives, the tensor's GPU is the current one, for PyTorch and for this library's CUDA runtime.
 class DeviceScope {
  public:
   explicit DeviceScope(const Tensor& tensor)
@@ -57,4 +43,4 @@ class DeviceScope {
 
 }  // namespace ddetr_ops
 
-#endif
+#endif  // DDETR_OPS_CUDA_DEVICE_H_

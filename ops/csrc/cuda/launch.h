@@ -1,122 +1,129 @@
-// Chooses kernel and block size for a call. Included once per element type (float.cu, half.cu, ...).
+// Choice of kernel and block size. Included once per element type (float.cu, half.cu, ...).
 #pragma once
+
+#include <cstdlib>
 
 #include "backward.h"
 #include "forward.h"
-#include "owners.h"
 
 namespace ddetr_ops {
 
-// Below this many queries they are a decoder's, which lie apart: merging would find nothing to merge.
-#if !defined(DDETR_OPS_MERGE_FROM_QUERIES)
-#define DDETR_OPS_MERGE_FROM_QUERIES 1024
-#endif
-
-constexpr int64_t kSharedLimit = 48 * 1024;   // what every GPU gives without being asked
-constexpr int64_t kBlockLimit = 2147483647;   // a grid's blocks
+constexpr int64_t kSharedBytes = 48 * 1024;  // per block, on every GPU and without opting in
+constexpr int kDirectThreads = 128;
+constexpr const char* kTooManyLevels = "the levels do not fit into shared memory";
 
 template <typename T>
-struct Lanes {  // 16-byte vectors, and as many lanes as cover 32 channels (doubles: 16)
+struct VectorLanes {  // 16-byte accesses; up to 8 lanes, of 16-bit types 4, as most heads have 32 channels
   static constexpr int V = 16 / sizeof(T), LANES = sizeof(T) == 2 ? 4 : 8;
 };
+// Rows of any number of vectors; of any number of elements, with any alignment; of D channels.
 template <typename T, bool FUSED>
-using Known = Plan<T, Lanes<T>::V, Lanes<T>::LANES, 32, 4, 4, FUSED>;
+using Vector = Traits<T, VectorLanes<T>::V, VectorLanes<T>::LANES, 0, FUSED>;
 template <typename T, bool FUSED>
-using Vector = Plan<T, Lanes<T>::V, Lanes<T>::LANES, 0, 0, 0, FUSED>;
-template <typename T, bool FUSED>
-using Scalar = Plan<T, 1, 8, 0, 0, 0, FUSED>;
+using Scalar = Traits<T, 1, 8, 0, FUSED>;
+template <typename T, int D, bool FUSED>
+using Known = Traits<T, VectorLanes<T>::V, (D / VectorLanes<T>::V < 8 ? D / VectorLanes<T>::V : 8), D, FUSED>;
 
-inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 // Whether rows can be moved 16 bytes at a time.
 template <typename T>
-bool rows_are_vectors(const Problem<T>& p) {
-  return p.channels % Lanes<T>::V == 0 && aligned(p.value) && aligned(p.output) && aligned(p.grad_output) &&
-         aligned(p.grad_value);
+bool rows_are_vectors(const Params<T>& p) {
+  return p.channels % VectorLanes<T>::V == 0 && is_aligned(p.value) && is_aligned(p.output) &&
+         is_aligned(p.grad_output) && is_aligned(p.grad_value);
+}
+
+// Calls `run` with the traits for these sizes: the heads' usual D are compiled in, except for double.
+template <typename T, bool FUSED, typename Run>
+const char* with_traits(const Params<T>& p, const Run& run) {
+  if (!rows_are_vectors(p)) return run(Scalar<T, FUSED>{});
+  if constexpr (sizeof(T) < 8) {
+    switch (p.channels) {
+      case 16: return run(Known<T, 16, FUSED>{});
+      case 32: return run(Known<T, 32, FUSED>{});
+      case 64: return run(Known<T, 64, FUSED>{});
+      case 128: return run(Known<T, 128, FUSED>{});
+    }
+  }
+  return run(Vector<T, FUSED>{});
 }
 
 template <typename T>
-bool is_known(const Problem<T>& p) {
-  return sizeof(T) < 8 && rows_are_vectors(p) && p.channels == 32 && p.levels == 4 && p.points == 4;
-}
-
-template <typename T>
-int64_t blocks_of(const Problem<T>& p, int groups) {
+int64_t blocks_of(const Params<T>& p, int groups) {
   return int64_t(p.batch) * p.heads * ((int64_t(p.queries) + groups - 1) / groups);
 }
 
 template <typename C>
-const char* start_forward(const Problem<typename C::T>& p, void* stream) {
-  // Few queries are spread over the whole GPU in small blocks.
-  const int64_t items = int64_t(p.batch) * p.queries * p.heads;
-  const int threads = items * C::LANES >= 64 * 1024 * 4 ? kForwardThreads : 64;
-  const int groups = threads / C::LANES;
-  const int64_t slices = (p.channels + C::SPAN - 1) / C::SPAN;
-  const int64_t blocks = blocks_of(p, groups) * slices;
-  if (blocks > kBlockLimit) return "too many queries for one launch";
-  return simt::launch(forward_kernel<C>, blocks, threads, 0, stream, p);
+const char* start_forward(const Params<typename C::T>& p, void* stream) {
+  // Small blocks spread few queries over the whole GPU.
+  const int64_t lanes = int64_t(p.batch) * p.queries * p.heads * C::LANES;
+  const int threads = lanes >= 1024 * kForwardThreads ? kForwardThreads : 64;
+  const int64_t spans = C::D ? 1 : (p.channels + C::SPAN - 1) / C::SPAN;
+  if (level_bytes(p) > kSharedBytes) return kTooManyLevels;
+  return simt::launch(forward_kernel<C>, blocks_of(p, threads / C::LANES) * spans, threads, level_bytes(p),
+                      stream, p);
 }
 
 template <typename C, Scatter SCATTER>
-const char* start_backward(const Problem<typename C::T>& p, void* stream, int threads) {
-  const int groups = threads / C::LANES;
-  const int64_t blocks = blocks_of(p, groups);
+const char* start_backward(const Params<typename C::T>& p, int threads, void* stream) {
   const int64_t shared = backward_shared_bytes<C, SCATTER>(threads, p);
-  if (blocks > kBlockLimit) return "too many queries for one launch";
-  if (shared > kSharedLimit) return "too many levels times points: the gradient's softmax does not fit on chip";
-  return simt::launch(backward_kernel<C, SCATTER>, blocks, threads, shared, stream, p);
+  if (shared > kSharedBytes) return kTooManyLevels;
+  return simt::launch(backward_kernel<C, SCATTER>, blocks_of(p, threads / C::LANES), threads, shared, stream, p);
+}
+
+// Merging pays where neighbouring queries sample the same tokens: an encoder's, not the few of a decoder. It replaces
+// additions, which before sm_90 carry one number each, by instructions; see README.md.
+inline int64_t merge_min_queries() {
+  const char* setting = std::getenv("DDETR_OPS_MERGE_MIN_QUERIES");  // read per call: benchmarks set it
+  if (setting) return std::atoll(setting);
+  return simt::compute_capability() >= 9 ? int64_t(1) << 32 : 1024;
 }
 
 template <typename C>
-const char* start_direct(const Problem<typename C::T>& p, void* stream) {
-  int threads = 128;
-  while (threads > 32 && backward_shared_bytes<C, Scatter::kDirect>(threads, p) > kSharedLimit) threads /= 2;
-  return start_backward<C, Scatter::kDirect>(p, stream, threads);
+const char* start_backward_of(const Params<typename C::T>& p, void* stream) {
+  if constexpr (sizeof(typename C::T) < 8 && C::V > 1) {
+    const bool adds = p.grad_value && !p.sorted.keys;
+    if (adds && p.queries >= merge_min_queries() &&
+        backward_shared_bytes<C, Scatter::kMerged>(kBackwardThreads, p) <= kSharedBytes)
+      return start_backward<C, Scatter::kMerged>(p, kBackwardThreads, stream);
+  }
+  return start_backward<C, Scatter::kDirect>(p, kDirectThreads, stream);
 }
 
 template <typename C>
-const char* start_backward_of(const Problem<typename C::T>& p, void* stream) {
-  const bool merges = p.grad_value && !p.trail && p.queries >= DDETR_OPS_MERGE_FROM_QUERIES &&
-                      backward_shared_bytes<C, Scatter::kMerged>(kBackwardThreads, p) <= kSharedLimit;
-  return merges ? start_backward<C, Scatter::kMerged>(p, stream, kBackwardThreads) : start_direct<C>(p, stream);
-}
-
-template <typename T, bool FUSED>
-const char* choose_forward(const Problem<T>& p, void* stream) {
-  if constexpr (sizeof(T) < 8) {
-    if (is_known(p)) return start_forward<Known<T, FUSED>>(p, stream);
-  }
-  return rows_are_vectors(p) ? start_forward<Vector<T, FUSED>>(p, stream) : start_forward<Scalar<T, FUSED>>(p, stream);
-}
-
-template <typename T, bool FUSED>
-const char* choose_backward(const Problem<T>& p, void* stream) {
-  if constexpr (sizeof(T) < 8) {
-    if (is_known(p)) return start_backward_of<Known<T, FUSED>>(p, stream);
-    if (rows_are_vectors(p)) return start_backward_of<Vector<T, FUSED>>(p, stream);
-  } else {
-    if (rows_are_vectors(p)) return start_direct<Vector<T, FUSED>>(p, stream);
-  }
-  return start_direct<Scalar<T, FUSED>>(p, stream);
+const char* start_sums(Params<typename C::T> p, void* stream) {
+  using T = typename C::T;
+  const int64_t count = total_points(p);
+  if (const char* error = sort_points(p.sorted, count, sort_key_bits(last_key(p)), stream)) return error;
+  const int64_t mark_blocks = (count + kMarkThreads - 1) / kMarkThreads;
+  if (const char* error = simt::launch(mark_segments_kernel<T>, mark_blocks, kMarkThreads, 0, stream, p)) return error;
+  const int64_t blocks = (int64_t(p.tokens) + kSumThreads / 32 - 1) / (kSumThreads / 32) * p.batch * p.heads;
+  return simt::launch(sum_points_kernel<C>, blocks, kSumThreads, level_bytes(p), stream, p);
 }
 
 template <typename T>
-const char* launch_forward(const Problem<T>& p, void* stream) {
-  return p.reference_size ? choose_forward<T, true>(p, stream) : choose_forward<T, false>(p, stream);
+const char* launch_forward(const Params<T>& p, void* stream) {
+  const auto start = [&](auto traits) { return start_forward<decltype(traits)>(p, stream); };
+  return p.reference_dim ? with_traits<T, true>(p, start) : with_traits<T, false>(p, start);
 }
 
-// With a trail, the first kernel leaves grad_value alone and the second one adds it up in order.
 template <typename T>
-const char* launch_backward(const Problem<T>& p, void* stream) {
-  Problem<T> first = p;
-  if (p.trail) first.grad_value = nullptr;
-  const char* error =
-      p.reference_size ? choose_backward<T, true>(first, stream) : choose_backward<T, false>(first, stream);
-  if (error || !p.trail) return error;
-  const int64_t runs = (int64_t(p.tokens) + kRun - 1) / kRun;
-  const int64_t blocks = (runs * 32 + kOwnerThreads - 1) / kOwnerThreads * p.batch * p.heads;
-  if (blocks > kBlockLimit) return "too many tokens for one launch";
-  return simt::launch(owners_kernel<T>, blocks, kOwnerThreads, 0, stream, p);
+const char* launch_backward(const Params<T>& p, void* stream) {
+  const auto start = [&](auto traits) { return start_backward_of<decltype(traits)>(p, stream); };
+  const char* error = p.reference_dim ? with_traits<T, true>(p, start) : with_traits<T, false>(p, start);
+  if (error || !p.sorted.keys) return error;
+  return rows_are_vectors(p) ? start_sums<Vector<T, false>>(p, stream) : start_sums<Scalar<T, false>>(p, stream);
+}
+
+// On chip if the groups of a kDirectThreads block find room beside the levels; merging needs more and then is left out.
+template <typename T>
+bool needs_weight_grads(const Params<T>& p) {
+  if (!p.reference_dim) return false;
+  const auto fits = [&](auto traits) -> const char* {
+    using C = decltype(traits);
+    return backward_shared_bytes<C, Scatter::kDirect>(kDirectThreads, p) <= kSharedBytes ? "" : nullptr;
+  };
+  return with_traits<T, true>(p, fits) == nullptr;
 }
 
 }  // namespace ddetr_ops

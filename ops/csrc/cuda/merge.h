@@ -1,94 +1,92 @@
-// Adding to grad_value with as few global additions as the queries' neighbourhood allows.
+// grad_value with fewer additions to global memory.
 //
-// The queries of a block lie side by side, so their points' corners meet in the same tokens: often on the fine
-// levels, nearly always on the coarse ones. Each round every thread puts its point's four corners into a hash
-// table in shared memory that is keyed by token and chains what falls together; then the groups take the
-// tokens in turn, add up the chain in registers and send one addition per token and channel to memory.
-// (Adding in shared memory instead would not help: floats are added there by compare-and-swap loops.)
+// The queries of a block are neighbours, so the corners of their points share tokens: often on fine levels, nearly
+// always on coarse ones. In every round each thread inserts the four corners of its point into a hash table in shared
+// memory, keyed by token, with the corners of a token chained. Then each group takes a token, sums its chain in
+// registers and sends one addition per channel. Sums in shared memory would not help: floating-point additions there
+// compile to compare-and-swap loops.
 #pragma once
 
 #include "points.h"
 
 namespace ddetr_ops {
 
-constexpr int kNobody = -1;
+constexpr int kEmpty = -1;
 
-// The block's tables, laid out one after the other in dynamic shared memory.
+// The block's hash table. A corner is named by thread * 4 + corner.
 template <typename A>
-struct MergeTables {
+struct MergeTable {
   A* grads;     // (groups, D) grad_output of the block's queries
-  A* weights;   // (entries,) weight of a corner; entry = thread * 4 + corner
-  int* next;    // (entries,) the chain's next entry
-  int* tokens;  // (slots,) the hash table's keys
-  int* chains;  // (slots,) each key's first entry
-  int* used;    // (entries,) slots in use, `count[0]` of them
+  A* weights;   // (corners,)
+  int* next;    // (corners,) next corner of the same token
+  int* used;    // (corners,) occupied slots, `count[0]` of them
+  int* tokens;  // (slots,) keys
+  int* chains;  // (slots,) first corner of each key
   int* count;
   int slots;
 
-  DDETR_OPS_HD static constexpr int entries_of(int threads) { return 4 * threads; }
-  DDETR_OPS_HD static constexpr int slots_of(int threads) { return 2 * entries_of(threads); }
   static int64_t bytes(int threads, int groups, int64_t channels) {
-    return groups * channels * sizeof(A) + entries_of(threads) * (sizeof(A) + 2 * sizeof(int)) +
-           2 * slots_of(threads) * sizeof(int) + 16;
+    return groups * channels * sizeof(A) + 4 * threads * (sizeof(A) + 6 * sizeof(int)) + 16;
   }
 
-  DDETR_OPS_DEVICE MergeTables(unsigned char* memory, int threads, int groups, int channels) {
+  DDETR_OPS_DEVICE MergeTable(unsigned char* memory, int threads, int groups, int channels) {
+    const int corners = 4 * threads;
+    slots = 2 * corners;
     grads = reinterpret_cast<A*>(memory);
     weights = grads + groups * channels;
-    next = reinterpret_cast<int*>(weights + entries_of(threads));
-    used = next + entries_of(threads);
-    slots = slots_of(threads);
-    tokens = used + entries_of(threads);
+    next = reinterpret_cast<int*>(weights + corners);
+    used = next + corners;
+    tokens = used + corners;
     chains = tokens + slots;
     count = chains + slots;
   }
 
-  DDETR_OPS_DEVICE void clear_all(int thread, int threads) {
-    for (int i = thread; i < slots; i += threads) tokens[i] = chains[i] = kNobody;
+  DDETR_OPS_DEVICE void clear(int thread, int threads) {
+    for (int i = thread; i < slots; i += threads) tokens[i] = chains[i] = kEmpty;
     if (thread == 0) *count = 0;
   }
 
-  DDETR_OPS_DEVICE void insert(int32_t token, int entry, A weight) {
+  DDETR_OPS_DEVICE void insert(int32_t token, int corner, A weight) {
     unsigned slot = static_cast<unsigned>(token) * 2654435769u;  // 2^32 / golden ratio
     slot = (slot >> 16) & (slots - 1);
     for (;;) {
-      const int owner = simt::compare_exchange(tokens + slot, kNobody, token);
-      if (owner == kNobody) used[simt::fetch_add(count, 1)] = static_cast<int>(slot);
-      if (owner == kNobody || owner == token) break;
+      const int owner = atomicCAS(tokens + slot, kEmpty, token);
+      if (owner == kEmpty) used[atomicAdd(count, 1)] = static_cast<int>(slot);
+      if (owner == kEmpty || owner == token) break;
       slot = (slot + 1) & (slots - 1);
     }
-    weights[entry] = weight;
-    next[entry] = simt::exchange(chains + slot, entry);
+    weights[corner] = weight;
+    next[corner] = atomicExch(chains + slot, corner);
   }
 };
 
-// One round: insert, add up, send, and leave the tables empty. All threads of the block take part.
+// One round: insert, sum, send, and leave the table empty. All threads of the block must call.
 template <typename C>
-DDETR_OPS_DEVICE void merge_and_add(const Problem<typename C::T>& p, const Place<C>& at,
-                                    MergeTables<typename C::A>& tables, const Point<typename C::A>& point) {
+DDETR_OPS_DEVICE void merge_and_add(const Params<typename C::T>& p, const Group<C>& group,
+                                    MergeTable<typename C::A>& table, const Point<typename C::A>& point) {
   using A = typename C::A;
   constexpr int WIDTH = simt::kReductionWidth;
-  constexpr int STEP = C::LANES * WIDTH;                   // channels that a group sends at once
-  constexpr int PARTS = C::D ? C::D / STEP : 1;            // of these, how many one walk along a chain adds up
+  constexpr int STEP = C::LANES * WIDTH;         // channels that a group sends at once
+  constexpr int PARTS = C::D ? C::D / STEP : 1;  // of these, how many one walk along a chain sums
   const int thread = simt::thread(), threads = simt::block_threads();
-  if (at.live) {
+  if (group.active) {
     A weights[4];
     corner_weights(point.cell, point.weight, weights);
 #pragma unroll
     for (int c = 0; c < 4; ++c)
-      if (weights[c] != A(0)) tables.insert(corner_row(point.row, point.width, c), 4 * thread + c, weights[c]);
+      if (weights[c] != A(0)) table.insert(corner_token(point.token, point.width, c), 4 * thread + c, weights[c]);
   }
-  simt::block_barrier();
-  const int count = *tables.count;
-  A* base = p.grad_value + at.map * at.channels;
-  for (int i = at.group; i < count; i += at.groups) {
-    const int slot = tables.used[i];
-    A* row = at_row(base, p.grad_row, tables.tokens[slot]);
-    for (int begin = at.lane * WIDTH; begin < at.channels; begin += PARTS * STEP) {
+  __syncthreads();
+  const int count = *table.count;
+  A* base = p.grad_value + group.value_row * group.channels;
+  for (int i = group.index; i < count; i += group.count) {
+    const int slot = table.used[i];
+    A* to = at_token(base, p.grad_row, table.tokens[slot]);
+    for (int begin = group.lane * WIDTH; begin < group.channels; begin += PARTS * STEP) {
       A sum[PARTS][WIDTH] = {};
-      for (int entry = tables.chains[slot]; entry != kNobody; entry = tables.next[entry]) {
-        const A weight = tables.weights[entry];
-        const A* grads = tables.grads + entry / (4 * C::LANES) * at.channels + begin;
+      for (int corner = table.chains[slot]; corner != kEmpty; corner = table.next[corner]) {
+        const A weight = table.weights[corner];
+        const A* grads = table.grads + corner / (4 * C::LANES) * group.channels + begin;
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) {
           A grad[WIDTH];
@@ -98,16 +96,16 @@ DDETR_OPS_DEVICE void merge_and_add(const Problem<typename C::T>& p, const Place
         }
       }
 #pragma unroll
-      for (int part = 0; part < PARTS; ++part) simt::reduce_add(row + begin + part * STEP, sum[part]);
+      for (int part = 0; part < PARTS; ++part) simt::reduce_add(to + begin + part * STEP, sum[part]);
     }
   }
-  simt::block_barrier();
+  __syncthreads();
   for (int i = thread; i < count; i += threads) {
-    const int slot = tables.used[i];
-    tables.tokens[slot] = tables.chains[slot] = kNobody;
+    const int slot = table.used[i];
+    table.tokens[slot] = table.chains[slot] = kEmpty;
   }
-  if (thread == 0) *tables.count = 0;
-  simt::block_barrier();
+  if (thread == 0) *table.count = 0;
+  __syncthreads();
 }
 
 }  // namespace ddetr_ops

@@ -1,8 +1,8 @@
-// From a call's tensors to single sampling points: who works on what, and what one lane prepares for its group.
+// From a call's tensors to single sampling points.
 //
-// A group of LANES neighbouring lanes owns one (batch, query, head). The lanes split the head's channels, V
-// contiguous ones each, and they split the coordinate arithmetic: lane i prepares point i of every LANES
-// points and the others get it by shuffles.
+// A group of LANES neighbouring lanes owns one (batch, query, head). The lanes share the head's channels, V contiguous
+// ones each, and the coordinate arithmetic: lane i prepares point i of every LANES points and hands it to the others
+// by shuffles.
 #pragma once
 
 #include <type_traits>
@@ -12,166 +12,217 @@
 
 namespace ddetr_ops {
 
-// What the compiler is told in advance. Zero: known at run time only.
-template <typename T_, int V_, int LANES_, int D_, int L_, int P_, bool FUSED_>
-struct Plan {
+// Compile-time sizes of a kernel. D = 0: any number of channels, known at run time.
+template <typename T_, int V_, int LANES_, int D_, bool FUSED_>
+struct Traits {
   using T = T_;
-  using A = wide_t<T_>;
-  static constexpr int V = V_, LANES = LANES_, D = D_, L = L_, P = P_;
+  using A = acc_t<T_>;
+  static constexpr int V = V_, LANES = LANES_, D = D_;
   static constexpr bool FUSED = FUSED_;
-  static constexpr int SPAN = V_ * LANES_;  // channels that a group covers at once
-  // Points whose loads may be in flight together. More, and the assembler spills registers to hold what they bring.
-  static constexpr int AT_ONCE = V_ < 2 ? 4 : 16 / V_;
+  static constexpr int SPAN = V_ * LANES_;             // channels that a group covers at once
+  static constexpr int SLICES = D_ ? D_ / SPAN : 1;    // of that size, per head
+  static_assert(D_ % SPAN == 0, "a known D is a whole number of slices");
+  // Points whose loads are in flight together in the forward and backward loops; more would spill registers.
+  static constexpr int FORWARD_POINTS = SLICES > 1 ? 1 : 2;
+  static constexpr int BACKWARD_POINTS = SLICES > 1 ? 1 : V_ < 2 ? 4 : 16 / V_;
 };
 
-// The group's place in the problem. Blocks run through (batch, query tile, head): those that run at the same
-// time read neighbouring queries, and the queries of one block share the head, hence rows of `value` in L1.
+// The caller's group within the launch. Blocks are numbered (batch, query tile, head), heads fastest: blocks that run
+// together read neighbouring queries, and the queries of a block share a head, hence rows of value in L1.
 template <typename C>
-struct Place {
-  int lane, group, groups;    // in my group; of my group in the block; groups in the block
-  int32_t batch, query, head, channels, levels, points;
-  bool live;                  // false: the tile's last queries do not exist, the group only keeps step
-  int64_t query_item, item;   // batch * Q + query; that * M + head
-  int64_t map;                // batch * S * M + head: the head's first row in value
+struct Group {
+  int lane;                  // within the group
+  int index, count;          // of the group within the block; groups of the block
+  int32_t batch, query, head, channels;
+  bool active;               // false past the last query: the group only takes part in shuffles and barriers
+  int64_t query_row;         // b * Q + q
+  int64_t row;               // (b * Q + q) * M + m
+  int64_t value_row;         // b * S * M + m: the head's first row in value
 
-  DDETR_OPS_DEVICE explicit Place(const Problem<typename C::T>& p, int32_t slices = 1) {
+  // `spans`: blocks per head, where heads wider than SPAN are cut.
+  DDETR_OPS_DEVICE explicit Group(const Params<typename C::T>& p, int32_t spans = 1) {
     lane = simt::thread() % C::LANES;
-    group = simt::thread() / C::LANES;
-    groups = simt::block_threads() / C::LANES;
+    index = simt::thread() / C::LANES;
+    count = simt::block_threads() / C::LANES;
     channels = C::D ? C::D : p.channels;
-    levels = C::L ? C::L : p.levels;
-    points = C::P ? C::P : p.points;
-    const unsigned tiles = (static_cast<unsigned>(p.queries) + groups - 1) / groups;
-    unsigned rest = simt::block() / slices;
+    const unsigned tiles = (static_cast<unsigned>(p.queries) + count - 1) / count;
+    unsigned rest = simt::block() / spans;
     head = static_cast<int32_t>(rest % p.heads);
     rest /= p.heads;
-    query = static_cast<int32_t>(rest % tiles * groups) + group;
+    query = static_cast<int32_t>(rest % tiles * count) + index;
     batch = static_cast<int32_t>(rest / tiles);
-    live = query < p.queries;
-    if (!live) query = p.queries - 1;
-    query_item = static_cast<int64_t>(batch) * p.queries + query;
-    item = query_item * p.heads + head;
-    map = static_cast<int64_t>(batch) * p.tokens * p.heads + head;
+    active = query < p.queries;
+    if (!active) query = p.queries - 1;
+    query_row = static_cast<int64_t>(batch) * p.queries + query;
+    row = query_row * p.heads + head;
+    value_row = static_cast<int64_t>(batch) * p.tokens * p.heads + head;
   }
-
-  DDETR_OPS_DEVICE int all_points() const { return levels * points; }
 };
 
-// Whether a level lies within the tokens; the sizes come from the GPU's memory, where nobody checked them.
-DDETR_OPS_DEVICE bool fits(int64_t height, int64_t width, int64_t start, int64_t tokens) {
-  return height >= 0 && width >= 0 && start >= 0 && height <= tokens && width <= tokens && start <= tokens &&
-         start + height * width <= tokens;
+// A level's entry in shared memory. A level that does not lie within the tokens has start -1 and no pixels.
+template <typename A>
+struct alignas(16) Level {
+  int32_t height, width, start;
+  A half_per_point;  // 0.5 / number of points of the level
+};
+
+template <typename T>
+DDETR_OPS_HD int64_t level_bytes(const Params<T>& p) {
+  return int64_t(p.levels) * sizeof(Level<acc_t<T>>);
 }
 
-// One point as its lane prepared it.
+template <typename T>
+DDETR_OPS_DEVICE Level<acc_t<T>> read_level(const Params<T>& p, int32_t level) {
+  const int64_t height = p.spatial_shapes[2 * level], width = p.spatial_shapes[2 * level + 1];
+  const int64_t start = p.level_start_index[level], tokens = p.tokens;
+  const bool within = height >= 0 && width >= 0 && start >= 0 && height <= tokens && width <= tokens &&
+                      start <= tokens && start + height * width <= tokens;
+  int32_t num_points = p.num_points;
+  if (num_points == 0) num_points = p.level_end[level] - (level ? p.level_end[level - 1] : 0);
+  const acc_t<T> half_per_point = acc_t<T>(0.5) / acc_t<T>(num_points);
+  if (!within) return {0, 0, -1, half_per_point};
+  return {static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(start), half_per_point};
+}
+
+// The levels, read and checked once per block. All threads of the block must call; the caller adds the barrier.
+template <typename T>
+DDETR_OPS_DEVICE const Level<acc_t<T>>* read_levels(const Params<T>& p) {
+  Level<acc_t<T>>* levels = reinterpret_cast<Level<acc_t<T>>*>(simt::shared_memory());
+#pragma unroll 1
+  for (int32_t l = simt::thread(); l < p.levels; l += simt::block_threads()) levels[l] = read_level(p, l);
+  return levels;
+}
+
+// Level of a point. The product is point / num_points, exactly while points * num_points <= 2^32.
+template <typename T>
+DDETR_OPS_DEVICE int32_t level_of(const Params<T>& p, int32_t point) {
+  if (p.num_points) return static_cast<int32_t>(__umulhi(static_cast<uint32_t>(point) + 1u, p.num_points_factor));
+  int32_t level = 0;
+#pragma unroll 1
+  while (point >= p.level_end[level]) ++level;
+  return level;
+}
+
+// One point, as its lane prepared it.
 template <typename A>
 struct Point {
   Cell<A> cell;
   A weight;
-  int32_t row, width;   // the top left corner's token; it may lie outside the map, where its corner does not count
-  int32_t level, height;
-  A x, y;               // pixel coordinates
+  int32_t token, width;  // of the top left corner, which may lie off the map and then does not count
+  int32_t level;
 };
 
 template <typename A, typename T>
-DDETR_OPS_DEVICE A load_point_value(const Problem<T>& p, const void* from, int64_t index) {
-  return p.points_are_wide ? static_cast<const A*>(from)[index] : widen(static_cast<const T*>(from)[index]);
+DDETR_OPS_DEVICE A load_points_dtype(const Params<T>& p, const void* from, int64_t index) {
+  return p.points_in_acc ? static_cast<const A*>(from)[index] : widen(static_cast<const T*>(from)[index]);
 }
 
 template <typename A, typename T>
-DDETR_OPS_DEVICE void store_point_value(const Problem<T>& p, void* to, int64_t index, A value) {
-  if (p.points_are_wide) {
+DDETR_OPS_DEVICE void store_points_dtype(const Params<T>& p, void* to, int64_t index, A value) {
+  if (p.points_in_acc) {
     static_cast<A*>(to)[index] = value;
   } else {
     static_cast<T*>(to)[index] = narrow<T>(value);
   }
 }
 
-// Greatest logit and one over the sum of exponentials: what turns a logit into its weight.
+// weight = exp(logit - max) * scale
 template <typename A>
 struct Softmax {
-  A top, scale;
-  DDETR_OPS_DEVICE A operator()(A logit) const { return std::exp(logit - top) * scale; }
+  A max, scale;
+  DDETR_OPS_DEVICE A operator()(A logit) const { return std::exp(logit - max) * scale; }
 };
 
 template <typename C>
-DDETR_OPS_DEVICE Softmax<typename C::A> softmax_of_group(const Problem<typename C::T>& p, const Place<C>& at) {
+DDETR_OPS_DEVICE Softmax<typename C::A> softmax_of_group(const Params<typename C::T>& p, const Group<C>& group) {
   using A = typename C::A;
-  const int count = at.all_points();
-  const int64_t first = at.item * count;
-  A top = -INFINITY;
-  for (int i = at.lane; i < count; i += C::LANES) {
-    const A logit = load_point_value<A>(p, p.how_much, first + i);
-    top = logit > top || logit != logit ? logit : top;
+  const int64_t first = group.row * p.points;
+  A max = -INFINITY;
+#pragma unroll 1
+  for (int i = group.lane; i < p.points; i += C::LANES) {
+    const A logit = load_points_dtype<A>(p, p.weights, first + i);
+    max = logit > max || logit != logit ? logit : max;
   }
 #pragma unroll
   for (int step = C::LANES / 2; step; step /= 2) {
-    const A other = simt::shuffle_xor(top, step);
-    top = other > top || other != other ? other : top;
+    const A other = simt::shuffle_xor(max, step);
+    max = other > max || other != other ? other : max;
   }
   A sum = 0;
-  for (int i = at.lane; i < count; i += C::LANES) sum += std::exp(load_point_value<A>(p, p.how_much, first + i) - top);
-#pragma unroll
-  for (int step = C::LANES / 2; step; step /= 2) sum += simt::shuffle_xor(sum, step);
-  return {top, A(1) / sum};
+#pragma unroll 1
+  for (int i = group.lane; i < p.points; i += C::LANES)
+    sum += std::exp(load_points_dtype<A>(p, p.weights, first + i) - max);
+  return {max, A(1) / simt::group_sum<C::LANES>(sum)};
 }
 
-// Pixel coordinate along one axis (0: x, 1: y) from the reference and the raw offset.
+// Pixel coordinate of a point along one axis (0: x, 1: y) from its reference and offset.
 template <typename A, typename T>
-DDETR_OPS_DEVICE A fused_pixel(const Problem<T>& p, const A* reference, int axis, A offset, int32_t points,
+DDETR_OPS_DEVICE A fused_pixel(const Params<T>& p, const A* reference, int axis, A offset, A half_per_point,
                                int32_t size) {
-  return p.reference_size == 2 ? pixel_of_point_offset(reference[axis], offset, size)
-                               : pixel_of_box_offset(reference[axis], reference[axis + 2], offset, points, size);
+  return p.reference_dim == 2 ? pixel_of_point_offset(reference[axis], offset, size)
+                               : pixel_of_box_offset(reference[axis], reference[axis + 2], offset, half_per_point,
+                                                    size);
 }
 
-// Point `index` of the group's head; an index past the last gives a point that contributes nothing.
 template <typename C>
-DDETR_OPS_DEVICE Point<typename C::A> prepare(const Problem<typename C::T>& p, const Place<C>& at, int index,
-                                              const Softmax<typename C::A>& softmax) {
+DDETR_OPS_DEVICE const typename C::A* reference_of(const Params<typename C::T>& p, const Group<C>& group,
+                                                   int32_t level) {
+  return p.reference_points + (group.query_row * p.levels + level) * p.reference_dim;
+}
+
+// Point `index` of the group. An index past the last point gives one that contributes nothing.
+template <typename C>
+DDETR_OPS_DEVICE Point<typename C::A> load_point(const Params<typename C::T>& p, const Group<C>& group,
+                                                 const Level<typename C::A>* levels, int index,
+                                                 const Softmax<typename C::A>& softmax) {
   using A = typename C::A;
-  const int count = at.all_points();
-  const bool exists = index < count;
-  if (!exists) index = count - 1;
+  const bool exists = index < p.points;
+  if (!exists) index = p.points - 1;
   Point<A> point;
-  point.level = index / at.points;
-  const int64_t height = p.shapes[2 * point.level], width = p.shapes[2 * point.level + 1];
-  const int64_t start = p.starts[point.level], entry = at.item * count + index;
-  const bool readable = fits(height, width, start, p.tokens);
-  point.height = readable ? static_cast<int32_t>(height) : 0;
-  point.width = readable ? static_cast<int32_t>(width) : 0;
-  const A first = load_point_value<A>(p, p.where, 2 * entry), second = load_point_value<A>(p, p.where, 2 * entry + 1);
-  const A amount = load_point_value<A>(p, p.how_much, entry);
+  point.level = level_of(p, index);
+  const Level<A> level = levels[point.level];
+  point.width = level.width;
+  const int64_t entry = group.row * p.points + index;
+  const A first = load_points_dtype<A>(p, p.locations, 2 * entry);
+  const A second = load_points_dtype<A>(p, p.locations, 2 * entry + 1);
+  point.weight = load_points_dtype<A>(p, p.weights, entry);
+  A x, y;
   if constexpr (C::FUSED) {
-    const A* reference =
-        p.reference + (at.query_item * at.levels + point.level) * p.reference_size;
-    point.x = fused_pixel(p, reference, 0, first, at.points, point.width);
-    point.y = fused_pixel(p, reference, 1, second, at.points, point.height);
-    point.weight = softmax(amount);
+    const A* reference = reference_of(p, group, point.level);
+    x = fused_pixel(p, reference, 0, first, level.half_per_point, level.width);
+    y = fused_pixel(p, reference, 1, second, level.half_per_point, level.height);
+    point.weight = softmax(point.weight);
   } else {
-    point.x = pixel_of_location(first, point.width);
-    point.y = pixel_of_location(second, point.height);
-    point.weight = amount;
+    x = pixel_of_location(first, level.width);
+    y = pixel_of_location(second, level.height);
   }
-  point.cell = locate(point.x, point.y, point.height, point.width);
-  point.row = static_cast<int32_t>(start) + point.cell.y * point.width + point.cell.x;
-  if (!readable) {  // NaN says so without waiting for the GPU, and nothing beyond token 0 is touched
+  point.cell = locate(x, y, level.height, level.width);
+  point.token = level.start + point.cell.y * level.width + point.cell.x;
+  if (level.start < 0) {  // invalid levels are redirected to token 0 with weight NaN
     point.cell = {0, 0, A(0), A(0), 1u};
     point.weight = A(NAN);
-    point.row = 0;
+    point.token = 0;
   }
   if (!exists) point.cell.corners = 0u;
   return point;
 }
 
-// The token of corner c of a point whose top left corner is token `row`.
-DDETR_OPS_DEVICE int32_t corner_row(int32_t row, int32_t width, int c) { return row + (c & 1) + (c & 2 ? width : 0); }
+// Points of the LANES from `first` on that exist. The same in all lanes of a warp.
+template <typename C>
+DDETR_OPS_DEVICE int points_from(const Params<typename C::T>& p, int first) {
+  return p.points - first < C::LANES ? p.points - first : C::LANES;
+}
 
-// The element `row_bytes * row` beyond `base`. In 32 x 32 -> 64 bits, which is one instruction: tensors may be
-// larger than 4 GiB, and 64 x 64 bits would cost as much per corner as the corner's multiply-adds.
+// Token of corner c.
+DDETR_OPS_DEVICE int32_t corner_token(int32_t token, int32_t width, int c) {
+  return token + (c & 1) + (c & 2 ? width : 0);
+}
+
+// `base` plus token * token_bytes, as one 32 x 32 -> 64-bit multiply-add: tensors may be larger than 4 GiB.
 template <typename E>
-DDETR_OPS_DEVICE E* at_row(E* base, uint32_t row_bytes, int32_t row) {
+DDETR_OPS_DEVICE E* at_token(E* base, uint32_t token_bytes, int32_t token) {
   using Byte = std::conditional_t<std::is_const_v<E>, const char, char>;
-  const uint64_t bytes = static_cast<uint64_t>(static_cast<uint32_t>(row)) * row_bytes;
+  const uint64_t bytes = static_cast<uint64_t>(static_cast<uint32_t>(token)) * token_bytes;
   return reinterpret_cast<E*>(reinterpret_cast<Byte*>(base) + bytes);
 }
 

@@ -1,26 +1,20 @@
-// What a kernel asks of the machine: who am I, exchange with my warp, wait for my block, add to memory.
-//
-// The kernels use nothing else of CUDA, so that a test can put a CPU in the machine's place
-// (DDETR_OPS_EMULATED_GPU, tests/ops/emulated_gpu.h) and watch the very same bodies compute.
+// CUDA as the kernels use it: thread indices, warp shuffles, atomics, launches.
 #pragma once
-
-#if defined(DDETR_OPS_EMULATED_GPU)
-#include "emulated_gpu.h"
-#else
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <string>
 
-// threads: of the largest block; blocks: how many shall fit on a multiprocessor, which bounds the registers
+// threads: largest block; blocks: resident blocks per multiprocessor, which bounds the registers
 #define DDETR_OPS_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define DDETR_OPS_DEVICE __device__ __forceinline__
 
-namespace simt {
+namespace ddetr_ops::simt {
 
-constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr unsigned kFullMask = 0xffffffffu;
 
-// Floats that one addition to global memory can carry: 16-byte reductions came with sm_90.
+// Floats per reduction to global memory; 16-byte reductions need sm_90.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 constexpr int kReductionWidth = 4;
 #else
@@ -31,58 +25,79 @@ DDETR_OPS_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 DDETR_OPS_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 DDETR_OPS_DEVICE unsigned block() { return blockIdx.x; }
 
-// The value that lane `source` of my group of WIDTH lanes holds. All 32 lanes of a warp must call.
+// Value of lane `source` of the caller's group of WIDTH lanes. All 32 lanes of the warp must call.
 template <int WIDTH, typename V>
 DDETR_OPS_DEVICE V shuffle(V value, int source) {
-  return __shfl_sync(kWholeWarp, value, source, WIDTH);
+  return __shfl_sync(kFullMask, value, source, WIDTH);
 }
 
-// The value of the lane whose number differs from mine in the bits of `mask`. All 32 lanes must call.
+// Value of lane (caller ^ mask). All 32 lanes of the warp must call.
 template <typename V>
 DDETR_OPS_DEVICE V shuffle_xor(V value, int mask) {
-  return __shfl_xor_sync(kWholeWarp, value, mask);
+  return __shfl_xor_sync(kFullMask, value, mask);
 }
 
-DDETR_OPS_DEVICE unsigned ballot(bool vote) { return __ballot_sync(kWholeWarp, vote); }
-DDETR_OPS_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
-DDETR_OPS_DEVICE void block_barrier() { __syncthreads(); }
+// Sum over aligned groups of WIDTH lanes, in every lane. All 32 lanes of the warp must call.
+template <int WIDTH, typename V>
+DDETR_OPS_DEVICE V group_sum(V value) {
+#pragma unroll
+  for (int step = WIDTH / 2; step; step /= 2) value += shuffle_xor(value, step);
+  return value;
+}
 
+// Dynamic shared memory, aligned to 16 bytes.
 DDETR_OPS_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char ddetr_ops_shared[];
   return ddetr_ops_shared;
 }
 
-DDETR_OPS_DEVICE int compare_exchange(int* at, int expected, int wanted) { return atomicCAS(at, expected, wanted); }
-DDETR_OPS_DEVICE int exchange(int* at, int value) { return atomicExch(at, value); }
-DDETR_OPS_DEVICE int fetch_add(int* at, int value) { return atomicAdd(at, value); }
-
-// Additions to global memory whose old value nobody asks for: they go out as RED, not as ATOM.
-DDETR_OPS_DEVICE void reduce_add(double* at, const double (&values)[1]) { atomicAdd(at, values[0]); }
-DDETR_OPS_DEVICE void reduce_add(float* at, const float (&values)[1]) { atomicAdd(at, values[0]); }
-DDETR_OPS_DEVICE void reduce_add(float* at, const float (&values)[4]) {
+// Additions to global memory that nobody reads back here, so they compile to RED instead of ATOM.
+DDETR_OPS_DEVICE void reduce_add(double* to, const double (&values)[1]) { atomicAdd(to, values[0]); }
+DDETR_OPS_DEVICE void reduce_add(float* to, const float (&values)[1]) { atomicAdd(to, values[0]); }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
-               :
-               : "l"(__cvta_generic_to_global(at)), "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]));
-#else
-  for (int i = 0; i < 4; ++i) atomicAdd(at + i, values[i]);
+DDETR_OPS_DEVICE void reduce_add(float* to, const float (&values)[4]) {
+  atomicAdd(reinterpret_cast<float4*>(to), make_float4(values[0], values[1], values[2], values[3]));
+}
 #endif
+
+inline const char* message_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+// Queues the kernel. Returns null, or an error message.
+template <typename Params>
+const char* launch(void (*kernel)(Params), int64_t blocks, int threads, int64_t shared_bytes, void* stream,
+                   const Params& params) {
+  if (blocks > 2147483647) return "the grid has more than 2^31 - 1 blocks: split the batch";
+  void* arguments[] = {const_cast<Params*>(&params)};
+  return message_of(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)),
+                                     dim3(static_cast<unsigned>(threads)), arguments,
+                                     static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream)));
 }
 
-// Queues the kernel on the stream; the message of what went wrong, or null.
-template <typename Problem>
-const char* launch(void (*kernel)(Problem), int64_t blocks, int threads, int64_t shared_bytes, void* stream,
-                   const Problem& problem) {
-  kernel<<<static_cast<unsigned>(blocks), threads, static_cast<size_t>(shared_bytes),
-           static_cast<cudaStream_t>(stream)>>>(problem);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+// Major compute capability of the current device, 0 if it cannot be read.
+inline int compute_capability() {
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return 0;
+  return major;
 }
 
+inline std::string cuda_version(int number) {
+  return std::to_string(number / 1000) + '.' + std::to_string(number % 1000 / 10);
+}
+
+// Selects the device. Returns null, or an error message.
 inline const char* use_device(int device) {
   const cudaError_t error = cudaSetDevice(device);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error != cudaErrorInsufficientDriver) return message_of(error);
+  static const std::string message = [] {
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    return "the GPU driver supports CUDA " + cuda_version(driver) + ", but ddetr_ops was built with the nvcc of CUDA " +
+           cuda_version(runtime) + ". Update the driver, or rebuild ddetr_ops with an nvcc of CUDA " +
+           std::to_string(driver / 1000) + ".x";
+  }();
+  return message.c_str();
 }
 
-}  // namespace simt
-#endif
+}  // namespace ddetr_ops::simt

@@ -1,26 +1,40 @@
-// The CUDA operators, checks and launches and kernels and all, on tests/ops/emulation/emulated_gpu.h: registered
-// for CPU tensors as torch.ops.ddetr_emulated.
-#include "bindings.cpp"
-#include "emulated_gpu.h"
+// The CUDA operators with checks, launches and kernels, emulated: torch.ops.ddetr_emulated, for CPU tensors. Compiled
+// with -Dddetr_ops=ddetr_emulated.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
-// Additions to global memory so far: what merging is there to save.
-static int64_t additions() { return simt::machine().additions; }
+#include <cuda_runtime.h>
 
-STABLE_TORCH_LIBRARY(ddetr_emulated, m) {
-  m.def("ms_deform_attn_forward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, int[] n=[]) -> Tensor");
-  m.def("ms_deform_attn_backward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, bool g=False, int[] n=[], bool[] m=[])"
-        " -> (Tensor, Tensor, Tensor)");
-  m.def("ms_deform_attn_fused_forward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, int[] n=[]) -> Tensor");
-  m.def("ms_deform_attn_fused_backward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, Tensor g, bool h=False, int[] n=[], bool[] m=[])"
-        " -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("additions() -> int");
+#include "checks.h"
+#include "cuda/params.h"
+
+#define DDETR_OPS_CUDA_DEVICE_H_  // instead of cuda/device.h
+namespace ddetr_ops {
+inline bool is_on_gpu(const Tensor& tensor) { return tensor.is_cpu(); }
+struct DeviceScope {
+  explicit DeviceScope(const Tensor&) {
+    const char* error = use_device(0);
+    DDETR_CHECK(!error, error);
+  }
+  void* stream() const { return nullptr; }
+};
+}  // namespace ddetr_ops
+
+#define CUDA CPU  // the operators' dispatch key
+#include "cuda/bindings.cpp"
+#include "schemas.cpp"
+
+// Additions to global memory so far.
+static int64_t reductions() { return emulated::machine().reductions; }
+static void set_driver_version(int64_t version) { emulated::machine().driver_version = int(version); }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ddetr_ops, m) {
+  m.def("reductions() -> int");
+  m.def("set_driver_version(int version) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ddetr_emulated, CompositeExplicitAutograd, m) { m.impl("additions", TORCH_BOX(&additions)); }
-
-STABLE_TORCH_LIBRARY_IMPL(ddetr_emulated, CPU, m) {
-  m.impl("ms_deform_attn_forward", TORCH_BOX(&ddetr_ops::ms_deform_attn_forward));
-  m.impl("ms_deform_attn_backward", TORCH_BOX(&ddetr_ops::ms_deform_attn_backward));
-  m.impl("ms_deform_attn_fused_forward", TORCH_BOX(&ddetr_ops::ms_deform_attn_fused_forward));
-  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&ddetr_ops::ms_deform_attn_fused_backward));
+STABLE_TORCH_LIBRARY_IMPL(ddetr_ops, CompositeExplicitAutograd, m) {
+  m.impl("reductions", TORCH_BOX(&reductions));
+  m.impl("set_driver_version", TORCH_BOX(&set_driver_version));
 }

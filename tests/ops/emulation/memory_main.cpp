@@ -1,6 +1,6 @@
-// Random problems of every size class through the emulated kernels, each tensor in a heap block of exactly its
-// size: built with AddressSanitizer and UndefinedBehaviorSanitizer, a kernel that strays is reported.
-// Argument: how many problems. Locations lie far outside at times, and a level in ten does not fit the tokens.
+// Random problems of every size class through the emulated kernels, each tensor in a heap block of exactly its size:
+// built with AddressSanitizer and UndefinedBehaviorSanitizer, any access outside of them is reported. Argument: the
+// number of problems. Some locations lie far outside, and one problem in ten has a level that does not fit the tokens.
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "problem.h"
+#include "cuda/params.h"
 
 using namespace ddetr_ops;
 
@@ -41,17 +41,45 @@ class Exact {
 };
 
 template <typename T>
-const char* one_problem() {
-  using A = wide_t<T>;
-  Problem<T> p{};
-  const bool known = pick(0, 2) == 0, is_aligned = pick(0, 3) != 0;
-  p.batch = pick(1, 2), p.queries = pick(1, 60), p.heads = pick(1, 3);
-  p.channels = known ? 32 : pick(0, 1) ? 8 * pick(1, 6) : pick(1, 40);
-  p.levels = known ? 4 : pick(1, 5), p.points = known ? 4 : pick(1, 6);
-  p.reference_size = 2 * pick(0, 2);
-  p.points_are_wide = sizeof(T) > 2 || pick(0, 1);
+void choose_sizes(Params<T>& p) {
+  const int known[] = {16, 32, 64, 128};
+  p.batch = pick(1, 2), p.queries = pick(1, 60), p.heads = pick(1, 3), p.levels = pick(1, 5);
+  switch (pick(0, 2)) {
+    case 0: p.channels = known[pick(0, 3)]; break;
+    case 1: p.channels = 8 * pick(1, 6); break;
+    default: p.channels = pick(1, 40);
+  }
+  p.reference_dim = 2 * pick(0, 2);
+  p.points_in_acc = sizeof(T) > 2 || pick(0, 1);
   p.value_row = uint32_t(p.heads * p.channels * sizeof(T));
-  p.grad_row = uint32_t(p.heads * p.channels * sizeof(A));
+  p.grad_row = uint32_t(p.heads * p.channels * sizeof(acc_t<T>));
+  if (pick(0, 1)) {
+    p.num_points = pick(1, 6), p.points = p.levels * p.num_points;
+    p.num_points_factor = 0xffffffffu / uint32_t(p.num_points);
+    return;
+  }
+  for (int l = 0; l < p.levels; ++l) p.level_end[l] = p.points += pick(l == 0, 5);
+}
+
+// Locations or offsets, and weights or logits.
+template <typename T>
+void fill_points(const Params<T>& p, size_t count, char* locations, char* weights) {
+  using A = acc_t<T>;
+  for (size_t i = 0; i < 2 * count; ++i) {
+    if (p.points_in_acc) {
+      reinterpret_cast<A*>(locations)[i] = A(coordinate());
+    } else {
+      reinterpret_cast<uint16_t*>(locations)[i] = uint16_t(pick(0, 65535));
+    }
+  }
+  for (size_t i = 0; p.points_in_acc && i < count; ++i) reinterpret_cast<A*>(weights)[i] = A(0.5);
+}
+
+template <typename T>
+const char* one_problem() {
+  using A = acc_t<T>;
+  Params<T> p{};
+  choose_sizes(p);
   std::vector<int64_t> shapes, starts;
   for (int l = 0; l < p.levels; ++l) {
     shapes.push_back(pick(0, 7)), shapes.push_back(pick(0, 7)), starts.push_back(p.tokens);
@@ -59,30 +87,35 @@ const char* one_problem() {
   }
   if (p.tokens == 0) return nullptr;
   if (pick(0, 9) == 0) shapes[0] = pick(0, 1) ? -3 : int64_t(1) << pick(2, 62);
-  p.shapes = shapes.data(), p.starts = starts.data();
-  const size_t items = size_t(p.batch) * size_t(p.queries) * size_t(p.heads), all = size_t(p.levels * p.points);
-  const size_t fine = p.points_are_wide ? sizeof(A) : sizeof(T);
-  Exact<T> value(size_t(p.batch * p.tokens * p.heads * p.channels), is_aligned);
-  Exact<T> rows(items * size_t(p.channels), is_aligned), output(items * size_t(p.channels), is_aligned);
-  Exact<A> reference(items * size_t(p.levels * 4), true), grad_reference(items * size_t(p.levels * 4), true);
-  Exact<A> grad_value(size_t(p.batch * p.tokens * p.heads * p.channels), true), trail(items * all * 3, true);
-  Exact<char> where(items * all * 2 * fine, true), how_much(items * all * fine, true);
-  Exact<char> grad_where(items * all * 2 * fine, true), grad_how_much(items * all * fine, true);
-  if (sizeof(T) > 2)
-    for (size_t i = 0; i < items * all * 2; ++i) reinterpret_cast<A*>(where.get())[i] = A(coordinate());
-  else if (p.points_are_wide)
-    for (size_t i = 0; i < items * all * 2; ++i) reinterpret_cast<float*>(where.get())[i] = coordinate();
-  else
-    for (size_t i = 0; i < items * all * 2; ++i) reinterpret_cast<uint16_t*>(where.get())[i] = uint16_t(pick(0, 65535));
-  for (size_t i = 0; i < items * size_t(p.levels * 4); ++i) reference.get()[i] = A(coordinate());
-  if (fine > 2)
-    for (size_t i = 0; i < items * all; ++i) reinterpret_cast<A*>(how_much.get())[i] = A(0.5);
-  p.value = value.get(), p.where = where.get(), p.how_much = how_much.get(), p.output = output.get();
-  if (p.reference_size) p.reference = reference.get();
+  p.spatial_shapes = shapes.data(), p.level_start_index = starts.data();
+  const bool is_aligned = pick(0, 3) != 0;
+  const size_t rows = size_t(p.batch) * size_t(p.queries) * size_t(p.heads), count = rows * size_t(p.points);
+  const size_t element = p.points_in_acc ? sizeof(A) : sizeof(T), keys = size_t(p.batch * p.heads * p.tokens);
+  const size_t references = size_t(p.batch * p.queries * p.levels * p.reference_dim);
+  Exact<T> value(keys * size_t(p.channels), is_aligned), grad_output(rows * size_t(p.channels), is_aligned);
+  Exact<T> output(rows * size_t(p.channels), is_aligned);
+  Exact<A> reference_points(references, true), grad_reference_points(references * size_t(p.heads), true);
+  Exact<A> grad_value(keys * size_t(p.channels), true), corner_weights(4 * count, true), weight_grads(count, true);
+  Exact<char> locations(count * 2 * element, true), weights(count * element, true);
+  Exact<char> grad_locations(count * 2 * element, true), grad_weights(count * element, true);
+  Exact<uint32_t> pairs[] = {{count, true}, {count, true}, {count, true}, {count, true}};
+  Exact<uint32_t> begin(keys, true), end(keys, true);
+  fill_points(p, count, locations.get(), weights.get());
+  for (size_t i = 0; i < references; ++i) reference_points.get()[i] = A(coordinate());
+  p.value = value.get(), p.locations = locations.get(), p.weights = weights.get(), p.output = output.get();
+  if (p.reference_dim) p.reference_points = reference_points.get();
   if (const char* error = launch_forward(p, nullptr)) return error;
-  p.grad_output = rows.get(), p.grad_value = grad_value.get(), p.grad_where = grad_where.get();
-  p.grad_how_much = grad_how_much.get(), p.grad_reference = grad_reference.get();
-  if (pick(0, 2) == 0) p.trail = trail.get();
+
+  p.grad_output = grad_output.get();
+  if (pick(0, 3)) p.grad_value = grad_value.get();
+  if (pick(0, 3)) p.grad_locations = grad_locations.get();
+  if (pick(0, 3)) p.grad_weights = grad_weights.get();
+  if (p.reference_dim && pick(0, 3)) p.grad_reference_points = grad_reference_points.get();
+  if (needs_weight_grads(p) || pick(0, 3) == 0) p.weight_grads = weight_grads.get();
+  if (p.grad_value && pick(0, 2) == 0) {
+    p.sorted = {pairs[0].get(), pairs[1].get(), pairs[2].get(), pairs[3].get(), begin.get(), end.get(), nullptr, 0};
+    p.corner_weights = corner_weights.get();
+  }
   return launch_backward(p, nullptr);
 }
 

@@ -1,4 +1,4 @@
-// Reads points (x y weight height width, then the four corners' products) and prints what sampling.h makes of each.
+// Reads points (x y weight height width, then the four corners' products) and prints the results of sampling.h.
 #include "sampling.h"
 
 #include <iostream>
