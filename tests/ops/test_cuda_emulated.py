@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.ops.cases import make_fused_inputs
 from tests.ops.cuda_checks import (
     KNOWN,
     SIZES,
     Case,
     assert_matches,
+    assert_unmoved_by_hidden_neighbours,
     make_case,
+    make_uneven_case,
+    random_case,
     reference,
     run,
     special_points,
@@ -92,6 +96,84 @@ def test_other_types(emulated, dtype):
         assert_matches(run(emulated, case), reference(case), case)
 
 
+@pytest.mark.parametrize('seed', range(20))
+def test_random_cases_meet_the_tolerances_in_float32(seed):
+    """The cases of test_cuda.py::test_random_sizes, on the CPU kernels."""
+    case = random_case(seed)
+    assert_matches(run(torch.ops.ddetr_ops, case), reference(case), case)
+
+
+@pytest.mark.parametrize('deterministic', [False, True], ids=['plain', 'deterministic'])
+@pytest.mark.parametrize('reference_dim', [0, 2, 4])
+@pytest.mark.parametrize('num_points', [(3, 6, 3), (1, 0, 9, 4)], ids=str)
+def test_levels_with_different_numbers_of_points(emulated, num_points, reference_dim, deterministic):
+    for dtype, queries in ((torch.float32, 5), (torch.float32, 41), (torch.float16, 5)):
+        case = make_uneven_case(num_points, dtype, reference_dim, queries=queries, channels=32)
+        assert_matches(run(emulated, case, deterministic), reference(case), case)
+
+
+def test_more_levels_of_different_points_than_the_launch_parameters_hold_are_named(emulated):
+    inputs = make_fused_inputs(shapes=((1, 1),) * 33, points=2, queries=2, dtype=torch.float32)
+    inputs = inputs._replace(
+        sampling_offsets=inputs.sampling_offsets.flatten(3, 4)[:, :, :, :65],
+        attention_logits=inputs.attention_logits[..., :65],
+    )
+    with pytest.raises(RuntimeError, match='levels that differ in num_points = 33 is more than the 32'):
+        emulated.ms_deform_attn_fused_forward(*inputs, [2] * 32 + [1])
+
+
+@pytest.mark.parametrize('deterministic', [False, True], ids=['plain', 'deterministic'])
+@pytest.mark.parametrize('reference_dim', [0, 4])
+def test_only_the_gradients_that_are_asked_for(emulated, reference_dim, deterministic):
+    for queries in (5, 41):  # direct, merged
+        case = make_case(KNOWN | {'queries': queries}, torch.float32, reference_dim)
+        complete = run(emulated, case, deterministic)[1:]
+        for wanted in range(len(complete)):
+            mask = tuple(i == wanted for i in range(len(complete)))
+            before = emulated.reductions()
+            grads = run(emulated, case, deterministic, output_mask=mask)[1:]
+            added = emulated.reductions() - before
+            assert (added > 0) == (mask[0] and not deterministic)
+            for grad, whole, is_wanted in zip(grads, complete, mask, strict=True):
+                assert grad.numel() == (whole.numel() if is_wanted else 0)
+                if is_wanted:
+                    torch.testing.assert_close(grad, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('deterministic', [False, True], ids=['plain', 'deterministic'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=['fp32', 'bf16'])
+def test_values_without_a_coefficient_do_not_count(emulated, dtype, deterministic):
+    assert_unmoved_by_hidden_neighbours(emulated, dtype, deterministic)
+
+
+def test_more_points_than_shared_memory_holds(emulated):
+    """The fused backward keeps the gradients of 1,200 weights per query and head in global memory."""
+    sizes = {'shapes': ((4, 5), (2, 3)), 'points': 600, 'queries': 3, 'batch': 1, 'channels': 32}
+    case = make_case(sizes, torch.float32, 4)
+    assert_matches(run(emulated, case), reference(case), case)
+
+
+def test_overlapping_levels_are_summed_in_order(emulated):
+    """Both levels are the same tokens; sorted by token, a point still counts for its own level only."""
+    case = make_case({'shapes': ((4, 6), (3, 8)), 'queries': 7, 'channels': 16}, torch.float32, 0)
+    inputs = case.inputs._replace(
+        value=case.inputs.value[:, :24].contiguous(), level_start_index=torch.tensor([0, 0])
+    )
+    plain, ordered = (run(emulated, case._replace(inputs=inputs), d) for d in (False, True))
+    for one, other in zip(plain, ordered, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_driver_older_than_the_runtime_is_named(emulated):
+    case = make_case(KNOWN | {'queries': 3}, torch.float32, 0)
+    emulated.set_driver_version(12060)
+    try:
+        with pytest.raises(RuntimeError, match=r'driver supports CUDA 12\.6, .* nvcc of CUDA 13\.0.* CUDA 12\.x'):
+            run(emulated, case)
+    finally:
+        emulated.set_driver_version(13000)
+
+
 def test_16_bit_values_with_32_bit_points(emulated):
     for reference_dim in (0, 2):
         case = make_case(KNOWN | {'queries': 5}, torch.bfloat16, reference_dim, points_dtype=torch.float32)
@@ -159,15 +241,17 @@ def test_weights_that_are_not_finite_show_where_they_count(emulated):
         assert [bool(row.isfinite().all()) for row in out[0]] == [not c for c in counts]
 
 
+@pytest.mark.parametrize('deterministic', [False, True], ids=['plain', 'deterministic'])
 @pytest.mark.parametrize('bad', [(-1, 4), (1 << 40, 1 << 40), (5, 4)])
-def test_a_level_that_does_not_fit_the_tokens_gives_nan(emulated, bad):
+def test_a_level_that_does_not_fit_the_tokens_gives_nan(emulated, bad, deterministic):
     case = make_case(KNOWN | {'queries': 3}, torch.float32, 0)
     shapes = case.inputs.spatial_shapes.clone()
     shapes[3] = torch.tensor(bad)
-    out, grad_value, *_ = run(emulated, case._replace(inputs=case.inputs._replace(spatial_shapes=shapes)))
+    case = case._replace(inputs=case.inputs._replace(spatial_shapes=shapes))
+    out, grad_value, *_ = run(emulated, case, deterministic)
     assert out.isnan().all()
     assert grad_value[:, 1:].isfinite().all()  # invalid levels are redirected to token 0
-    assert grad_value[:, 0].isnan().any()
+    assert grad_value[:, 0].isnan().all()
 
 
 @pytest.mark.parametrize(
