@@ -67,11 +67,10 @@ DDETR_OPS_DEVICE void point_products(const Params<typename C::T>& p, const Group
 
 // Products of the MANY points from `first` on, summed over MANY lanes: lane i of these gets point first + i. Each half
 // of the lanes keeps its half of the points and gives the other half away. Recursive, so that the partial sums of only
-// log2(LANES) points are alive at a time, in registers. Only the first `existing` points of the group exist.
+// log2(LANES) points are alive at a time, in registers.
 template <int MANY, typename C>
 DDETR_OPS_DEVICE void exchange_products(const Params<typename C::T>& p, const Group<C>& group, const HeadGrad<C>& grad,
-                                        const Point<typename C::A>& point, int first, int existing,
-                                        typename C::A (&out)[4]) {
+                                        const Point<typename C::A>& point, int first, typename C::A (&out)[4]) {
   using A = typename C::A;
   if constexpr (MANY == 1) {
     point_products(p, group, grad, point, first, out);
@@ -82,12 +81,7 @@ DDETR_OPS_DEVICE void exchange_products(const Params<typename C::T>& p, const Gr
     for (int half = 0; half < MANY; half += HALF) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) lower[c] = products[c];  // from the second half on: of the first
-      if (MANY <= C::BACKWARD_POINTS || first + half < existing) {
-        exchange_products<HALF>(p, group, grad, point, first + half, existing, products);
-      } else {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) products[c] = A(0);
-      }
+      exchange_products<HALF>(p, group, grad, point, first + half, products);
     }
     const bool is_lower = (group.lane & HALF) == 0;
 #pragma unroll
@@ -297,8 +291,9 @@ DDETR_OPS_KERNEL(kBackwardThreads, 2) backward_kernel(Params<typename C::T> p) {
       add_directly(p, group, point, points_from<C>(p, first));
     }
     if (!point_grads_needed) continue;
+    __syncwarp();  // tells the assembler that the warp is together: else it compiles the shuffles below for both cases
     A products[4];
-    exchange_products<C::LANES>(p, group, grad, point, 0, points_from<C>(p, first), products);
+    exchange_products<C::LANES>(p, group, grad, point, 0, products);
     const PointGrads<A> grads = point_grads(point.cell, point.weight, products);
     if constexpr (C::FUSED) {
       write_fused_point_grads(p, group, levels, index, point, grads);

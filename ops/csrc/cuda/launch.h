@@ -16,13 +16,15 @@ template <typename T>
 struct VectorLanes {  // 16-byte accesses; up to 8 lanes, of 16-bit types 4, as most heads have 32 channels
   static constexpr int V = 16 / sizeof(T), LANES = sizeof(T) == 2 ? 4 : 8;
 };
+// One vector per lane up to 8 lanes, a cache line of 128 bytes; two above.
+constexpr int known_lanes(int vectors) { return vectors <= 8 ? vectors : vectors <= 16 ? 8 : vectors / 2; }
 // Rows of any number of vectors; of any number of elements, with any alignment; of D channels.
 template <typename T, bool FUSED>
 using Vector = Traits<T, VectorLanes<T>::V, VectorLanes<T>::LANES, 0, FUSED>;
 template <typename T, bool FUSED>
 using Scalar = Traits<T, 1, 8, 0, FUSED>;
 template <typename T, int D, bool FUSED>
-using Known = Traits<T, VectorLanes<T>::V, (D / VectorLanes<T>::V < 8 ? D / VectorLanes<T>::V : 8), D, FUSED>;
+using Known = Traits<T, VectorLanes<T>::V, known_lanes(D / VectorLanes<T>::V), D, FUSED>;
 
 inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 

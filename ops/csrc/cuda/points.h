@@ -24,7 +24,7 @@ struct Traits {
   static_assert(D_ % SPAN == 0, "a known D is a whole number of slices");
   // Points whose loads are in flight together in the forward and backward loops; more would spill registers.
   static constexpr int FORWARD_POINTS = SLICES > 1 ? 1 : 2;
-  static constexpr int BACKWARD_POINTS = SLICES > 1 ? 1 : V_ < 2 ? 4 : 16 / V_;
+  static constexpr int BACKWARD_POINTS = SLICES > 1 ? 1 : V_ > 4 ? 2 : 4;
 };
 
 // The caller's group within the launch. Blocks are numbered (batch, query tile, head), heads fastest: blocks that run

@@ -194,6 +194,7 @@ V __shfl_xor_sync(unsigned, V value, int mask) {
   return emulated::exchange_in_warp(value, [lane](const auto& of) { return of(lane); });
 }
 inline void __syncthreads() { emulated::wait(emulated::State::kWaitsForBlock); }
+inline void __syncwarp() { emulated::exchange_in_warp(0, [](const auto&) { return 0; }); }
 
 inline int atomicCAS(int* at, int expected, int wanted) {
   const int old = *at;
