@@ -154,9 +154,7 @@ def compile_and_read(
         spilled = max(int(entry['stack']), int(entry['stores']) + int(entry['loads']))
         kernel = _describe(element_type, demangled)
         reports.append(
-            KernelReport(
-                kernel, int(entry['registers']), spilled, *counts.get(entry['name'], (None, None))
-            )
+            KernelReport(kernel, int(entry['registers']), spilled, *counts.get(entry['name'], (None, None)))
         )
     return reports
 
@@ -188,7 +186,7 @@ def _cells(report: KernelReport | None) -> list[str]:
     if report is None:
         return ['', '', '']
     spilled = f' ({report.spilled_bytes} B)' if report.spilled_bytes else ''
-    return [str(report.instructions), str(report.loop or '–'), f'{report.registers}{spilled}']
+    return [str(report.instructions), str(report.loop or 'none'), f'{report.registers}{spilled}']
 
 
 def table(reports: Reports, before: Reports, archs: list[str]) -> list[str]:
@@ -210,9 +208,10 @@ HEADER = """# What nvcc makes of the kernels
 
 Made by `python ops/build_report.py{before}` with {nvcc}.
 
-SASS instructions of each kernel, of its innermost loop over points (–: it is unrolled), and registers per thread, with
-bytes of spills in parentheses. {arrow}The loop of a forward kernel takes two points (one from D = 64 on for fp32, at D =
-128 for 16 bits), that of a backward kernel as many as fit its registers."""
+SASS instructions of each kernel, of its innermost loop over points (none: it is unrolled), and registers per thread,
+with bytes of spills in parentheses. {arrow}Forward loops take two points, or one where a lane
+holds several vectors of a head (D = 64 and 128 in fp32, 128 in 16 bits); backward loops take as many as the assembler
+finds registers for."""
 
 
 def main() -> int:

@@ -17,23 +17,69 @@ SPEC.loader.exec_module(build_report)
 CXX = os.environ.get('CXX', 'c++')
 
 
-@pytest.mark.skipif(build_report.find_nvcc() is None, reason='there is no nvcc')
+needs_nvcc = pytest.mark.skipif(build_report.find_nvcc() is None, reason='there is no nvcc')
+
+
+@needs_nvcc
 @pytest.mark.parametrize('arch', ['80', '90'])
 @pytest.mark.parametrize('element_type', ['float', 'bfloat16'])
 def test_no_kernel_spills_registers(element_type, arch):
     reports = build_report.compile_and_read(element_type, arch)
-    known = [report for report in reports if 'D=32' in report.shape]
-    assert {report.kernel for report in known} == {
-        'forward',
-        'fused forward',
-        'backward (direct)',
-        'backward (merged)',
-        'fused backward (direct)',
-        'fused backward (merged)',
-    }
+    for channels in (16, 32, 64, 128):
+        assert {r.kernel.name for r in reports if r.kernel.shape == f'D = {channels}'} == {
+            'forward',
+            'fused forward',
+            'backward (direct)',
+            'backward (merged)',
+            'fused backward (direct)',
+            'fused backward (merged)',
+        }
     assert [report for report in reports if report.spilled_bytes] == []
     # 65,536 registers are a multiprocessor's: at least two blocks of 256 threads have to fit.
     assert max(report.registers for report in reports) <= 128
+
+
+SASS = """
+\t.section\t.text._Z7examplev,"ax",@progbits
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   IADD3 R0, R0, 0x1, RZ ;
+.L_x_2:
+        /*0020*/              @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0030*/                   LDG.E.128 R8, desc[UR4][R2.64] ;
+        /*0040*/                   LDG.E R8, desc[UR4][R2.64] ;
+        /*0050*/                   LDG.E R8, desc[UR4][R2.64] ;
+        /*0060*/                   FFMA R4, R4, R4, R8 ;
+        /*0070*/               @P0 BRA `(.L_x_2) ;
+        /*0080*/                   FFMA R4, R4, R4, R8 ;
+        /*0090*/               @P1 BRA `(.L_x_1) ;
+        /*00a0*/                   EXIT ;
+.L_x_3:
+        /*00b0*/                   BRA `(.L_x_3);
+        /*00c0*/                   NOP;
+"""
+
+
+def test_instructions_are_counted_without_padding_and_loops_by_their_labels(tmp_path):
+    nvdisasm = tmp_path / 'nvdisasm'
+    nvdisasm.write_text(f"#!/bin/sh\ncat <<'EOF'\n{SASS}EOF\n")
+    nvdisasm.chmod(0o755)
+    # The inner loop only: from L_x_2 to its branch.
+    assert build_report.read_sass(tmp_path / 'any.cubin', str(nvdisasm)) == {'_Z7examplev': (11, 6)}
+
+
+def test_the_table_shows_what_changed():
+    kernel = build_report.Kernel('float', 'forward', 'D = 32')
+    gone = build_report.Kernel('float', 'owners', 'any')
+    before = {
+        kernel: {'90': build_report.KernelReport(kernel, 72, 8, 300, 100)},
+        gone: {'90': build_report.KernelReport(gone, 80, 0, 500, None)},
+    }
+    after = {kernel: {'90': build_report.KernelReport(kernel, 70, 0, 300, 90)}}
+    assert build_report.table(after, before, ['90'])[2:] == [
+        '| float | forward | D = 32 | 300 | 100 → 90 | 72 (8 B) → 70 |',
+        '| float | owners | any | 500 → gone | none → gone | 80 → gone |',
+    ]
 
 
 def _symbols(*nm_arguments: str) -> set[str]:
