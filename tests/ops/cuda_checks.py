@@ -62,10 +62,14 @@ def make_case(
 def make_uneven_case(num_points: tuple[int, ...], dtype: torch.dtype, reference_dim: int, **sizes) -> Case:
     """Levels that differ in their number of points."""
     count = sum(num_points)
-    case = make_case(dict(sizes, shapes=KNOWN['shapes'][: len(num_points)], points=count), dtype, reference_dim)
+    case = make_case(
+        dict(sizes, shapes=KNOWN['shapes'][: len(num_points)], points=count), dtype, reference_dim
+    )
     *rest, locations, weights = case.inputs
     weights = weights[..., :count] if reference_dim else weights[..., 0, :]
-    return case._replace(inputs=type(case.inputs)(*rest, locations[..., 0, :, :], weights), num_points=num_points)
+    return case._replace(
+        inputs=type(case.inputs)(*rest, locations[..., 0, :, :], weights), num_points=num_points
+    )
 
 
 def random_case(seed: int) -> Case:
@@ -146,10 +150,14 @@ def assert_matches(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], case: 
         assert error < TOLERANCES[dtype] * scale, f'{name}: {error:.1e}'
 
 
-def assert_unmoved_by_hidden_neighbours(ops, dtype: torch.dtype, deterministic: bool, device: str = 'cpu') -> None:
+def assert_unmoved_by_hidden_neighbours(
+    ops, dtype: torch.dtype, deterministic: bool, device: str = 'cpu'
+) -> None:
     """NaN and infinity in a corner of coefficient zero count as zero in the location gradient and nowhere else."""
     inputs, _ = special_points()
-    centres = torch.tensor([[[2.5 / 8, 1.5 / 4]], [[2.5 / 8, 0.3]], [[0.7, 1.5 / 4]]])  # on a centre, a column, a row
+    centres = torch.tensor(
+        [[[2.5 / 8, 1.5 / 4]], [[2.5 / 8, 0.3]], [[0.7, 1.5 / 4]]]
+    )  # on a centre, a column, a row
     locations = centres[None, :, None, None].to(torch.float64)
     weights = torch.full((1, 3, 1, 1, 1), 0.5, dtype=torch.float64)
     inputs = inputs._replace(sampling_locations=locations, attention_weights=weights)

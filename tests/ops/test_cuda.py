@@ -10,8 +10,11 @@ from tests.ops.cuda_checks import (
     SIZES,
     Case,
     assert_matches,
+    assert_unmoved_by_hidden_neighbours,
     error_of,
     make_case,
+    make_uneven_case,
+    random_case,
     reference,
     run,
     special_points,
@@ -22,33 +25,52 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no CUDA device'),
     pytest.mark.skipif(_library.CUDA_PROBLEM is not None, reason=str(_library.CUDA_PROBLEM)),
 ]
-# Enough queries that the backward merges (1024 and more), too, and all kernels that launch.h knows.
+# Enough queries to merge their additions at the default threshold.
 BIG = {
-    'known, really merged': KNOWN | {'queries': 1100},
-    'vectors, really merged': {'channels': 24, 'queries': 1030},
+    'D=32, 1100 queries': KNOWN | {'queries': 1100},
+    'vectors, 1030 queries': {'channels': 24, 'queries': 1030},
 }
+
+
+@pytest.fixture(params=['direct', 'merged'])
+def scatter(request, monkeypatch):
+    """Whether the backward merges additions to grad_value, from 40 queries on."""
+    monkeypatch.setenv('DDETR_OPS_MERGE_MIN_QUERIES', '40' if request.param == 'merged' else str(1 << 40))
 
 
 @pytest.mark.parametrize('deterministic', [False, True], ids=['plain', 'deterministic'])
 @pytest.mark.parametrize('reference_dim', [0, 2, 4])
 @pytest.mark.parametrize('sizes', (SIZES | BIG).values(), ids=SIZES | BIG)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_kernels_equal_float64_on_the_cpu(dtype, sizes, reference_dim, deterministic):
+def test_kernels_equal_float64_on_the_cpu(dtype, sizes, reference_dim, deterministic, scatter):
     case = make_case(sizes, dtype, reference_dim)
     assert_matches(run(torch.ops.ddetr_ops, case, deterministic, 'cuda'), reference(case), case)
 
 
+@pytest.mark.parametrize('deterministic', [False, True], ids=['plain', 'deterministic'])
 @pytest.mark.parametrize('seed', range(20))
-def test_random_sizes(seed):
-    generator = torch.Generator().manual_seed(seed)
+def test_random_sizes(seed, deterministic, scatter):
+    case = random_case(seed)
+    assert_matches(run(torch.ops.ddetr_ops, case, deterministic, 'cuda'), reference(case), case)
 
-    def pick(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (), generator=generator))
 
-    shapes = tuple((pick(1, 40), pick(1, 40)) for _ in range(pick(1, 5)))
-    sizes = {'shapes': shapes, 'batch': pick(1, 3), 'queries': pick(1, 2000), 'heads': pick(1, 8)}
-    sizes |= {'channels': pick(1, 70), 'points': pick(1, 9)}
-    case = make_case(sizes, torch.float32, 2 * pick(0, 2))
+@pytest.mark.parametrize('deterministic', [False, True], ids=['plain', 'deterministic'])
+@pytest.mark.parametrize('reference_dim', [0, 2, 4])
+def test_levels_with_different_numbers_of_points(reference_dim, deterministic, scatter):
+    case = make_uneven_case((3, 6, 3), torch.float32, reference_dim, queries=50, channels=32)
+    assert_matches(run(torch.ops.ddetr_ops, case, deterministic, 'cuda'), reference(case), case)
+
+
+@pytest.mark.parametrize('deterministic', [False, True], ids=['plain', 'deterministic'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_values_without_a_coefficient_do_not_count(dtype, deterministic):
+    assert_unmoved_by_hidden_neighbours(torch.ops.ddetr_ops, dtype, deterministic, 'cuda')
+
+
+def test_more_points_than_shared_memory_holds():
+    case = make_case(
+        {'shapes': ((4, 5), (2, 3)), 'points': 600, 'queries': 9, 'channels': 32}, torch.float32, 4
+    )
     assert_matches(run(torch.ops.ddetr_ops, case, device='cuda'), reference(case), case)
 
 
@@ -140,6 +162,115 @@ def test_runs_on_the_current_stream():
         out = ms_deform_attn(blank, *moved[1:])
     stream.synchronize()
     torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def _differentiable(function, dtype=torch.float32):
+    """Inputs on the GPU whose floating-point tensors require gradients."""
+    make = make_inputs if function is ms_deform_attn else make_fused_inputs
+    return [t.cuda().requires_grad_(t.is_floating_point()) for t in make(**KNOWN, queries=50, dtype=dtype)]
+
+
+def _forward_and_gradients(function, inputs):
+    out = function(*inputs)
+    leaves = [t for t in inputs if t.is_floating_point()]
+    return [out, *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+
+FUNCTIONS = pytest.mark.parametrize('function', [ms_deform_attn, ms_deform_attn_fused])
+
+
+@FUNCTIONS
+def test_graph_replay_equals_the_eager_call(function):
+    inputs = _differentiable(function)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # warm up, as PyTorch's manual asks
+        for _ in range(3):
+            _forward_and_gradients(function, inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _forward_and_gradients(function, inputs)
+    with torch.no_grad():
+        inputs[0].mul_(-0.5)
+    graph.replay()
+    for one, other in zip(captured, _forward_and_gradients(function, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@FUNCTIONS
+def test_graph_replay_of_the_deterministic_backward(function):
+    inputs = _differentiable(function)
+    torch.use_deterministic_algorithms(True)
+    try:
+        eager = _forward_and_gradients(function, inputs)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = _forward_and_gradients(function, inputs)
+        graph.replay()
+        torch.cuda.synchronize()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other in zip(captured, eager, strict=True):
+        assert torch.equal(one, other)
+
+
+@FUNCTIONS
+def test_compiles_without_a_graph_break(function):
+    inputs = _differentiable(function)
+    compiled = torch.compile(lambda *tensors: function(*tensors) * 2, fullgraph=True)
+    for one, other in zip(
+        _forward_and_gradients(compiled, inputs),
+        _forward_and_gradients(lambda *tensors: function(*tensors) * 2, inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@FUNCTIONS
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_stores_value_in_the_low_precision(function, dtype):
+    inputs = _differentiable(function)
+    with torch.autocast('cuda', dtype):
+        got = _forward_and_gradients(function, inputs)
+    expected = function(inputs[0].to(dtype), *inputs[1:])
+    assert got[0].dtype == dtype
+    torch.testing.assert_close(got[0], expected)
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in got[1:])
+
+
+@FUNCTIONS
+@pytest.mark.parametrize('num_points', [(), (3, 6, 3)], ids=['same points', 'uneven points'])
+def test_operators_pass_opcheck(function, num_points):
+    dim = 0 if function is ms_deform_attn else 4
+    case = make_uneven_case(num_points or (4, 4), torch.float32, dim, queries=6, channels=8)
+    inputs = [t.cuda().requires_grad_(t.is_floating_point()) for t in case.inputs]
+    name = 'ms_deform_attn_fused' if dim else 'ms_deform_attn'
+    torch.library.opcheck(getattr(torch.ops.ddetr_ops, f'{name}_forward').default, (*inputs, case.num_points))
+    tensors = [t.detach() for t in inputs]
+    torch.library.opcheck(
+        getattr(torch.ops.ddetr_ops, f'{name}_backward').default,
+        (*tensors, case.grad_output.cuda(), False, case.num_points, (True,) * (4 if dim else 3)),
+        test_utils=('test_schema', 'test_faketensor'),
+    )
+
+
+def test_small_cases_for_the_sanitizers(monkeypatch):
+    """Every kernel once, in sizes that compute-sanitizer gets through in minutes (ops/gpu_check.sh)."""
+    monkeypatch.setenv('DDETR_OPS_MERGE_MIN_QUERIES', '40')
+    for dtype in (torch.float32, torch.bfloat16):
+        for sizes in SIZES.values():
+            for reference_dim, deterministic in ((0, False), (4, False), (2, True)):
+                case = make_case(sizes, dtype, reference_dim)
+                got = run(torch.ops.ddetr_ops, case, deterministic, 'cuda')
+                assert_matches(got, reference(case), case)
+
+
+def test_merging_1030_queries_for_the_sanitizers(monkeypatch):
+    monkeypatch.setenv('DDETR_OPS_MERGE_MIN_QUERIES', '1024')
+    for dtype in (torch.float32, torch.float16):
+        case = make_case(KNOWN | {'queries': 1030, 'batch': 1}, dtype, 2)
+        assert_matches(run(torch.ops.ddetr_ops, case, device='cuda'), reference(case), case)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='there is one CUDA device')

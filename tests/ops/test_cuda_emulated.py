@@ -168,7 +168,9 @@ def test_a_driver_older_than_the_runtime_is_named(emulated):
     case = make_case(KNOWN | {'queries': 3}, torch.float32, 0)
     emulated.set_driver_version(12060)
     try:
-        with pytest.raises(RuntimeError, match=r'driver supports CUDA 12\.6, .* nvcc of CUDA 13\.0.* CUDA 12\.x'):
+        with pytest.raises(
+            RuntimeError, match=r'driver supports CUDA 12\.6, .* nvcc of CUDA 13\.0.* CUDA 12\.x'
+        ):
             run(emulated, case)
     finally:
         emulated.set_driver_version(13000)
