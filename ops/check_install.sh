@@ -25,7 +25,7 @@ PYTHON=$python bash ops/build_wheel.sh "$work/dist" > "$work/log" 2>&1 || fail '
 sdist=$(ls "$work"/dist/*.tar.gz)
 wheel=$(ls "$work"/dist/*.whl)
 mkdir -p "$work/tests"
-cp -r tests/ops ops/train_step.py "$work/tests/"
+cp -r tests/ops "$work/tests/"
 touch "$work/tests/__init__.py"
 
 cd "$work"
@@ -39,7 +39,7 @@ install() { venv/bin/python -m pip install --no-cache-dir --force-reinstall "$@"
 
 say "installing $(basename "$sdist"), isolated, with $pytorch"
 install "$sdist" || fail 'the install failed'
-venv/bin/python tests/train_step.py
+venv/bin/python tests/ops/train_step.py
 
 say 'without a compiler, not isolated'
 install 'setuptools>=77' || fail 'setuptools could not be installed'
@@ -59,6 +59,6 @@ grep -m 1 "plain PyTorch on cpu.* There is no C++ compiler 'c++'" log || fail 't
 say "installing $(basename "$wheel")"
 install --no-deps "$wheel" || fail 'the wheel could not be installed'
 venv/bin/python -m pip install -q numpy pytest hypothesis > log 2>&1 || fail 'pytest could not be installed'
-venv/bin/python tests/train_step.py
+venv/bin/python tests/ops/train_step.py
 # The tests without the project around them: its conftest.py wants more than PyTorch, and ops/ must not be found.
 venv/bin/python -m pytest -q -p no:cacheprovider tests/ops/test_functional.py tests/ops/test_registrations.py tests/ops/compat

@@ -195,7 +195,8 @@ def cuda_commands(plan: CudaPlan, torch_folder: Path) -> Commands:
     flags += ['-Xcompiler', '-fPIC,-fvisibility=hidden', '-isystem', str(torch_folder / 'include')]
     flags += [f'-DTORCH_TARGET_VERSION={TARGET}']
     link = (plan.nvcc, '-shared', '-cudart', 'static')
-    return Commands((plan.nvcc, *flags), link, (f'-L{torch_folder / "lib"}', '-ltorch_cpu'))
+    link_end = (f'-L{torch_folder / "lib"}', '-ltorch_cpu')
+    return Commands((plan.nvcc, *flags), link, link_end, '--output-file=', '--output-file=')
 
 
 def plan_cuda(environ: dict[str, str], platform: str) -> CudaPlan | str:
@@ -324,5 +325,7 @@ def _run(command: list[str]) -> None:
     if done.stdout:
         print(done.stdout, flush=True)
     if done.returncode:
-        errors = [line for line in done.stdout.splitlines() if 'error' in line] or ['it printed no error']
+        errors = [line for line in done.stdout.splitlines() if re.search('error|fatal', line)] or [
+            'it printed no error'
+        ]
         raise BuildError(f'{command[0]} failed with status {done.returncode}: {errors[0].strip()}.')

@@ -255,3 +255,15 @@ def test_architectures_become_flags():
 def test_an_nvcc_that_lists_nothing_is_an_error():
     with pytest.raises(op_build.BuildError, match='false --list-gpu-arch lists no architecture'):
         op_build.known_archs('false')
+
+
+def test_nvcc_is_told_what_it_needs():
+    commands = op_build.cuda_commands(op_build.CudaPlan('/cuda/bin/nvcc', ['9.0']), TORCH)
+    compile_ = commands.compile_one('a.cu', 'a.o')
+    assert compile_[0] == '/cuda/bin/nvcc'
+    assert compile_[-3:] == ['-c', 'a.cu', '--output-file=a.o']  # `-oa.o` is an unknown option to nvcc
+    assert {'-gencode=arch=compute_90,code=sm_90', '-DUSE_CUDA'} <= set(compile_)
+    assert commands.link_all(['a.o'], '_C_cuda.so') == [
+        '/cuda/bin/nvcc', '-shared', '-cudart', 'static', 'a.o', '--output-file=_C_cuda.so',
+        '-L/torch/lib', '-ltorch_cpu',
+    ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""A training step on the installed `ddetr_ops`: python ops/train_step.py
+"""A training step on the installed `ddetr_ops`: python tests/ops/train_step.py
 
 Fails if the CPU library is missing, if anything warns, if a gradient differs from plain PyTorch's, or if the step
-does not lower the loss. Used by check_install.sh and by cibuildwheel.
+does not lower the loss. Used by ops/check_install.sh and by cibuildwheel.
 """
 
 import warnings
