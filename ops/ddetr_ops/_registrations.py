@@ -15,27 +15,36 @@ FUSED_BACKWARD = 'ddetr_ops::ms_deform_attn_fused_backward'
 _INDICES = (1, 2)  # spatial_shapes, level_start_index: the arguments without a batch and without a gradient
 
 
-def _fake_forward(value: Tensor, *rest: Tensor) -> Tensor:
-    where = rest[-2]  # locations or offsets, (B, Q, M, L, P, 2)
-    return value.new_empty(value.shape[0], where.shape[1], value.shape[2] * value.shape[3])
+def _fake_forward(value: Tensor, *rest: Any) -> Tensor:
+    tensors = [argument for argument in rest if isinstance(argument, Tensor)]
+    locations = tensors[-2]  # fused: offsets; (B, Q, M, L, P, 2) or (B, Q, M, K, 2)
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    *inputs, _grad_output, _deterministic = arguments
-    return tuple(t.new_empty(t.shape) for i, t in enumerate(inputs) if i not in _INDICES)
+    *inputs, _grad_output = [argument for argument in arguments if isinstance(argument, Tensor)]
+    differentiable = [tensor for i, tensor in enumerate(inputs) if i not in _INDICES]
+    output_mask = arguments[-1] if isinstance(arguments[-1], list) and arguments[-1] else None
+    wanted = output_mask or [True] * len(differentiable)
+    return tuple(t.new_empty(t.shape if want else 0) for t, want in zip(differentiable, wanted, strict=True))
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.num_points = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward_of(name: str) -> Any:
-    op = getattr(torch.ops.ddetr_ops, name.split('::')[1])
+    op = getattr(torch.ops.ddetr_ops, name.split('::')[1]).default
 
     def backward(ctx: Any, grad_output: Tensor) -> tuple:
+        value, shapes, starts, *points = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        mask = [needed[0], *needed[3 : 3 + len(points)]]
         deterministic = torch.are_deterministic_algorithms_enabled()
-        grads = op(*ctx.saved_tensors, grad_output.contiguous(), deterministic)
-        return (grads[0], None, None, *grads[1:])
+        grads = op(value, shapes, starts, *points, grad_output, deterministic, ctx.num_points, mask)
+        first, *rest = [grad if want else None for grad, want in zip(grads, mask, strict=True)]
+        return (first, None, None, *rest, None)
 
     return backward
 
@@ -49,13 +58,12 @@ def _no_double_backward(ctx: Any, *grads: Tensor) -> tuple:
 
 def _autocast_impl(name: str, device_type: str) -> Any:
     """Under autocast `value` is stored in the low precision; locations and weights keep theirs."""
-    op = getattr(torch.ops.ddetr_ops, name.split('::')[1])
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f'Autocast{device_type.upper()}'))
+    op = getattr(torch.ops.ddetr_ops, name.split('::')[1]).default
 
-    def run(value: Tensor, *rest: Tensor) -> Tensor:
+    def run(value: Tensor, *rest: Any) -> Tensor:
         if value.dtype == torch.float32:
             value = value.to(torch.get_autocast_dtype(device_type))
-        with torch._C._ExcludeDispatchKeyGuard(keys):
+        with torch.autocast(device_type, enabled=False):
             return op(value, *rest)
 
     return run
@@ -69,19 +77,24 @@ def _vmap_of(name: str) -> Any:
         folded = []
         for index, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True)):
             if index in _INDICES or not isinstance(argument, Tensor):
-                if dim is not None:
+                if dim is not None and not isinstance(dim, list):
                     raise ValueError('ddetr_ops: spatial_shapes and level_start_index cannot be vmapped over')
                 folded.append(argument)
                 continue
             moved = (
                 argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
             )
-            folded.append(moved.flatten(0, 1).contiguous())
+            folded.append(moved.flatten(0, 1))
         result = op(*folded)
-        sizes = (info.batch_size, -1)
+
+        def unfold(tensor: Tensor) -> Tensor:
+            if tensor.dim() == 1:  # a gradient that is not asked for, without elements
+                return tensor.expand(info.batch_size, 0)
+            return tensor.unflatten(0, (info.batch_size, -1))
+
         if isinstance(result, Tensor):
-            return result.unflatten(0, sizes), 0
-        return tuple(r.unflatten(0, sizes) for r in result), (0,) * len(result)
+            return unfold(result), 0
+        return tuple(unfold(r) for r in result), (0,) * len(result)
 
     return vmapped
 

@@ -31,7 +31,7 @@ class DeformableAttention(nn.Module):
             raise ValueError(
                 f'{channels} channels (value: {value_channels}) do not divide into {heads} heads'
             )
-        self.levels, self.heads, self.points = levels, heads, max(self.points_of_level)
+        self.levels, self.heads = levels, heads
         self.sampling_offsets = nn.Linear(channels, heads * sum(self.points_of_level) * 2)
         self.attention_weights = nn.Linear(channels, heads * sum(self.points_of_level))
         self.value_proj = nn.Linear(channels, value_channels)
@@ -74,30 +74,13 @@ class DeformableAttention(nn.Module):
             value = value.masked_fill(pad_mask[..., None], 0.0)
         offsets = self.sampling_offsets(query).view(batch, queries, self.heads, -1, 2)
         logits = self.attention_weights(query).view(batch, queries, self.heads, -1)
-        if sum(self.points_of_level) != self.levels * self.points:
-            offsets, logits = self._fill_up(offsets, logits, reference_points.shape[-1] == 4)
         sampled = ms_deform_attn_fused(
             value.unflatten(-1, (self.heads, -1)),
             spatial_shapes,
             level_start_index,
             reference_points,
-            offsets.unflatten(3, (self.levels, self.points)),
+            offsets,
             logits,
+            self.points_of_level,
         )
         return self.output_proj(sampled)
-
-    def _fill_up(self, offsets: Tensor, logits: Tensor, boxes: bool) -> tuple[Tensor, Tensor]:
-        """Give every level as many points as the largest has; those added have no weight.
-
-        For boxes the op divides offsets by its number of points, which is larger here than the level's own.
-        """
-        filled_offsets, filled_logits = [], []
-        levels = zip(
-            offsets.split(self.points_of_level, 3), logits.split(self.points_of_level, 3), strict=True
-        )
-        for offset, logit in levels:
-            added = self.points - logit.shape[-1]
-            scale = self.points / logit.shape[-1] if boxes else 1.0
-            filled_offsets.append(nn.functional.pad(offset * scale, (0, 0, 0, added)))
-            filled_logits.append(nn.functional.pad(logit, (0, added), value=-math.inf))
-        return torch.cat(filled_offsets, 3), torch.cat(filled_logits, 3)

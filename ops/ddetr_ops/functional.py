@@ -1,5 +1,7 @@
 """The operators as functions. `_registrations` gives them autograd, fake kernels, autocast and vmap."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ if _library.CPU_PROBLEM is None:
 
 
 def _as_indices(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.dtype is torch.int64 and tensor.device == device:
+        return tensor
     if tensor.dtype not in (torch.int64, torch.int32):
         raise TypeError(
             f'spatial_shapes and level_start_index must be int64 or int32 tensors, got {tensor.dtype}'
@@ -22,13 +26,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def _settle_dtypes(value: Tensor, where: Tensor, how_much: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the dtype of `value`, or both in the type that sums run in: the kernels know these pairs."""
-    if where.dtype == how_much.dtype and where.dtype in (value.dtype, _wide(value.dtype)):
-        return where, how_much
-    if torch.float64 in (value.dtype, where.dtype, how_much.dtype):
-        return where, how_much  # no silent change of double precision: the kernel names the dtypes
-    return where.float(), how_much.float()
+def _settle_dtypes(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the dtype of `value`, or both in the dtype of sums: the kernels know these pairs."""
+    dtype = locations.dtype
+    if dtype == weights.dtype and dtype in (value.dtype, _wide(value.dtype)):
+        return locations, weights
+    if torch.float64 in (value.dtype, dtype, weights.dtype):
+        return locations, weights  # double precision is never dropped silently: the kernel names the dtypes
+    return locations.float(), weights.float()
 
 
 def ms_deform_attn(
@@ -37,41 +42,41 @@ def ms_deform_attn(
     level_start_index: Tensor,
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    num_points: Sequence[int] | None = None,
 ) -> Tensor:
-    """Multi-scale deformable attention between its projections (Deformable DETR, section 4.1, equation 3).
+    """Multi-scale deformable attention without its projections (Deformable DETR, section 4.1, equation 3).
 
-    Every head of every query takes P points from each of L maps, bilinearly, and sums them with weights.
-    B batch, Q queries, S tokens, M heads, D channels a head, L levels, P points.
+    Every head of every query samples P points from each of L feature maps by bilinear interpolation and sums them
+    with the attention weights.
+    B batch, Q queries, S tokens, M heads, D channels per head, L levels, P points per level, K points of all levels.
 
     Args:
-        value: (B, S, M, D), float32, float64, bfloat16 or float16; the maps' pixels row by row, one level after
-            the other, S = sum of h * w.
-        spatial_shapes: (L, 2), each level's (h, w), int64 or int32, on any device.
+        value: (B, S, M, D), float32, float64, bfloat16 or float16; the pixels of each feature map row by row, one
+            level after the other, S = sum of h * w.
+        spatial_shapes: (L, 2), (h, w) of each level, int64 or int32, on any device.
         level_start_index: (L,), the first token of each level: 0, h0 * w0, h0 * w0 + h1 * w1, ...
-        sampling_locations: (B, Q, M, L, P, 2), (x, y) with 0 and 1 at the outer borders of the map, so that the
-            centre of pixel i lies at (i + 0.5) / size. In the dtype of `value` or in float32; sums run in float32
-            (float64 for float64) whatever the dtype of `value`. A point on or beyond -0.5 pixels from the map's
-            border or that is not finite contributes nothing.
-        attention_weights: (B, Q, M, L, P), as they are: no softmax here.
+        sampling_locations: (B, Q, M, L, P, 2), (x, y) with 0 and 1 at the outer borders of the feature map, so that
+            the centre of pixel i is (i + 0.5) / size. In the dtype of `value` or in float32; sums are accumulated in
+            float32 (float64 for float64) whatever the dtype of `value`. A point half a pixel or more beyond the
+            border, or one that is not finite, contributes nothing.
+        attention_weights: (B, Q, M, L, P), after the softmax.
+        num_points: The number of points of each level, where levels differ in it (D-FINE, RT-DETRv2).
+            `sampling_locations` is then (B, Q, M, K, 2) and `attention_weights` (B, Q, M, K), level after level.
 
     Returns:
         (B, Q, M * D) in the dtype of `value`.
 
     Raises:
-        RuntimeError: shapes that do not add up, dtypes or devices that do not go together.
+        RuntimeError: shapes that do not add up, dtypes or devices that do not match.
         TypeError: spatial_shapes or level_start_index are not integers.
     """
     shapes = _as_indices(spatial_shapes, value.device)
     starts = _as_indices(level_start_index, value.device)
     if not _library.has_kernels(value.device.type):
-        return ms_deform_attn_reference(value, shapes, sampling_locations, attention_weights)
-    where, how_much = _settle_dtypes(value, sampling_locations, attention_weights)
+        return ms_deform_attn_reference(value, shapes, sampling_locations, attention_weights, num_points)
+    locations, weights = _settle_dtypes(value, sampling_locations, attention_weights)
     return torch.ops.ddetr_ops.ms_deform_attn_forward(
-        value.contiguous(),
-        shapes.contiguous(),
-        starts.contiguous(),
-        where.contiguous(),
-        how_much.contiguous(),
+        value, shapes, starts, locations, weights, num_points or ()
     )
 
 
@@ -82,36 +87,59 @@ def ms_deform_attn_fused(
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
+    num_points: Sequence[int] | None = None,
 ) -> Tensor:
-    """The same in one pass from what the linear layers give: softmax, locations and sampling.
+    """The same from the outputs of the linear layers: softmax, locations and sampling in one pass.
 
-    Equal to `ms_deform_attn` on the softmax over all L * P logits of a head and on the locations
+    Equal to `ms_deform_attn` on the softmax over all K logits of a head and on the locations
     reference + offset / (w, h) for points, (cx, cy) + offset / P * (w, h) / 2 for boxes.
 
     Args:
-        value, spatial_shapes, level_start_index: as in `ms_deform_attn`.
+        value, spatial_shapes, level_start_index, num_points: As in `ms_deform_attn`.
         reference_points: (B, Q, L, 2) points (x, y) or (B, Q, L, 4) boxes (cx, cy, w, h), in [0, 1].
-        sampling_offsets: (B, Q, M, L, P, 2): pixels of the level for points; for boxes, half box sizes times P.
-        attention_logits: (B, Q, M, L * P).
+        sampling_offsets: (B, Q, M, L, P, 2), or (B, Q, M, K, 2) with `num_points`: pixels of the level for points;
+            for boxes, half box sizes times the level's number of points.
+        attention_logits: (B, Q, M, K), before the softmax; K = L * P without `num_points`.
 
     Returns:
         (B, Q, M * D) in the dtype of `value`.
 
     Raises:
-        RuntimeError, TypeError: as in `ms_deform_attn`.
+        RuntimeError, TypeError: As in `ms_deform_attn`.
     """
     shapes = _as_indices(spatial_shapes, value.device)
     starts = _as_indices(level_start_index, value.device)
     if not _library.has_kernels(value.device.type):
         return ms_deform_attn_fused_reference(
-            value, shapes, reference_points, sampling_offsets, attention_logits
+            value, shapes, reference_points, sampling_offsets, attention_logits, num_points
         )
-    where, how_much = _settle_dtypes(value, sampling_offsets, attention_logits)
+    offsets, logits = _settle_dtypes(value, sampling_offsets, attention_logits)
+    references = reference_points.to(_wide(reference_points.dtype))
     return torch.ops.ddetr_ops.ms_deform_attn_fused_forward(
-        value.contiguous(),
-        shapes.contiguous(),
-        starts.contiguous(),
-        reference_points.to(_wide(reference_points.dtype)).contiguous(),
-        where.contiguous(),
-        how_much.contiguous(),
+        value, shapes, starts, references, offsets, logits, num_points or ()
     )
+
+
+@torch.no_grad()
+def discrete_sampling_locations(
+    sampling_locations: Tensor, spatial_shapes: Tensor, num_points: Sequence[int] | None = None
+) -> Tensor:
+    """Locations at pixel centres, for the discrete sampling of RT-DETRv2 (section 3.2 of its paper).
+
+    `ms_deform_attn` at these locations reads one pixel for each point instead of interpolating between four:
+    pixel floor(location * size + 0.5), clamped into the feature map, as the published models were trained.
+
+    Args:
+        sampling_locations, spatial_shapes, num_points: As in `ms_deform_attn`.
+
+    Returns:
+        (x, y) in the shape and dtype of `sampling_locations`, without gradient, as in the original.
+    """
+    sizes = spatial_shapes.flip(-1).to(sampling_locations)  # (L, 2), w and h
+    if num_points is None:
+        sizes = sizes[:, None]
+    else:
+        sizes = sizes.repeat_interleave(torch.tensor(num_points, device=sizes.device), 0)
+    pixels = (sampling_locations * sizes + 0.5).trunc()
+    pixels = torch.minimum(pixels.clamp(min=0), sizes - 1)
+    return (pixels + 0.5) / sizes

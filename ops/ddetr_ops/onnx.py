@@ -47,24 +47,29 @@ def _piece(op: Any, tensor: Any, axis: int, start: Any, end: Any) -> Any:
 
 
 def _classic_translation(op: Any, mode: str) -> Callable:
-    def classic(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    def classic(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points=()
+    ):
         """Names and shapes as in `ddetr_ops.ms_deform_attn`."""
         heads, channels = value.shape[2], value.shape[3]
-        levels, points = sampling_locations.shape[3], sampling_locations.shape[4]
+        counts = _points_per_level(sampling_locations, num_points)
         tokens = op.Shape(value, start=1, end=2)
         maps = op.Transpose(value, perm=[0, 2, 3, 1])  # (B, M, D, S)
         maps = op.Reshape(maps, op.Concat(_ints(op, -1, channels), tokens, axis=0))  # (B*M, D, S)
-        where = op.Transpose(sampling_locations, perm=[0, 2, 1, 3, 4, 5])  # (B, M, Q, L, P, 2)
         queries = op.Shape(sampling_locations, start=1, end=2)
-        where = op.Reshape(where, op.Concat(_ints(op, -1), queries, _ints(op, levels, points, 2), axis=0))
-        grids = op.Sub(op.Mul(where, op.CastLike(op.Constant(value_float=2.0), where)),
-                       op.CastLike(op.Constant(value_float=1.0), where))  # fmt: skip
-        weights = op.Transpose(attention_weights, perm=[0, 2, 1, 3, 4])  # (B, M, Q, L, P)
-        weights = op.Reshape(weights, op.Concat(_ints(op, -1, 1), queries, _ints(op, levels, points), axis=0))
+        locations = _flat_points(op, sampling_locations, 2)  # (B, Q, M, K, 2)
+        locations = op.Transpose(locations, perm=[0, 2, 1, 3, 4])
+        locations = op.Reshape(
+            locations, op.Concat(_ints(op, -1), queries, _ints(op, sum(counts), 2), axis=0)
+        )
+        grids = op.Sub(op.Mul(locations, op.CastLike(op.Constant(value_float=2.0), locations)),
+                       op.CastLike(op.Constant(value_float=1.0), locations))  # (B*M, Q, K, 2)  # fmt: skip
+        weights = op.Transpose(_flat_points(op, attention_weights), perm=[0, 2, 1, 3])  # (B, M, Q, K)
+        weights = op.Reshape(weights, op.Concat(_ints(op, -1, 1), queries, _ints(op, sum(counts)), axis=0))
         shapes = op.Cast(spatial_shapes, to=7)  # int64
         starts = op.Cast(level_start_index, to=7)
-        total = None
-        for level in range(levels):
+        total, first = None, 0
+        for level, count in enumerate(counts):
             size = op.Reshape(
                 _piece(op, shapes, 0, _ints(op, level), _ints(op, level + 1)), _ints(op, 2)
             )  # h, w
@@ -73,12 +78,9 @@ def _classic_translation(op: Any, mode: str) -> Callable:
             image = op.Reshape(
                 _piece(op, maps, 2, start, end), op.Concat(_ints(op, -1, channels), size, axis=0)
             )
-            grid = op.Squeeze(
-                _piece(op, grids, 2, _ints(op, level), _ints(op, level + 1)), _ints(op, 2)
-            )  # (B*M, Q, P, 2)
-            weight = op.Squeeze(
-                _piece(op, weights, 3, _ints(op, level), _ints(op, level + 1)), _ints(op, 3)
-            )  # (B*M, 1, Q, P)
+            points = _ints(op, first), _ints(op, first + count)
+            grid, weight = _piece(op, grids, 2, *points), _piece(op, weights, 3, *points)
+            first += count
             sampled = op.GridSample(
                 image, op.CastLike(grid, image), align_corners=0, mode=mode, padding_mode='zeros'
             )
@@ -92,33 +94,45 @@ def _classic_translation(op: Any, mode: str) -> Callable:
     return classic
 
 
+def _points_per_level(locations: Any, num_points: Any) -> list[int]:
+    return list(num_points) or [locations.shape[4]] * locations.shape[3]
+
+
+def _flat_points(op: Any, points: Any, *last: int) -> Any:
+    """(B, Q, M, L, P, ...) or (B, Q, M, K, ...) as (B, Q, M, K, ...)."""
+    return op.Reshape(points, _ints(op, 0, 0, 0, -1, *last))
+
+
 def _fused_translation(op: Any, classic: Callable) -> Callable:
-    def fused(value, spatial_shapes, level_start_index, reference_points, sampling_offsets, attention_logits):
+    def fused(
+        value,
+        spatial_shapes,
+        level_start_index,
+        reference_points,
+        sampling_offsets,
+        attention_logits,
+        num_points=(),
+    ):
         """Names and shapes as in `ddetr_ops.ms_deform_attn_fused`."""
-        levels, points = sampling_offsets.shape[3], sampling_offsets.shape[4]
-        references = op.Unsqueeze(reference_points, _ints(op, 2, 4))  # (B, Q, 1, L, 1, 2 or 4)
-        centers = _piece(op, references, 5, _ints(op, 0), _ints(op, 2))
+        counts = _points_per_level(sampling_offsets, num_points)
+        level_of_point = _ints(op, *(level for level, count in enumerate(counts) for _ in range(count)))
+        offsets = _flat_points(op, sampling_offsets, 2)  # (B, Q, M, K, 2)
+        references = op.Gather(reference_points, level_of_point, axis=2)  # (B, Q, K, 2 or 4)
+        references = op.Unsqueeze(references, _ints(op, 2))
+        centers = _piece(op, references, 4, _ints(op, 0), _ints(op, 2))
         if reference_points.shape[3] == 2:
-            shapes = op.CastLike(spatial_shapes, sampling_offsets)
-            sizes = op.Concat(
-                _piece(op, shapes, 1, _ints(op, 1), _ints(op, 2)),
-                _piece(op, shapes, 1, _ints(op, 0), _ints(op, 1)),
-                axis=1,
-            )
-            moved = op.Div(sampling_offsets, op.Unsqueeze(sizes, _ints(op, 1)))  # by (L, 1, 2): w and h
+            sizes = op.Gather(spatial_shapes, level_of_point, axis=0)  # (K, 2), h and w
+            sizes = op.CastLike(op.Gather(sizes, _ints(op, 1, 0), axis=1), offsets)  # w and h
+            moved = op.Div(offsets, sizes)
         else:
-            half = op.CastLike(op.Constant(value_float=0.5 / points), sampling_offsets)
-            extents = op.CastLike(_piece(op, references, 5, _ints(op, 2), _ints(op, 4)), sampling_offsets)
-            moved = op.Mul(op.Mul(sampling_offsets, half), extents)
+            halves = [0.5 / count for count in counts for _ in range(count)]
+            half = op.CastLike(
+                op.Unsqueeze(op.Constant(value_floats=halves), _ints(op, 1)), offsets
+            )  # (K, 1)
+            extents = op.CastLike(_piece(op, references, 4, _ints(op, 2), _ints(op, 4)), offsets)
+            moved = op.Mul(op.Mul(offsets, half), extents)
         locations = op.Add(op.CastLike(centers, moved), moved)
         weights = op.Softmax(attention_logits, axis=-1)
-        heads = sampling_offsets.shape[2]
-        queries = op.Shape(sampling_offsets, start=1, end=2)
-        weights = op.Reshape(
-            weights, op.Concat(_ints(op, -1), queries, _ints(op, heads, levels, points), axis=0)
-        )
-        # The classic translation reads static sizes off its inputs, which new values do not have yet.
-        locations.shape = sampling_offsets.shape
-        return classic(value, spatial_shapes, level_start_index, locations, weights)
+        return classic(value, spatial_shapes, level_start_index, locations, weights, counts)
 
     return fused

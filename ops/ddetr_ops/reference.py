@@ -5,27 +5,35 @@ the `grid_sample` formulation that other projects use at the borders only: a poi
 open interval (-1, size) of pixel coordinates, or that is not finite, contributes nothing and gets no gradient.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def ms_deform_attn_reference(
-    value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    spatial_shapes: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points: Sequence[int] | None = None,
 ) -> Tensor:
     """Sample `value` at every location, bilinearly, and sum with the weights.
 
     Args:
         value: (B, S, M, D), the levels' tokens one level after the other, S = sum of h * w.
-        spatial_shapes: (L, 2), each level's (h, w).
-        sampling_locations: (B, Q, M, L, P, 2), (x, y) with 0 and 1 at the outer borders of the map.
-        attention_weights: (B, Q, M, L, P).
+        spatial_shapes: (L, 2), (h, w) of each level.
+        sampling_locations: (B, Q, M, L, P, 2), (x, y) with 0 and 1 at the outer borders of the feature map; with
+            `num_points` (B, Q, M, K, 2).
+        attention_weights: (B, Q, M, L, P), or (B, Q, M, K).
+        num_points: The number of points of each level, where levels differ in it; K is the sum.
 
     Returns:
         (B, Q, M * D) in the dtype of `value`.
     """
     batch, _, heads, head_dim = value.shape
-    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    queries = sampling_locations.shape[1]
     sizes = [(int(h), int(w)) for h, w in spatial_shapes.tolist()]
     wide = torch.promote_types(torch.promote_types(value.dtype, sampling_locations.dtype), torch.float32)
     maps = value.to(wide).permute(0, 2, 3, 1).flatten(0, 1)  # (B*M, D, S)
@@ -33,42 +41,56 @@ def ms_deform_attn_reference(
     weights = attention_weights.to(wide).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P)
     result = maps.new_zeros(batch * heads, head_dim, queries)
     start = 0
-    for level, (height, width) in enumerate(sizes):
+    levels = zip(sizes, _by_level(locations, 2, num_points), _by_level(weights, 2, num_points), strict=True)
+    for (height, width), at, weight in levels:  # at: (B*M, Q, P, 2)
         level_map = maps[..., start : start + height * width].unflatten(-1, (height, width))
         start += height * width
-        if level_map.numel() == 0 or queries == 0 or points == 0:
+        if level_map.numel() == 0 or weight.numel() == 0:
             continue
-        at = locations[:, :, level]  # (B*M, Q, P, 2)
         pixels = at * at.new_tensor([width, height]) - 0.5  # -0.5: pixel centres lie on integers
         inside = ((pixels > -1) & (pixels < pixels.new_tensor([width, height]))).all(-1)
         # `where` and not a product: what lies outside must not leak a NaN, forward or backward.
         grid = torch.where(inside[..., None], at, 0.5) * 2 - 1
         sampled = F.grid_sample(level_map, grid, padding_mode='zeros', align_corners=False)  # (B*M, D, Q, P)
-        kept = torch.where(inside, weights[:, :, level], 0.0)[:, None]  # (B*M, 1, Q, P)
+        kept = torch.where(inside, weight, 0.0)[:, None]  # (B*M, 1, Q, P)
         result = result + torch.where(inside[:, None], sampled * kept, 0.0).sum(-1)
     return result.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2).to(value.dtype)
 
 
+def _by_level(points: Tensor, dim: int, num_points: Sequence[int] | None) -> tuple[Tensor, ...]:
+    """Levels along `dim`: of (..., L, P, ...), or of (..., K, ...) with `num_points`."""
+    return points.unbind(dim) if num_points is None else points.split(list(num_points), dim)
+
+
 def sampling_locations_of(
-    reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: Tensor
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    spatial_shapes: Tensor,
+    num_points: Sequence[int] | None = None,
 ) -> Tensor:
-    """Where the attention looks, from its reference points and raw offsets.
+    """Sampling locations from reference points and raw offsets.
 
     Args:
         reference_points: (B, Q, L, 2) points (x, y), or (B, Q, L, 4) boxes (cx, cy, w, h), in [0, 1].
         sampling_offsets: (B, Q, M, L, P, 2), in pixels of the level for points; for boxes in half box sizes
-            times P, as in the original's iterative refinement.
-        spatial_shapes: (L, 2), each level's (h, w).
+            times P, as in the original's iterative refinement. With `num_points` (B, Q, M, K, 2).
+        spatial_shapes: (L, 2), (h, w) of each level.
+        num_points: The number of points of each level, where levels differ in it; K is the sum.
 
     Returns:
-        (B, Q, M, L, P, 2), (x, y) in [0, 1].
+        (x, y) in [0, 1], in the shape of `sampling_offsets`.
     """
-    centers = reference_points[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
+    if num_points is None:
+        levels, points = sampling_offsets.shape[3:5]
+        num_points = [points] * levels
+    counts = torch.tensor(num_points, device=sampling_offsets.device)
+    offsets = sampling_offsets.reshape(*sampling_offsets.shape[:3], -1, 2)  # (B, Q, M, K, 2)
+    references = reference_points.repeat_interleave(counts, 2)[:, :, None]  # (B, Q, 1, K, 2 or 4)
     if reference_points.shape[-1] == 2:
-        sizes_xy = spatial_shapes.flip(-1).to(sampling_offsets)  # (L, 2), w and h
-        return centers + sampling_offsets / sizes_xy[:, None]
-    sizes = reference_points[:, :, None, :, None, 2:]
-    return centers + sampling_offsets / sampling_offsets.shape[4] * sizes * 0.5
+        moved = offsets / spatial_shapes.flip(-1).repeat_interleave(counts, 0).to(offsets)  # by w and h
+    else:
+        moved = offsets / counts.repeat_interleave(counts)[:, None].to(offsets) * references[..., 2:] * 0.5
+    return (references[..., :2] + moved).reshape(sampling_offsets.shape)
 
 
 def ms_deform_attn_fused_reference(
@@ -77,12 +99,12 @@ def ms_deform_attn_fused_reference(
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
+    num_points: Sequence[int] | None = None,
 ) -> Tensor:
     """The fused form step by step: softmax over all levels and points, locations, sampling.
 
-    Shapes as in `ms_deform_attn_reference` and `sampling_locations_of`; attention_logits: (B, Q, M, L * P).
+    Shapes as in `ms_deform_attn_reference` and `sampling_locations_of`; attention_logits: (B, Q, M, K).
     """
-    levels, points = sampling_offsets.shape[3:5]
-    weights = attention_logits.softmax(-1).unflatten(-1, (levels, points))  # (B, Q, M, L, P)
-    locations = sampling_locations_of(reference_points, sampling_offsets, spatial_shapes)
-    return ms_deform_attn_reference(value, spatial_shapes, locations, weights)
+    weights = attention_logits.softmax(-1).reshape(sampling_offsets.shape[:-1])
+    locations = sampling_locations_of(reference_points, sampling_offsets, spatial_shapes, num_points)
+    return ms_deform_attn_reference(value, spatial_shapes, locations, weights, num_points)

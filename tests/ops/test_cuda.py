@@ -106,7 +106,7 @@ def test_nothing_to_do_gives_zeros(empty):
 
 def test_tensors_on_different_devices_are_named():
     inputs = make_inputs()
-    with pytest.raises(RuntimeError, match='sampling_locations must be on the same GPU as value'):
+    with pytest.raises(RuntimeError, match='sampling_locations must be on the same device as value'):
         ms_deform_attn(inputs.value.cuda(), *inputs[1:])
 
 

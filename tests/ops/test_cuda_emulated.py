@@ -211,8 +211,8 @@ BAD_INPUTS = {
         'value must be float32, float64, bfloat16 or float16, got Int',
     ),
     'dtype of shapes': (
-        lambda i: i._replace(spatial_shapes=i.spatial_shapes.int()),
-        'spatial_shapes must be Long, got Int',
+        lambda i: i._replace(spatial_shapes=i.spatial_shapes.float()),
+        'spatial_shapes and level_start_index must be int64 or int32, got Float',
     ),
     'shape of weights': (
         lambda i: i._replace(attention_weights=i.attention_weights[:, :, :, :2]),
@@ -224,7 +224,7 @@ BAD_INPUTS = {
     ),
     'number of levels': (
         lambda i: i._replace(level_start_index=i.level_start_index[:2]),
-        r'level_start_index must have the shape \(L,\) = \(3\), got \(2\)',
+        'level_start_index must have one entry for each of the 3 levels',
     ),
 }
 

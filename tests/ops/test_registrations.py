@@ -153,6 +153,33 @@ def test_meta_tensors_have_the_right_shape():
     assert out.shape == (2, 6, 16)
 
 
+def test_batched_gradients_equal_a_loop():
+    inputs = make_inputs(dtype=torch.float64)
+    value = inputs.value.requires_grad_()
+    out = ms_deform_attn(*inputs)
+    grad_outputs = torch.randn(3, *out.shape, dtype=torch.float64)
+    (batched,) = torch.autograd.grad(out, value, grad_outputs, is_grads_batched=True, retain_graph=True)
+    for grad_output, grad in zip(grad_outputs, batched, strict=True):
+        torch.testing.assert_close(grad, torch.autograd.grad(out, value, grad_output, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize('wanted', range(8))
+def test_only_the_gradients_that_are_asked_for_are_computed(wanted):
+    mask = [bool(wanted >> i & 1) for i in range(3)]
+    inputs, grad_output = make_inputs(channels=32), torch.randn(2, 6, 64, dtype=torch.float64)
+    everything = OPS.ms_deform_attn_backward(*inputs, grad_output)
+    grads = OPS.ms_deform_attn_backward(*inputs, grad_output, output_mask=mask)
+    for grad, full, want in zip(grads, everything, mask, strict=True):
+        assert torch.equal(grad, full) if want else grad.numel() == 0
+    fused = make_fused_inputs(4, channels=32)
+    everything = OPS.ms_deform_attn_fused_backward(*fused, grad_output)
+    for reference in (False, True):
+        fused_mask = [mask[0], reference, *mask[1:]]
+        grads = OPS.ms_deform_attn_fused_backward(*fused, grad_output, output_mask=fused_mask)
+        for grad, full, want in zip(grads, everything, fused_mask, strict=True):
+            assert torch.equal(grad, full) if want else grad.numel() == 0
+
+
 def test_gradients_flow_to_what_asks_for_them_only():
     """Frozen values, as with a frozen backbone: the locations still learn."""
     shapes, starts = levels_of(((4, 5),))

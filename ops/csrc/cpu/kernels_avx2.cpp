@@ -12,7 +12,6 @@
 #endif
 
 #define DDETR_NAMESPACE avx2
-#define DDETR_TABLE kTable
 #define DDETR_VECTOR_BYTES 32
 #include "kernels.h"
 
@@ -20,5 +19,5 @@
 #pragma clang attribute pop
 #endif
 
-const ddetr_ops::Kernels ddetr_ops::kKernelsAvx2 = ddetr_ops::avx2::kTable;
+const ddetr_ops::Kernels ddetr_ops::kKernelsAvx2 = ddetr_ops::avx2::kKernels;
 #endif

@@ -2,8 +2,7 @@
 #include "problem.h"
 
 #define DDETR_NAMESPACE plain
-#define DDETR_TABLE kTable
 #define DDETR_VECTOR_BYTES 16
 #include "kernels.h"
 
-const ddetr_ops::Kernels ddetr_ops::kKernelsPlain = ddetr_ops::plain::kTable;
+const ddetr_ops::Kernels ddetr_ops::kKernelsPlain = ddetr_ops::plain::kKernels;

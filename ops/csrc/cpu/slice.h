@@ -8,6 +8,12 @@
 #endif
 #endif
 
+#if defined(__clang__)
+#define DDETR_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define DDETR_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 #define DDETR_INLINE inline __attribute__((always_inline))
 #define DDETR_LAMBDA_INLINE __attribute__((always_inline))
 
@@ -182,6 +188,10 @@ DDETR_INLINE void add_scaled_raw(typename S::Acc* sum, typename S::Acc factor, c
     typename S::Acc* at = sum + k * S::kLanes;
     store_vector(at, load_vector<typename S::V>(at) + factor * x.v[k]);
   }
+}
+template <typename S>
+DDETR_INLINE void store_raw(const S& slice, typename S::Acc* to) {
+  for (int k = 0; k < S::kVectors; ++k) store_vector(to + k * S::kLanes, slice.v[k]);
 }
 template <typename S>
 DDETR_INLINE void load_raw(S& slice, const typename S::Acc* from) {

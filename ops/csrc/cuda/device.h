@@ -34,9 +34,9 @@ inline void* current_stream(int32_t device) {
     void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
     return reinterpret_cast<Lookup>(symbol);
   }();
-  require(lookup != nullptr, "this PyTorch has no libtorch_cuda.so loaded, so there is no CUDA stream to run on");
+  DDETR_CHECK(lookup != nullptr, "this PyTorch has no libtorch_cuda.so loaded, so there is no CUDA stream to run on");
   void* stream = nullptr;
-  require(lookup(device, &stream) == AOTI_TORCH_SUCCESS, "PyTorch gives no current stream for GPU ", device);
+  DDETR_CHECK(lookup(device, &stream) == AOTI_TORCH_SUCCESS, "PyTorch gives no current stream for GPU ", device);
   return stream;
 }
 
@@ -46,7 +46,7 @@ class DeviceScope {
   explicit DeviceScope(const Tensor& tensor)
       : guard_(tensor.get_device_index()), stream_(current_stream(tensor.get_device_index())) {
     const char* error = use_device(tensor.get_device_index());
-    require(!error, "GPU ", tensor.get_device_index(), " cannot be used: ", error ? error : "");
+    DDETR_CHECK(!error, "GPU ", tensor.get_device_index(), " cannot be used: ", error);
   }
   void* stream() const { return stream_; }
 

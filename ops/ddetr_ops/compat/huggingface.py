@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..functional import ms_deform_attn
+from ..functional import discrete_sampling_locations, ms_deform_attn
 
 
 def accelerate(model: nn.Module) -> int:
@@ -89,28 +89,15 @@ def multi_scale_deformable_attention_v2(
 ) -> Tensor:
     """The function of this name in rt_detr_v2 and d_fine, whose levels may differ in their number of points.
 
-    Shapes: value (B, S, M, D), sampling_locations (B, Q, M, sum of points, 2), attention_weights without the 2.
+    Shapes: value (B, S, M, D), sampling_locations (B, Q, M, K, 2), attention_weights (B, Q, M, K), where K is the sum
+    of `num_points_list`. `method` is 'default' (bilinear) or 'discrete' (`discrete_sampling_locations`).
 
     Raises:
-        NotImplementedError: method 'discrete', which does not interpolate.
+        ValueError: another `method`.
     """
-    if method != 'default':
-        raise NotImplementedError(f"ddetr_ops samples bilinearly: method '{method}' is not its operation")
+    if method not in ('default', 'discrete'):
+        raise ValueError(f"the sampling method must be 'default' or 'discrete', got '{method}'")
     shapes, starts = _levels(value_spatial_shapes, value.device)
-    if len(set(num_points_list)) == 1:
-        levels_points = (len(num_points_list), num_points_list[0])
-        locations = sampling_locations.unflatten(3, levels_points)
-        return ms_deform_attn(value, shapes, starts, locations, attention_weights.unflatten(3, levels_points))
-    sizes = [int(h) * int(w) for h, w in value_spatial_shapes]
-    levels = zip(
-        value.split(sizes, 1),
-        shapes.split(1),
-        sampling_locations.split(num_points_list, 3),
-        attention_weights.split(num_points_list, 3),
-        strict=True,
-    )
-    parts = [
-        ms_deform_attn(tokens, shape, starts[:1], where.unsqueeze(3), weights.unsqueeze(3))
-        for tokens, shape, where, weights in levels
-    ]
-    return torch.stack(parts).sum(0)
+    if method == 'discrete':
+        sampling_locations = discrete_sampling_locations(sampling_locations, shapes, num_points_list)
+    return ms_deform_attn(value, shapes, starts, sampling_locations, attention_weights, num_points_list)

@@ -97,21 +97,32 @@ def test_the_function_of_the_segmentation_models_is_replaced(name, monkeypatch):
     )
 
 
-@pytest.mark.parametrize('points', [[2, 2, 2], [3, 1, 2]])
+@pytest.mark.parametrize('method', ['default', 'discrete'])
+@pytest.mark.parametrize('points', [[2, 2, 2], [3, 1, 2], [3, 6, 3]])
 @pytest.mark.parametrize('name', ['rt_detr_v2', 'd_fine'])
-def test_levels_with_different_numbers_of_points(name, points):
+def test_levels_with_different_numbers_of_points(name, points, method):
     original = modeling(name).multi_scale_deformable_attention_v2
-    inputs = make_inputs(points=2, dtype=torch.float32)
+    inputs = make_inputs(dtype=torch.float32, channels=16)
     shapes = [tuple(s) for s in inputs.spatial_shapes.tolist()]
-    locations = inputs.sampling_locations.flatten(3, 4)
-    weights = inputs.attention_weights.flatten(3)
-    expected = original(inputs.value, shapes, locations, weights, points)
-    actual = huggingface.multi_scale_deformable_attention_v2(inputs.value, shapes, locations, weights, points)
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
-    with pytest.raises(NotImplementedError, match="method 'discrete' is not its operation"):
+    locations = torch.rand(2, 6, 2, sum(points), 2) * 1.4 - 0.2
+    weights = torch.rand(2, 6, 2, sum(points))
+    results = []
+    for function in (original, huggingface.multi_scale_deformable_attention_v2):
+        leaves = [t.clone().requires_grad_() for t in (inputs.value, locations, weights)]
+        out = function(leaves[0], shapes, *leaves[1:], points, method)
+        grads = torch.autograd.grad(out.square().sum(), leaves, materialize_grads=True, allow_unused=True)
+        results.append((out, *grads))
+    for actual, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_another_sampling_method_is_named():
+    inputs = make_inputs(dtype=torch.float32)
+    with pytest.raises(ValueError, match="must be 'default' or 'discrete', got 'nearest'"):
         huggingface.multi_scale_deformable_attention_v2(
-            inputs.value, shapes, locations, weights, points, 'discrete'
-        )
+            inputs.value, inputs.spatial_shapes, inputs.sampling_locations.flatten(3, 4),
+            inputs.attention_weights.flatten(3), [3, 3, 3], 'nearest',
+        )  # fmt: skip
 
 
 def test_d_fine_and_rt_detr_v2_layers_are_found(monkeypatch):

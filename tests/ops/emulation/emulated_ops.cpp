@@ -7,11 +7,11 @@
 static int64_t additions() { return simt::machine().additions; }
 
 STABLE_TORCH_LIBRARY(ddetr_emulated, m) {
-  m.def("ms_deform_attn_forward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e) -> Tensor");
-  m.def("ms_deform_attn_backward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, bool g)"
+  m.def("ms_deform_attn_forward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, int[] n=[]) -> Tensor");
+  m.def("ms_deform_attn_backward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, bool g=False, int[] n=[], bool[] m=[])"
         " -> (Tensor, Tensor, Tensor)");
-  m.def("ms_deform_attn_fused_forward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f) -> Tensor");
-  m.def("ms_deform_attn_fused_backward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, Tensor g, bool h)"
+  m.def("ms_deform_attn_fused_forward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, int[] n=[]) -> Tensor");
+  m.def("ms_deform_attn_fused_backward(Tensor a, Tensor b, Tensor c, Tensor d, Tensor e, Tensor f, Tensor g, bool h=False, int[] n=[], bool[] m=[])"
         " -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("additions() -> int");
 }
