@@ -325,7 +325,6 @@ def _run(command: list[str]) -> None:
     if done.stdout:
         print(done.stdout, flush=True)
     if done.returncode:
-        errors = [line for line in done.stdout.splitlines() if re.search('error|fatal', line)] or [
-            'it printed no error'
-        ]
-        raise BuildError(f'{command[0]} failed with status {done.returncode}: {errors[0].strip()}.')
+        error = re.search('.*(error|fatal).*', done.stdout)
+        first = error[0].strip() if error else 'it printed no error'
+        raise BuildError(f'{command[0]} failed with status {done.returncode}: {first}.')

@@ -267,3 +267,9 @@ def test_nvcc_is_told_what_it_needs():
         '/cuda/bin/nvcc', '-shared', '-cudart', 'static', 'a.o', '--output-file=_C_cuda.so',
         '-L/torch/lib', '-ltorch_cpu',
     ]  # fmt: skip
+
+
+def test_a_failed_compiler_is_quoted_by_its_first_error():
+    script = 'echo "a.cpp:1: warning: odd"; echo "a.cpp:2: error: bad"; echo "a.cpp:3: error: worse"; exit 3'
+    with pytest.raises(op_build.BuildError, match=r'^sh failed with status 3: a\.cpp:2: error: bad\.$'):
+        op_build._run(['sh', '-c', script])
