@@ -2,7 +2,8 @@
 
 One `grid_sample` per level, as the paper's text defines it (Deformable DETR, section 4.1). It differs from
 the `grid_sample` formulation that other projects use at the borders only: a point that lies on or outside the
-open interval (-1, size) of pixel coordinates, or that is not finite, contributes nothing and gets no gradient.
+open interval (-1, size) of pixel coordinates, or that is not finite, contributes nothing and gets no gradient;
+and a NaN or infinity in a pixel whose bilinear coefficient is zero does not reach any result.
 """
 
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ def ms_deform_attn_reference(
     locations = sampling_locations.to(wide).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P, 2)
     weights = attention_weights.to(wide).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P)
     result = maps.new_zeros(batch * heads, head_dim, queries)
+    sample = _grid_sample if bool(maps.isfinite().all()) else _sample_corners
     start = 0
     levels = zip(sizes, _by_level(locations, 2, num_points), _by_level(weights, 2, num_points), strict=True)
     for (height, width), at, weight in levels:  # at: (B*M, Q, P, 2)
@@ -50,11 +52,37 @@ def ms_deform_attn_reference(
         pixels = at * at.new_tensor([width, height]) - 0.5  # -0.5: pixel centres lie on integers
         inside = ((pixels > -1) & (pixels < pixels.new_tensor([width, height]))).all(-1)
         # `where` and not a product: what lies outside must not leak a NaN, forward or backward.
-        grid = torch.where(inside[..., None], at, 0.5) * 2 - 1
-        sampled = F.grid_sample(level_map, grid, padding_mode='zeros', align_corners=False)  # (B*M, D, Q, P)
+        sampled = sample(level_map, torch.where(inside[..., None], pixels, 0.0))  # (B*M, D, Q, P)
         kept = torch.where(inside, weight, 0.0)[:, None]  # (B*M, 1, Q, P)
         result = result + torch.where(inside[:, None], sampled * kept, 0.0).sum(-1)
     return result.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2).to(value.dtype)
+
+
+def _grid_sample(level_map: Tensor, pixels: Tensor) -> Tensor:
+    """(B*M, D, Q, P), the bilinear samples of (B*M, D, h, w) at (B*M, Q, P, 2); zeros beyond the border."""
+    height, width = level_map.shape[-2:]
+    grid = (pixels + 0.5) / pixels.new_tensor([width, height]) * 2 - 1
+    return F.grid_sample(level_map, grid, padding_mode='zeros', align_corners=False)
+
+
+def _sample_corners(level_map: Tensor, pixels: Tensor) -> Tensor:
+    """`_grid_sample`, except that a pixel of coefficient zero with a non-finite channel counts as zeros.
+
+    `grid_sample` multiplies it by the coefficient, and zero times NaN is NaN. Takes several times its memory.
+    """
+    (height, width), (x, y) = level_map.shape[-2:], pixels.unbind(-1)
+    left, top = x.detach().floor(), y.detach().floor()
+    total = level_map.new_zeros(())
+    for column, by_x in ((left, left + 1 - x), (left + 1, x - left)):
+        for row, by_y in ((top, top + 1 - y), (top + 1, y - top)):
+            in_map = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            token = torch.where(in_map, row * width + column, 0).long().flatten(1)  # (B*M, Q * P)
+            corner = level_map.flatten(2).gather(2, token[:, None].expand(-1, level_map.shape[1], -1))
+            corner = corner.unflatten(-1, x.shape[1:])  # (B*M, D, Q, P)
+            coefficient = by_x * by_y
+            counts = in_map & ((coefficient != 0) | corner.isfinite().all(1))
+            total = total + torch.where(counts[:, None], corner, 0.0) * coefficient[:, None]
+    return total
 
 
 def _by_level(points: Tensor, dim: int, num_points: Sequence[int] | None) -> tuple[Tensor, ...]:

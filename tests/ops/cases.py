@@ -80,6 +80,8 @@ def by_loops(inputs: Inputs) -> Tensor:
                                 if not (0 <= row < height and 0 <= column < width):
                                     continue
                                 share = (1 - abs(y - row)) * (1 - abs(x - column))
+                                if share == 0:  # 0 * NaN is NaN
+                                    continue
                                 pixel = value[b][starts[level] + row * width + column][m]
                                 weight = weights[b][q][m][level][p]
                                 out[b, q, m] += torch.tensor(pixel, dtype=torch.float64) * (share * weight)
