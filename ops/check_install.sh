@@ -61,4 +61,5 @@ install --no-deps "$wheel" || fail 'the wheel could not be installed'
 venv/bin/python -m pip install -q numpy pytest hypothesis > log 2>&1 || fail 'pytest could not be installed'
 venv/bin/python tests/ops/train_step.py
 # The tests without the project around them: its conftest.py wants more than PyTorch, and ops/ must not be found.
-venv/bin/python -m pytest -q -p no:cacheprovider tests/ops/test_functional.py tests/ops/test_registrations.py tests/ops/compat
+venv/bin/python -m pytest -q -p no:cacheprovider tests/ops/test_functional.py tests/ops/test_nonfinite.py \
+  tests/ops/test_registrations.py tests/ops/compat

@@ -48,7 +48,7 @@ if [ "$DDETR_OPS_ALLOW_FALLBACK" = 1 ]; then
 fi
 log=$(mktemp)
 "$python" -m pip install --disable-pip-version-check --no-build-isolation --no-deps --verbose -e ./ops -e . > "$log" 2>&1 \
-    || { { grep "cannot be built" "$log" || tail -n 40 "$log"; } >&2; echo "error: the install failed, all of its output is in $log" >&2; exit 1; }
+    || { grep 'cannot be built' "$log" || tail -n 40 "$log"; echo "error: the install failed, all of its output is in $log"; exit 1; } >&2
 rm -f "$log"
 
 step '4/4 done:'
