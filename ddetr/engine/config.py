@@ -29,7 +29,7 @@ REGISTRIES: dict[str, tuple[Registry, ...]] = {
     'val_evaluator': (ours.METRICS, engine.EVALUATOR),
     'default_hooks': (ours.HOOKS, ours.MODELS, ours.TRANSFORMS),
     'visualizer': (ours.VISUALIZERS, engine.VISBACKENDS),
-    'log_processor': (engine.LOG_PROCESSORS,),
+    'log_processor': (ours.LOG_PROCESSORS,),
 }
 _SAME = {
     'data_preprocessor': 'model', 'test_evaluator': 'val_evaluator', 'custom_hooks': 'default_hooks',

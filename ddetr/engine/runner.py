@@ -24,6 +24,7 @@ from .class_check import check_classes
 from .compat import init_cpu_group
 from .config import check_config, explain_build_errors
 from .console import keep_details_out
+from .log_processor import ShortLines
 
 
 @RUNNERS.register_module()
@@ -41,11 +42,13 @@ class DetRunner(Runner):
         super().setup_env(env_cfg)
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        """mmengine's logger; what fills screens before the first iteration goes to its file only."""
+        """mmengine's logger; what fills screens goes to its file only."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
                 keep_details_out(handler)
+                if not isinstance(handler.formatter, ShortLines):
+                    handler.setFormatter(ShortLines(handler.formatter or logging.Formatter()))
         return logger
 
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:

@@ -1,5 +1,5 @@
-// Whether the processor and the operating system run the AVX2 kernels. Asks cpuid itself: __builtin_cpu_supports does not
-// know F16C in clang 14, and needs a runtime library that clang-cl does not link.
+// Whether the processor and the operating system run the AVX2 kernels. Asks cpuid itself: clang 14's
+// __builtin_cpu_supports does not know F16C.
 #pragma once
 
 #if defined(__x86_64__)

@@ -113,7 +113,8 @@ struct Problem {
         const double weight = dim ? std::exp(weights[k]) / sum : weights[k];
         for (int64_t row = 0; row < level.height; ++row) {
           for (int64_t column = 0; column < level.width; ++column) {
-            const double tent = std::max(0.0, 1 - std::fabs(x - double(column))) * std::max(0.0, 1 - std::fabs(y - double(row)));
+            const double tent = std::max(0.0, 1 - std::fabs(x - double(column))) *
+                                std::max(0.0, 1 - std::fabs(y - double(row)));
             if (tent > 0) f(level.start + row * level.width + column, weight * tent);
           }
         }
@@ -140,7 +141,8 @@ struct Problem {
   }
 
   // Central difference by every element of in.*member, which belong to the queries in equal parts.
-  std::vector<double> difference(Inputs in, std::vector<double> Inputs::*member, const std::vector<double>& grad) const {
+  std::vector<double> difference(Inputs in, std::vector<double> Inputs::*member,
+                                 const std::vector<double>& grad) const {
     std::vector<double>& x = in.*member;
     std::vector<double> result(x.size());
     const size_t per_query = x.size() / size_t(shape.batch * shape.queries);
@@ -249,17 +251,18 @@ void test_borders(DType dtype, bool surrounded_by_nan) {
   struct Point {
     double x, y, gathered;
   };
-  const std::vector<Point> on_border = {{-1, 1, 0},      {8, 1, 0},         {3, -1, 0},     {3, 4, 0},    {nan, 1, 0},
-                                        {3, nan, 0},     {inf, 1, 0},       {3, -inf, 0},   {-9, 1, 0},   {3, 1e6, 0},
-                                        {-0.5, 1, 0.5},  {7.5, 1, 0.5},     {3, -0.5, 0.5}, {3, 3.5, 0.5}, {-0.5, -0.5, 0.25},
-                                        {7.5, 3.5, 0.25}, {7.25, 0, 0.75},  {0, 0, 1},      {7, 3, 1},    {2.25, 1.75, 1}};
+  const std::vector<Point> on_border = {
+      {-1, 1, 0},     {8, 1, 0},        {3, -1, 0},      {3, 4, 0},      {nan, 1, 0},       {3, nan, 0},    {inf, 1, 0},
+      {3, -inf, 0},   {-9, 1, 0},       {3, 1e6, 0},     {-0.5, 1, 0.5}, {7.5, 1, 0.5},     {3, -0.5, 0.5}, {3, 3.5, 0.5},
+      {-0.5, -0.5, 0.25}, {7.5, 3.5, 0.25}, {7.25, 0, 0.75}, {0, 0, 1},  {7, 3, 1},         {2.25, 1.75, 1}};
   // On the centre of the only pixel that is no NaN.
   const std::vector<Point> points = surrounded_by_nan ? std::vector<Point>{{3, 1, 1}} : on_border;
   const int64_t channels = 35;  // full vectors and a rest
   Problem p = make_problem(1, 1, channels, int64_t(points.size()), 0, {{4, 8, 1}});
   Shape s = p.shape;
   s.level = p.levels.data();
-  Memory value(size_t(s.tokens * channels), dtype), output(points.size() * size_t(channels), dtype), grad_output = output;
+  Memory value(size_t(s.tokens * channels), dtype), output(points.size() * size_t(channels), dtype);
+  Memory grad_output = output;
   Memory locations(points.size() * 2, DType::f32), weights(points.size(), DType::f32);
   if (dtype == DType::f64) locations = Memory(points.size() * 2, dtype), weights = Memory(points.size(), dtype);
   Memory grad_value = value, grad_locations = locations, grad_weights = weights;
