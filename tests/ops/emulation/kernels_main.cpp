@@ -252,9 +252,9 @@ void test_borders(DType dtype, bool surrounded_by_nan) {
     double x, y, gathered;
   };
   const std::vector<Point> on_border = {
-      {-1, 1, 0},     {8, 1, 0},        {3, -1, 0},      {3, 4, 0},      {nan, 1, 0},       {3, nan, 0},    {inf, 1, 0},
-      {3, -inf, 0},   {-9, 1, 0},       {3, 1e6, 0},     {-0.5, 1, 0.5}, {7.5, 1, 0.5},     {3, -0.5, 0.5}, {3, 3.5, 0.5},
-      {-0.5, -0.5, 0.25}, {7.5, 3.5, 0.25}, {7.25, 0, 0.75}, {0, 0, 1},  {7, 3, 1},         {2.25, 1.75, 1}};
+      {-1, 1, 0},   {8, 1, 0},     {3, -1, 0},   {3, 4, 0},     {nan, 1, 0},     {3, nan, 0},    {inf, 1, 0},
+      {3, -inf, 0}, {-9, 1, 0},    {3, 1e6, 0},  {-0.5, 1, 0.5}, {7.5, 1, 0.5},  {3, -0.5, 0.5}, {3, 3.5, 0.5},
+      {7, 3, 1},    {0, 0, 1},     {2.25, 1.75, 1}, {7.25, 0, 0.75}, {-0.5, -0.5, 0.25}, {7.5, 3.5, 0.25}};
   // On the centre of the only pixel that is no NaN.
   const std::vector<Point> points = surrounded_by_nan ? std::vector<Point>{{3, 1, 1}} : on_border;
   const int64_t channels = 35;  // full vectors and a rest
