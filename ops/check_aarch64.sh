@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+have() { command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } > /dev/null
 build() {  # COMPILER OUTPUT
   "$1" -std=c++20 -O3 -Wall -Wno-unknown-warning-option -Wno-maybe-uninitialized -fno-trapping-math -static \
     -Iops/csrc -isystem tests/ops/emulation/without_torch \
@@ -25,11 +26,11 @@ if [ "${NATIVE:-0}" = 1 ]; then
   done
 fi
 
-if ! command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+if ! have && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
   { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
     g++-aarch64-linux-gnu qemu-user; } > "$work/log" 2>&1 || tail -n 3 "$work/log" >&2
 fi
-if ! { command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } > /dev/null; then
+if ! have; then
   echo 'check_aarch64: skipped, it needs g++-aarch64-linux-gnu and qemu-user (Debian: apt-get install them)'
   exit 0
 fi
