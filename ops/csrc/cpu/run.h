@@ -19,6 +19,7 @@
 #include <unistd.h>
 #endif
 
+#include "features.h"
 #include "problem.h"
 
 namespace ddetr_ops {
@@ -29,9 +30,7 @@ inline const Kernels& kernels() {
   static const Kernels& chosen = []() -> const Kernels& {
 #if defined(__x86_64__)
     const char* isa = std::getenv("DDETR_OPS_ISA");
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (avx2 && std::string(isa ? isa : "") != "plain") return kKernelsAvx2;
+    if (has_avx2_fma_f16c() && std::string(isa ? isa : "") != "plain") return kKernelsAvx2;
 #endif
     return kKernelsPlain;
   }();

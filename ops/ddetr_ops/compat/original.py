@@ -1,8 +1,9 @@
 """Names of the original Deformable DETR: its extension module, function and attention layer.
 
 Code that says `import MultiScaleDeformableAttention as MSDA`, as the original and the hundreds of projects that
-took its `ops` folder do, runs unchanged after `ddetr_ops.compat.original.install()`, or with no call at all where
-the package in `ops/dropin` is installed.
+took its `ops` folder do, runs unchanged after `ddetr_ops.compat.original.install()`, or with no call at all as
+`python -m ddetr_ops.compat SCRIPT`. No module of that name is installed: it would shadow one that you compiled, or
+be shadowed by it.
 """
 
 import sys
