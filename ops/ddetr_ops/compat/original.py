@@ -53,7 +53,7 @@ def ms_deform_attn_backward(
     """The extension's backward: gradients of value, sampling_locations and attention_weights."""
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in (value, sampling_locations, attention_weights)]
-        output = ms_deform_attn(leaves[0], spatial_shapes, level_start_index, *leaves[1:])
+        output = ms_deform_attn(leaves[0], spatial_shapes, level_start_index, leaves[1], leaves[2])
         return list(torch.autograd.grad(output, leaves, grad_output))
 
 
