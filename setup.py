@@ -1,17 +1,14 @@
-"""Install ddetr and ddetr_ops: pip install --no-build-isolation -e .
+"""Install ddetr: pip install --no-build-isolation -e ./ops -e .
 
-Without build isolation, so that the op is compiled against the PyTorch that it will run with (see ops/op_build.py).
+The op, `ddetr-ops`, is a package of its own in ops/, which is installed with it as long as no index has it.
 """
 
 import re
-import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / 'ops'))
-from op_build import BuildOps, extensions  # noqa: E402
 
 
 def requirements(name: str) -> list[str]:
@@ -30,16 +27,11 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10',
-    install_requires=requirements('runtime'),
+    install_requires=[*requirements('runtime'), 'ddetr-ops>=1.0'],
     extras_require={
         'tests': requirements('tests'),
         'optional': requirements('optional'),
         'timm': [line for line in requirements('optional') if line.startswith('timm')],
     },
-    packages=[*find_packages(include=['ddetr', 'ddetr.*']), 'ddetr_ops', 'ddetr_ops.compat'],
-    package_dir={'ddetr_ops': 'ops/ddetr_ops'},
-    ext_modules=extensions(),
-    cmdclass={'build_ext': BuildOps},
-    options={'bdist_wheel': {'py_limited_api': 'cp310'}},
-    zip_safe=False,
+    packages=find_packages(include=['ddetr', 'ddetr.*']),
 )

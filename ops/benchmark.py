@@ -1,15 +1,16 @@
 """Time the op on the CPU against the `grid_sample` formulation that mmcv and Hugging Face use.
 
-    python ops/benchmark.py [--repeats 7] [--threads 2] [--parts op fused memory huggingface]
+    python ops/benchmark.py [--repeats 7] [--threads 2] [--parts op calls fused memory huggingface]
 
-The candidates take turns in one process and the table gives medians, so that another load on the machine falls on all
-of them alike: trust the ratios. Shapes: the levels of an 800 x 1066 image (strides 8 to 64), 8 heads of 32 channels,
-4 points a level; encoder: a query for every token, looking a few pixels around itself; decoder: 300 queries.
-GPU: see gpu_check.sh.
+The candidates take turns in one process and the tables give medians, so that other load on the machine affects all of
+them alike: trust the ratios. Shapes: the levels of an 800 x 1066 image (strides 8 to 64), 8 heads of 32 channels,
+4 points per level; encoder: a query for every token; decoder: 300 queries. Offsets: 'fresh' as a new layer gives them
+(1 to 4 pixels in 8 directions), 'sigma 2 px' drawn from a normal distribution of 2 pixels. GPU: see gpu_check.sh.
 """
 
 import argparse
 import ctypes
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from torch import Tensor
 
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
 HEADS, CHANNELS, POINTS = 8, 32, 4
+DTYPES = {'grid': torch.float32, 'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def by_grid_sample(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -51,7 +53,15 @@ def medians(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[s
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def make_inputs(batch: int, queries: int | None) -> dict[str, Tensor]:
+def fresh_offsets() -> Tensor:
+    """(M, 1, P, 2): offsets of a new layer, 1 to P pixels in one direction per head (Deformable DETR, appendix A.4)."""
+    angles = torch.arange(HEADS) * (2 * math.pi / HEADS)
+    directions = torch.stack([angles.cos(), angles.sin()], -1)
+    directions = directions / directions.abs().amax(-1, keepdim=True)
+    return directions[:, None, None] * torch.arange(1.0, POINTS + 1)[:, None]
+
+
+def make_inputs(batch: int, queries: int | None, fresh: bool = False) -> dict[str, Tensor]:
     """Everything that both forms take; `queries` None: one for each token."""
     torch.manual_seed(0)
     shapes = torch.tensor(SHAPES)
@@ -65,7 +75,9 @@ def make_inputs(batch: int, queries: int | None) -> dict[str, Tensor]:
         references = torch.rand(queries, 2)
     references = references[None, :, None].repeat(batch, 1, len(SHAPES), 1)  # (B, Q, L, 2)
     size = (batch, references.shape[1], HEADS, len(SHAPES))
-    offsets, logits = torch.randn(*size, POINTS, 2) * 3, torch.randn(*size[:3], len(SHAPES) * POINTS)
+    offsets, logits = torch.randn(*size, POINTS, 2) * 2, torch.randn(*size[:3], len(SHAPES) * POINTS)
+    if fresh:
+        offsets, logits = fresh_offsets().expand_as(offsets).contiguous(), torch.zeros_like(logits)
     return {
         'value': torch.randn(batch, int(shapes.prod(1).sum()), HEADS, CHANNELS),
         'shapes': shapes,
@@ -83,36 +95,68 @@ def backward_of(output: Tensor, leaves: list[Tensor]) -> Callable[[], object]:
     return lambda: torch.autograd.grad(output, leaves, grad_output, retain_graph=True)
 
 
+def time_case(batch: int, queries: int | None, fresh: bool, repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of forward and backward: grid_sample in fp32, the op in three dtypes of `value`."""
+    data = make_inputs(batch, queries, fresh)
+    forward: dict[str, Callable[[], object]] = {}
+    backward: dict[str, Callable[[], object]] = {}
+    for name, dtype in DTYPES.items():
+        tensors = [data['value'].to(dtype), data['locations'], data['weights']]
+        leaves = [t.clone().requires_grad_() for t in tensors]
+
+        def run(value: Tensor, locations: Tensor, weights: Tensor, grid: bool = name == 'grid') -> Tensor:
+            if grid:
+                return by_grid_sample(value, locations, weights)
+            return ms_deform_attn(value, data['shapes'], data['starts'], locations, weights)
+
+        forward[name] = lambda run=run, tensors=tensors: run(*tensors)
+        backward[name] = backward_of(run(*leaves), leaves)
+    return {
+        label: {name: 1e3 * seconds for name, seconds in medians(candidates, repeats).items()}
+        for label, candidates in (('forward', forward), ('backward', backward))
+    }
+
+
 def time_op(repeats: int) -> None:
     print(
-        '| shape | pass | grid_sample ms | op fp32 ms | gain | op bf16 ms | op fp16 ms |\n|---|---|---|---|---|---|---|'
+        '| shape | offsets | pass | grid_sample ms | op fp32 ms | gain | op bf16 ms | bf16 over fp32 | op fp16 ms '
+        '| B=4 : B=1 |\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|'
     )
-    for label, batch, queries in (
-        ('encoder, B=1', 1, None), ('decoder, B=1', 1, 300), ('encoder, B=4', 4, None), ('decoder, B=4', 4, 300),
-    ):  # fmt: skip
-        data = make_inputs(batch, queries)
-        forward: dict[str, Callable[[], object]] = {}
-        backward: dict[str, Callable[[], object]] = {}
-        for name, dtype in (
-            ('grid', torch.float32),
-            ('fp32', torch.float32),
-            ('bf16', torch.bfloat16),
-            ('fp16', torch.float16),
-        ):
-            tensors = [data['value'].to(dtype), data['locations'], data['weights']]
-            leaves = [t.clone().requires_grad_() for t in tensors]
+    for shape, queries in (('encoder', None), ('decoder', 300)):
+        for fresh in (True, False):
+            single: dict[str, float] = {}
+            for batch in (1, 4):
+                for label, ms in time_case(batch, queries, fresh, repeats).items():
+                    single.setdefault(label, ms['fp32'])
+                    ratio = f'{ms["fp32"] / single[label]:.2f}' if batch > 1 else ''
+                    print(f'| {shape}, B={batch} | {"fresh" if fresh else "sigma 2 px"} | {label} | {ms["grid"]:.1f} '
+                          f'| {ms["fp32"]:.2f} | {ms["grid"] / ms["fp32"]:.1f}x | {ms["bf16"]:.2f} '
+                          f'| {ms["fp32"] / ms["bf16"]:.2f}x | {ms["fp16"]:.2f} | {ratio} |', flush=True)  # fmt: skip
 
-            def run(value: Tensor, locations: Tensor, weights: Tensor, grid: bool = name == 'grid') -> Tensor:
-                if grid:
-                    return by_grid_sample(value, locations, weights)
-                return ms_deform_attn(value, data['shapes'], data['starts'], locations, weights)  # noqa: B023
 
-            forward[name] = lambda run=run, tensors=tensors: run(*tensors)
-            backward[name] = backward_of(run(*leaves), leaves)
-        for label_pass, candidates in (('forward', forward), ('backward', backward)):
-            ms = {name: 1e3 * seconds for name, seconds in medians(candidates, repeats).items()}
-            print(f'| {label} | {label_pass} | {ms["grid"]:.1f} | {ms["fp32"]:.1f} | {ms["grid"] / ms["fp32"]:.1f}x '
-                  f'| {ms["bf16"]:.1f} | {ms["fp16"]:.1f} |', flush=True)  # fmt: skip
+def time_calls(repeats: int) -> None:
+    """Forward and backward through autograd against the two raw operators: the rest is Python and autograd."""
+    ops = torch.ops.ddetr_ops
+    print(
+        '| forward and backward | through autograd ms | raw operators ms | share of the rest |\n|---|---:|---:|---:|'
+    )
+    for queries in (1, 300):
+        data = make_inputs(1, queries)
+        leaves = [data[name].clone().requires_grad_() for name in ('value', 'locations', 'weights')]
+        inputs = [leaves[0].detach(), data['shapes'], data['starts'], *(t.detach() for t in leaves[1:])]
+        grad_output = torch.ones_like(ops.ms_deform_attn_forward(*inputs))
+
+        def through_autograd(data: dict = data, leaves: list = leaves, grad: Tensor = grad_output) -> None:
+            out = ms_deform_attn(leaves[0], data['shapes'], data['starts'], *leaves[1:])
+            torch.autograd.grad(out, leaves, grad)
+
+        def raw(inputs: list = inputs, grad: Tensor = grad_output) -> None:
+            ops.ms_deform_attn_forward(*inputs)
+            ops.ms_deform_attn_backward(*inputs, grad)
+
+        ms = medians({'autograd': through_autograd, 'raw': raw}, 20 * repeats)
+        print(f'| {queries} queries, B=1 | {1e3 * ms["autograd"]:.3f} | {1e3 * ms["raw"]:.3f} '
+              f'| {1 - ms["raw"] / ms["autograd"]:.0%} |', flush=True)  # fmt: skip
 
 
 def time_fused(repeats: int) -> None:
@@ -233,8 +277,8 @@ def main() -> None:
     )
     parser.add_argument('--repeats', type=int, default=7, help='timed runs of each candidate (default: 7)')
     parser.add_argument('--threads', type=int, default=2, help='threads (default: 2)')
-    names = ('op', 'fused', 'memory', 'huggingface')
-    parser.add_argument('--parts', nargs='+', default=names[:3], choices=names, help='what to measure')
+    names = ('op', 'calls', 'fused', 'memory', 'huggingface')
+    parser.add_argument('--parts', nargs='+', default=names[:4], choices=names, help='what to measure')
     parser.add_argument(
         '--image', type=int, nargs=2, default=(800, 1066), metavar=('H', 'W'), help='for the part huggingface'
     )
@@ -244,6 +288,8 @@ def main() -> None:
     for part in arguments.parts:
         if part == 'op':
             time_op(arguments.repeats)
+        elif part == 'calls':
+            time_calls(arguments.repeats)
         elif part == 'fused':
             time_fused(arguments.repeats)
         elif part == 'memory':

@@ -1,33 +1,32 @@
 #!/usr/bin/env bash
-# Builds the wheel of ddetr_ops: one file for CPython 3.10 and later and PyTorch 2.10 and later.
+# Builds the source distribution of ddetr_ops and from it the wheel for this platform, for every Python 3.10 and PyTorch
+# 2.10 or later.
 #
 #   bash ops/build_wheel.sh [FOLDER]      (default: ops/dist)
 #
-# The CUDA library goes in where nvcc is and a GPU is visible or FORCE_CUDA=1 (TORCH_CUDA_ARCH_LIST chooses the GPUs);
-# that wheel serves PyTorch's CPU builds too. PYTHON: the interpreter (default: python3), with torch, setuptools, wheel.
+# FORCE_CUDA and TORCH_CUDA_ARCH_LIST as in README.md, "Install"; a wheel with the CUDA library serves PyTorch's CPU
+# builds too. PYTHON: the interpreter (default: python3), with torch and setuptools. For a wheel that runs on other Linux
+# distributions: auditwheel, README.md.
 set -euo pipefail
+export DDETR_OPS_ALLOW_FALLBACK=0  # a wheel without its library is none
 out=$(realpath -m "${1:-$(dirname "$0")/dist}")
 cd "$(dirname "$0")"
 python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+mkdir -p "$out"
 
-# From a copy: what an earlier build left in the tree must not get in.
-mkdir "$work/ops"
-cp -r setup.py op_build.py csrc "$work/ops/"
-mkdir -p "$work/ops/ddetr_ops/compat" "$out"
+# From a copy: nothing that an earlier build left in the tree gets in, and nothing is left there.
+mkdir -p "$work/ops/ddetr_ops/compat"
+cp -r setup.py op_build.py pyproject.toml MANIFEST.in LICENSE README.md csrc "$work/ops/"
 cp ddetr_ops/*.py "$work/ops/ddetr_ops/"
 cp ddetr_ops/compat/*.py "$work/ops/ddetr_ops/compat/"
-cp README.md "$work/ops/" 2>/dev/null || true
-"$python" -m pip wheel -q --no-deps --no-build-isolation -w "$work/dist" "$work/ops"
+(cd "$work/ops" && "$python" -c 'from setuptools import build_meta; build_meta.build_sdist("dist")') > "$work/log" 2>&1 \
+  || { cat "$work/log" >&2; exit 1; }
+sdist=$(ls "$work"/ops/dist/*.tar.gz)
+"$python" -m pip wheel -q --no-deps --no-build-isolation --no-cache-dir -w "$work/dist" "$sdist"
 
 wheel=$(ls "$work"/dist/*.whl)
-names=$("$python" -m zipfile -l "$wheel")
-grep -q 'ddetr_ops/_C.abi3.so' <<<"$names" || { echo 'build_wheel: the CPU library was not built; see pip -v' >&2; exit 1; }
-case $wheel in *-cp310-abi3-*) ;; *) echo "build_wheel: $wheel is not a cp310-abi3 wheel" >&2; exit 1 ;; esac
-if [ "${FORCE_CUDA:-}" = 1 ] && ! grep -q 'ddetr_ops/_C_cuda.abi3.so' <<<"$names"; then
-  echo 'build_wheel: FORCE_CUDA=1, but the CUDA library was not built; see pip -v' >&2
-  exit 1
-fi
-cp "$wheel" "$out/"
+cp "$sdist" "$wheel" "$out/"
+echo "$out/$(basename "$sdist")"
 echo "$out/$(basename "$wheel")"

@@ -18,7 +18,7 @@ echo 'building with sanitizers'
 g++ -std=c++20 -O1 -g -fno-omit-frame-pointer -fPIC -shared -w \
   -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined \
   -DTORCH_TARGET_VERSION=0x020A000000000000 -isystem "$torch/include" csrc/*.cpp csrc/cpu/*.cpp \
-  -o "$work/ddetr_ops/_C.abi3.so" -L"$torch/lib" -ltorch_cpu
+  -o "$work/ddetr_ops/_C.so" -L"$torch/lib" -ltorch_cpu
 
 for isa in widest plain; do
   echo "$calls calls, instruction set: $isa"

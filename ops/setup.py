@@ -1,4 +1,4 @@
-"""Install `ddetr_ops` by itself: pip install --no-build-isolation ./ops"""
+"""The compiled part of `ddetr_ops`; all else is in pyproject.toml."""
 
 import sys
 from pathlib import Path
@@ -6,18 +6,6 @@ from pathlib import Path
 from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from op_build import BuildOps, extensions
+from op_build import BuildOps, PlatformWheel, extensions
 
-setup(
-    name='ddetr-ops',
-    version='1.0.0',
-    description='Multi-scale deformable attention for PyTorch: CPU and CUDA, one wheel for many versions',
-    license='Apache-2.0',
-    python_requires='>=3.10',
-    install_requires=['torch>=2.10'],
-    packages=['ddetr_ops', 'ddetr_ops.compat'],
-    ext_modules=extensions(),
-    cmdclass={'build_ext': BuildOps},
-    options={'bdist_wheel': {'py_limited_api': 'cp310'}},
-    zip_safe=False,
-)
+setup(ext_modules=extensions(), cmdclass={'build_ext': BuildOps, 'bdist_wheel': PlatformWheel})

@@ -80,7 +80,9 @@ def start_node(node: str, environment: dict[str, str]) -> None:
 def wait_until_idle(environment: dict[str, str], seconds: int = 60) -> None:
     """Until both nodes take jobs."""
     for _ in range(2 * seconds):
-        states = subprocess.run(['sinfo', '-h', '-N', '-o', '%T'], env=environment, capture_output=True, text=True)
+        states = subprocess.run(
+            ['sinfo', '-h', '-N', '-o', '%T'], env=environment, capture_output=True, text=True
+        )
         if states.stdout.split() == ['idle', 'idle']:
             return
         time.sleep(0.5)
@@ -114,7 +116,9 @@ def munge(folder: Path) -> Iterator[None]:
     runtime = Path('/run/munge')
     runtime.mkdir(exist_ok=True)
     shutil.chown(runtime, 'munge')
-    subprocess.run(['runuser', '-u', 'munge', '--', shutil.which('munged') or 'munged', '--force'], check=True)
+    subprocess.run(
+        ['runuser', '-u', 'munge', '--', shutil.which('munged') or 'munged', '--force'], check=True
+    )
     try:
         yield
     finally:

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def train(config: Path, work_dir: Path, *options: str) -> str:
     """One epoch by the command; its terminal output."""
     run = subprocess.run(
-        [sys.executable, 'tools/train.py', str(config), '--work-dir', str(work_dir), '--cfg-options',
+        [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(work_dir), '--cfg-options',
          'train_cfg.max_epochs=1', 'train_cfg.val_interval=9', *options],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'WANDB_MODE': 'offline'},
+        cwd=work_dir, capture_output=True, text=True, env={**os.environ, 'WANDB_MODE': 'offline'},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout + run.stderr

@@ -14,7 +14,7 @@ from ddetr_ops.reference import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.cases import FusedInputs, Inputs, by_loops, levels_of, make_fused_inputs, make_inputs
+from tests.ops.cases import SHAPES, FusedInputs, Inputs, by_loops, levels_of, make_fused_inputs, make_inputs
 
 needs_kernels = pytest.mark.skipif(_library.CPU_PROBLEM is not None, reason=str(_library.CPU_PROBLEM))
 
@@ -173,6 +173,32 @@ def test_any_shape_matches_the_reference(shapes, sizes):
         torch.autograd.grad(actual, leaves, grad_output), expected_grads, strict=True
     ):
         assert_close(grad, expected_grad, 1e-11)
+
+
+@needs_kernels
+@pytest.mark.parametrize('num_points', [(3, 6, 1), (0, 70, 2), (5, 5, 5)])
+@pytest.mark.parametrize('channels', [16, 40, 64, 128])
+def test_levels_with_their_own_number_of_points_match_the_reference(num_points, channels):
+    classic = make_inputs(points=sum(num_points), shapes=((5, 7),), channels=channels)
+    shapes, starts = levels_of(SHAPES)
+    value = make_inputs(channels=channels).value
+    fused = make_fused_inputs(4, points=sum(num_points), shapes=((5, 7),), channels=channels)
+    references = make_fused_inputs(4, channels=channels).reference_points
+    points = [t.squeeze(3) for t in classic[3:]]
+    fused_points = [references, fused.sampling_offsets.squeeze(3), fused.attention_logits]
+    for op, reference, tensors in (
+        (ms_deform_attn, ms_deform_attn_reference, [value, *points]),
+        (ms_deform_attn_fused, ms_deform_attn_fused_reference, [value, *fused_points]),
+    ):
+        leaves, expected_leaves = differentiable(tensors), differentiable(tensors)
+        actual = op(leaves[0], shapes, starts, *leaves[1:], num_points)
+        expected = reference(expected_leaves[0], shapes, *expected_leaves[1:], num_points)
+        assert_close(actual.detach(), expected.detach(), 1e-12)
+        grad_output = torch.randn_like(expected)
+        grads = torch.autograd.grad(actual, leaves, grad_output)
+        expected_grads = torch.autograd.grad(expected, expected_leaves, grad_output)
+        for grad, expected_grad in zip(grads, expected_grads, strict=True):
+            assert_close(grad, expected_grad, 1e-11)
 
 
 # ---- semantics at the borders: one map of 4 x 4 pixels, whose size divides without rounding ----
@@ -363,17 +389,25 @@ def test_wrong_gradient_is_named():
 
 
 # ---- the same numbers on every machine ----
-def test_results_do_not_depend_on_the_number_of_threads():
-    inputs = make_inputs(queries=300, channels=32, dtype=torch.float32)
-    grad_output = torch.randn(2, 300, 64)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_results_do_not_depend_on_the_number_of_threads(dtype):
+    """Up to more threads than heads and levels: some then share one level's map."""
+    inputs = make_inputs(queries=300, channels=32, dtype=dtype)
+    fused = make_fused_inputs(4, queries=300, channels=32, dtype=dtype)
+    grad_output = torch.randn(2, 300, 64).to(dtype)
     results = []
     threads = torch.get_num_threads()
     try:
-        for count in (1, 2, 3):
+        for count in (1, 2, 3, 5, 40):
             torch.set_num_threads(count)
-            leaves = [t.clone().requires_grad_() for t in (inputs.value, *inputs[3:])]
-            out = ms_deform_attn(leaves[0], *inputs[1:3], *leaves[1:])
-            results.append((out, *torch.autograd.grad(out, leaves, grad_output)))
+            results.append([])
+            for op, (value, shapes, starts, *points) in (
+                (ms_deform_attn, inputs),
+                (ms_deform_attn_fused, fused),
+            ):
+                leaves = [t.clone().requires_grad_() for t in (value, *points)]
+                out = op(leaves[0], shapes, starts, *leaves[1:])
+                results[-1] += [out, *torch.autograd.grad(out, leaves, grad_output)]
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))

@@ -14,13 +14,18 @@ PACKAGE = Path(ddetr_ops.__file__).parent
 
 
 @pytest.mark.parametrize(
-    ('library', 'cause'), [(None, 'was not built'), (b'not a library', 'does not load: .*(header|too short)')]
+    ('name', 'content', 'cause'),
+    [
+        (None, b'', r'_C\.so was not built\. The package was never built here'),
+        ('_C.missing.txt', b'There is no compiler', r'_C\.so was not built\. There is no compiler'),
+        ('_C.so', b'not a library', 'does not load.*(header|too short)'),
+    ],
 )
-def test_without_its_library_the_op_says_so_once_and_still_computes(library, cause, tmp_path):
+def test_without_its_library_the_op_names_the_cause_once_and_still_computes(name, content, cause, tmp_path):
     """A copy of the package without, or with a broken, library; in a process of its own."""
-    shutil.copytree(PACKAGE, tmp_path / 'ddetr_ops', ignore=shutil.ignore_patterns('*.so', '__pycache__'))
-    if library is not None:
-        (tmp_path / 'ddetr_ops' / '_C.abi3.so').write_bytes(library)
+    shutil.copytree(PACKAGE, tmp_path / 'ddetr_ops', ignore=shutil.ignore_patterns('_C*', '__pycache__'))
+    if name is not None:
+        (tmp_path / 'ddetr_ops' / name).write_bytes(content)
     inputs = make_inputs()
     torch.save(tuple(inputs), tmp_path / 'inputs.pt')
     script = f"""

@@ -75,15 +75,29 @@ void forward(const Shape& s, const Sampling& in, Head head, Rows value, void* ou
 template <int N, typename T, typename Acc>
 DDETR_INLINE void add_dots(Points<Acc>& p, int64_t i, int64_t n, const T* value, int64_t stride,
                            const T* grad_output) {
-  Slice<T, N> g, v;
+  Slice<T, N> g;
   g.load(grad_output);
-  for (const int64_t end = i + n; i < end; ++i) {
+  const auto lanes_of = [&](int64_t j, int k) DDETR_LAMBDA_INLINE {
+    Slice<T, N> v;
+    v.load(value + p.at[k][j] * stride);
+    return dot_lanes(g, v);
+  };
+  const int64_t end = i + n;
+#if DDETR_SHUFFLES
+  if constexpr (Slice<T, N>::kLanes == 8) {
+    for (; i + 2 <= end; i += 2) {
+      // A point outside has rows, too, of a map with pixels; an empty map has no point inside.
+      if (!(p.inside[i] | p.inside[i + 1])) continue;
+      typename Slice<T, N>::V lanes[8];
+      for (int k = 0; k < 8; ++k) lanes[k] = lanes_of(i + k / 4, k % 4);
+      add_lane_sums_of_pair<Acc>(lanes, p.dots + 4 * i);
+    }
+  }
+#endif
+  for (; i < end; ++i) {
     if (!p.inside[i]) continue;
     typename Slice<T, N>::V lanes[4];
-    for (int k = 0; k < 4; ++k) {
-      v.load(value + p.at[k][i] * stride);
-      lanes[k] = dot_lanes(g, v);
-    }
+    for (int k = 0; k < 4; ++k) lanes[k] = lanes_of(i, k);
     if constexpr (N == 1) {
       for (int k = 0; k < 4; ++k) p.dots[4 * i + k] += lanes[k];
     } else {

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -18,6 +19,7 @@
 #include <unistd.h>
 #endif
 
+#include "features.h"
 #include "problem.h"
 
 namespace ddetr_ops {
@@ -28,22 +30,40 @@ inline const Kernels& kernels() {
   static const Kernels& chosen = []() -> const Kernels& {
 #if defined(__x86_64__)
     const char* isa = std::getenv("DDETR_OPS_ISA");
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (avx2 && std::string(isa ? isa : "") != "plain") return kKernelsAvx2;
+    if (has_avx2_fma_f16c() && std::string(isa ? isa : "") != "plain") return kKernelsAvx2;
 #endif
     return kKernelsPlain;
   }();
   return chosen;
 }
 
-// Large results are written once, into pages that the system hands out zeroed at the first write: one fault per 4 KiB
-// costs several times what the write itself does. Asks for pages of 2 MiB where the system has them.
-inline void prefer_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  if (bytes < (int64_t(4) << 20)) return;
-  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), begin = reinterpret_cast<uintptr_t>(data) & ~(page - 1);
-  madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(data) + size_t(bytes) - begin, MADV_HUGEPAGE);
+// Maps fresh memory in a few system calls: page faults, one every 4 KiB, take longer than the writes themselves, and a
+// large result of PyTorch's allocator is always fresh. A huge page of 2 MiB is mapped in a third of the time that its
+// 4 KiB pages take, except in a virtual machine that had returned it to its host: there it takes longer than them. Only
+// the time tells, so a thread stops asking for huge pages after one that was slow.
+inline void populate(void* data, int64_t bytes) {
+#if defined(MADV_POPULATE_WRITE) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kBlock = uintptr_t(1) << 21;
+  constexpr auto kSlow = std::chrono::microseconds(500);
+  static const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
+  // Whole pages only; the rest may belong to others and is faulted in as usual.
+  const uintptr_t from = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / page * page;
+  if (data == nullptr || bytes < int64_t(kBlock)) return;
+  torch::stable::parallel_for(int64_t(from / kBlock), int64_t((to - 1) / kBlock) + 1, 1, [&](int64_t begin, int64_t end) {
+    bool huge = true;
+    for (int64_t block = begin; block < end; ++block) {
+      const uintptr_t first = std::max(from, uintptr_t(block) * kBlock);
+      const uintptr_t last = std::min(to, uintptr_t(block + 1) * kBlock);
+      void* const at = reinterpret_cast<void*>(first);
+      const bool asks = huge && last - first == kBlock;
+      // Best effort: a kernel without these requests (before Linux 5.14) faults the pages in as usual.
+      if (asks) (void)madvise(at, kBlock, MADV_HUGEPAGE);
+      const auto start = std::chrono::steady_clock::now();
+      (void)madvise(at, last - first, MADV_POPULATE_WRITE);
+      if (asks && std::chrono::steady_clock::now() - start > kSlow) huge = false;
+    }
+  });
 #else
   (void)data, (void)bytes;
 #endif
@@ -52,7 +72,7 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
 // Uninitialised memory, aligned to a cache line.
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) : memory_(new char[size_t(bytes) + 64]) { prefer_huge_pages(memory_.get(), bytes); }
+  explicit Scratch(int64_t bytes) : memory_(new char[size_t(bytes) + 64]) {}
   char* get() const {
     return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t(63));
   }
@@ -155,7 +175,7 @@ inline void run_forward(const Shape& s, const Sampling& sampling, const Array& v
   const int64_t size = size_of(value.dtype), heads = s.batch * s.heads;
   const bool packs = worth_packing(s);
   const int64_t at_once = packs ? std::min(heads, threads()) : heads;
-  prefer_huge_pages(output, s.batch * s.queries * s.heads * s.channels * size);
+  populate(output, s.batch * s.queries * s.heads * s.channels * size);
   const Scratch packed(packs ? at_once * s.tokens * s.channels * size : 0);
   each_group(s, at_once, [&](const Group& group) {
     if (packs) pack(s, group, value, packed.get());
@@ -191,10 +211,10 @@ inline void run_backward(const Shape& s, const Sampling& sampling, const Array& 
   const Array references = grads.references;
   const Scratch shares(references.data ? rows * s.heads * s.levels * sampling.reference_dim * acc_size : 0);
   if (references.data) grads.references = {shares.get(), acc_of(value.dtype)};
-  if (grad_value.data) prefer_huge_pages(grad_value.data, elements * size);
-  if (grad_value.data && !sums_apart) set_zero(grad_value, elements * size);
-  if (grads.locations.data) prefer_huge_pages(grads.locations.data, rows * s.heads * s.points * 2 * size_of(grads.locations.dtype));
-  if (grads.weights.data) prefer_huge_pages(grads.weights.data, rows * s.heads * s.points * size_of(grads.weights.dtype));
+  populate(grad_value.data, elements * size);
+  populate(grads.locations.data, rows * s.heads * s.points * 2 * size_of(grads.locations.dtype));
+  populate(grads.weights.data, rows * s.heads * s.points * size_of(grads.weights.dtype));
+  if (wants_value && !sums_apart) set_zero(grad_value, elements * size);
 
   each_group(s, at_once, [&](const Group& group) {
     const auto value_rows = [&](int64_t i) {

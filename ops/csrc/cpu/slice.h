@@ -238,3 +238,23 @@ DDETR_INLINE void add_lane_sums(const Vector<Acc, Lanes> (&s)[4], Acc* to) {
     }
   }
 }
+
+#if DDETR_SHUFFLES
+// The same for two points' corners, s[0..3] and s[4..7], in two thirds of the operations and with the same sums.
+template <typename Acc>
+DDETR_INLINE void add_lane_sums_of_pair(const Vector<Acc, 8> (&s)[8], Acc* to) {
+  using V = Vector<Acc, 8>;
+  V t[4];
+  for (int k = 0; k < 4; ++k) {
+    t[k] = __builtin_shufflevector(s[k], s[k + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(s[k], s[k + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+  const V low = __builtin_shufflevector(t[0], t[1], 0, 8, 1, 9, 4, 12, 5, 13) +
+                __builtin_shufflevector(t[0], t[1], 2, 10, 3, 11, 6, 14, 7, 15);
+  const V high = __builtin_shufflevector(t[2], t[3], 0, 8, 1, 9, 4, 12, 5, 13) +
+                 __builtin_shufflevector(t[2], t[3], 2, 10, 3, 11, 6, 14, 7, 15);
+  const V sums = __builtin_shufflevector(low, high, 0, 1, 8, 9, 4, 5, 12, 13) +
+                 __builtin_shufflevector(low, high, 2, 3, 10, 11, 6, 7, 14, 15);
+  store_vector(to, load_vector<V>(to) + sums);
+}
+#endif

@@ -1,8 +1,9 @@
 """Names of the original Deformable DETR: its extension module, function and attention layer.
 
 Code that says `import MultiScaleDeformableAttention as MSDA`, as the original and the hundreds of projects that
-took its `ops` folder do, runs unchanged after `ddetr_ops.compat.original.install()`, or with no call at all where
-the package in `ops/dropin` is installed.
+took its `ops` folder do, runs unchanged after `ddetr_ops.compat.original.install()`, or with no call at all as
+`python -m ddetr_ops.compat SCRIPT`. No module of that name is installed: it would shadow one that you compiled, or
+be shadowed by it.
 """
 
 import sys
@@ -52,7 +53,7 @@ def ms_deform_attn_backward(
     """The extension's backward: gradients of value, sampling_locations and attention_weights."""
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in (value, sampling_locations, attention_weights)]
-        output = ms_deform_attn(leaves[0], spatial_shapes, level_start_index, *leaves[1:])
+        output = ms_deform_attn(leaves[0], spatial_shapes, level_start_index, leaves[1], leaves[2])
         return list(torch.autograd.grad(output, leaves, grad_output))
 
 

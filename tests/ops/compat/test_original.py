@@ -38,6 +38,19 @@ def test_install_makes_the_import_work():
     assert run.stdout.strip() == 'ddetr_ops.compat.original', run.stderr
 
 
+def test_module_runs_a_script_that_imports_the_extension(tmp_path):
+    (tmp_path / 'helper.py').write_text('ANSWER = 42\n')
+    (tmp_path / 'main.py').write_text(
+        'import sys\nimport helper\nimport MultiScaleDeformableAttention as MSDA\n'
+        'print(__name__, sys.argv[1:], helper.ANSWER, MSDA.ms_deform_attn_forward.__module__)\n'
+    )
+    command = [sys.executable, '-m', 'ddetr_ops.compat', str(tmp_path / 'main.py'), '--lr', '1']
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.stdout.strip() == "__main__ ['--lr', '1'] 42 ddetr_ops.compat.original", run.stderr
+    run = subprocess.run(command[:3], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (1, 'usage: python -m ddetr_ops.compat SCRIPT [its arguments]\n')
+
+
 @pytest.mark.parametrize('reference_dim', [2, 4])
 def test_layer_computes_the_papers_equation(reference_dim):
     torch.manual_seed(3)

@@ -1,0 +1,24 @@
+"""Run a script that imports the original extension, unchanged: python -m ddetr_ops.compat SCRIPT [arguments].
+
+For several processes: torchrun --nproc_per_node 8 -m ddetr_ops.compat SCRIPT [arguments].
+"""
+
+import os
+import runpy
+import sys
+
+from .original import install
+
+
+def main() -> None:
+    """`sys.argv[1]` as the main script, after `ddetr_ops.compat.original.install()`."""
+    if len(sys.argv) < 2:
+        sys.exit('usage: python -m ddetr_ops.compat SCRIPT [its arguments]')
+    install()
+    del sys.argv[0]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
+    runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+if __name__ == '__main__':
+    main()
