@@ -33,6 +33,7 @@ class Training(NamedTuple):
     config: str
     options: Mapping[str, Any] = {}  # as `--cfg-options`
     processes: int = 1
+    double: bool = False  # compute in float64, so that sums in another order differ by nothing that matters
 
     def run(self, work_dir: Path, resume: str | None = None, **changes: Any) -> list[int]:
         """Train in new processes, which share nothing with this one or one another; their exit codes."""
@@ -42,7 +43,7 @@ class Training(NamedTuple):
             cfg_options={**self.options, **changes},
             launcher='pytorch' if self.processes > 1 else 'none',
         )
-        return in_processes(lambda: train_quietly(self.config, options), self.processes)
+        return in_processes(lambda: train_quietly(self.config, options, self.double), self.processes)
 
 
 @HOOKS.register_module()
@@ -74,13 +75,16 @@ class AskToEnd(Hook):
             os.kill(os.getpid(), self.number)
 
 
-def train_quietly(config: str, options: TrainOptions) -> None:
+def train_quietly(config: str, options: TrainOptions, double: bool) -> None:
     """Run a training as the command does, its output going to `console.txt` in the work directory."""
     path = Path(str(options.work_dir), 'console.txt')
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout = sys.stderr = open(path, 'a', buffering=1)  # noqa: SIM115 (until the process ends)
     for stream in (1, 2):
         os.dup2(sys.stdout.fileno(), stream)
+    if double:
+        torch.set_default_dtype(torch.float64)
+        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # losses and preprocessing ask for float32 by this name
     run_cli(lambda: train_detector(config, options))
 
 

@@ -6,6 +6,7 @@ the weights have not changed since it began, so that its first batches are run a
 """
 
 from bisect import bisect
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
@@ -14,10 +15,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from mmengine import runner as engine
 from mmengine.dataset import InfiniteSampler
+from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 from torch import nn
 
 from ddetr.datasets.samplers import ResumableBatchSampler
+from ddetr.models.effective_batch import EffectiveBatch, gather_batch
 from ddetr.registry import LOOPS
 from ddetr.utils.errors import CheckpointError, ConfigError
 from ddetr.utils.seeding import derive_seed, seed_everything
@@ -65,6 +68,7 @@ class ResumableLoop(BaseLoop):
     _window_begin = 0  # iteration of the first of them
     _replay = 0  # batches of the first window after a resume that were done before
     _validate_first = False
+    _effective = EffectiveBatch(())
 
     def __init__(self, runner: Any, dataloader: Any, **kwargs: Any) -> None:
         super().__init__(runner, _with_seeds(dataloader), **kwargs)
@@ -146,6 +150,7 @@ class ResumableLoop(BaseLoop):
             repeated, self._replay = self._replay, 0
             self._window, self._window_begin = [place for place, _ in window], self._iter - repeated
             self.runner.optim_wrapper.initialize_count_status(self.runner.model, 0, len(window))
+            self._effective = self._effective_batch([batch for _, batch in window])
             for number, (_, batch) in enumerate(window[:repeated]):
                 self._repeat(self._window_begin + number, batch)
             yield from (batch for _, batch in window[repeated:])
@@ -160,16 +165,37 @@ class ResumableLoop(BaseLoop):
         for number, batch in enumerate(self.dataloader, place.skip):
             yield place._replace(skip=number), batch
 
-    def seed_iteration(self, iteration: int) -> None:
-        """Seed what this process draws in an iteration."""
+    @contextmanager
+    def iteration(self, number: int) -> Iterator[None]:
+        """Seed what this process draws in an iteration, and let its losses be divided by the window's counts."""
+        self._seed(number)
+        with self._effective.active():
+            yield
+
+    def _seed(self, iteration: int) -> None:
         seed_everything(derive_seed(self.runner.base_seed, 'iteration', iteration, self.runner.rank))
 
     def _repeat(self, iteration: int, batch: Any) -> None:
         """Add the gradients of an earlier iteration; statistics that its forward pass updates stay as they are."""
         self.runner.model.train()
-        self.seed_iteration(iteration)
-        with _buffers_kept(self.runner.model):
+        with _buffers_kept(self.runner.model), self.iteration(iteration):
             self.runner.model.train_step(batch, optim_wrapper=self.runner.optim_wrapper)
+
+    def _effective_batch(self, window: Sequence[Any]) -> EffectiveBatch:
+        """What the losses of a window's batches have in common; `BaseDetector` says what `count_ahead` is."""
+        samples: list[Any] = [
+            batch.get('data_samples', ()) if isinstance(batch, Mapping) else () for batch in window
+        ]
+        model, wrapper = self.runner.model, self.runner.optim_wrapper
+        model = model.module if is_model_wrapper(model) else model
+        counts = Counter[str]()
+        if len(window) > 1 and hasattr(model, 'count_ahead'):
+            model.train()
+            for number, batch in enumerate(window, self._window_begin):
+                self._seed(number)
+                with torch.no_grad(), _buffers_kept(model), wrapper.optim_context(model):
+                    counts.update(model(**model.data_preprocessor(batch, True), mode='count_ahead'))
+        return gather_batch(samples, counts)
 
     def _validate(self) -> None:
         self._validate_first = False
@@ -224,8 +250,8 @@ class EpochBasedTrainLoop(ResumableLoop, engine.EpochBasedTrainLoop):
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
         """Train on one batch."""
-        self.seed_iteration(self._iter)
-        super().run_iter(idx, data_batch)
+        with self.iteration(self._iter):
+            super().run_iter(idx, data_batch)
 
     def _is_validated_after(self, epoch: int, iteration: int) -> bool:
         return epoch > self._epoch and self._is_due(epoch, self._max_epochs)
@@ -288,8 +314,8 @@ class IterBasedTrainLoop(ResumableLoop, engine.IterBasedTrainLoop):
 
     def run_iter(self, data_batch: Any) -> None:
         """Train on one batch."""
-        self.seed_iteration(self._iter)
-        super().run_iter(data_batch)
+        with self.iteration(self._iter):
+            super().run_iter(data_batch)
 
     def _endless_batches(self) -> Iterator[tuple[Place, Any]]:
         yield from self.batches_from(self._next)

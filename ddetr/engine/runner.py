@@ -87,6 +87,12 @@ class DetRunner(Runner):
             loop = {'type': kind, **{key: value for key, value in loop.items() if key != 'by_epoch'}}
         return super().build_train_loop(loop)
 
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict | None = None) -> None:
+        """Scale the learning rate linearly from `base_batch_size` to the whole effective batch."""
+        if auto_scale_lr is not None and auto_scale_lr.get('enable', False):
+            base = auto_scale_lr['base_batch_size'] / optim_wrapper._accumulative_counts
+            super().scale_lr(optim_wrapper, {**auto_scale_lr, 'base_batch_size': base})
+
     def train(self) -> nn.Module:
         """Train, and listen for signals to end (interruption.py)."""
         interruption = InterruptionHook()

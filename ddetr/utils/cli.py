@@ -2,14 +2,18 @@
 
 import argparse
 import ast
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
 from mmengine.config import DictAction
 
 from .errors import InputError, TrainingInterrupted
+
+INTERRUPTED_NOTE = 'INTERRUPTED_NOTE'  # environment variable: a file to make when a training was interrupted
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +86,8 @@ def run_cli(main: Callable[[], Any]) -> None:
         _part_together()
     except TrainingInterrupted as end:
         print(f'{end}; --resume goes on from there', file=sys.stderr)
+        if INTERRUPTED_NOTE in os.environ:
+            Path(os.environ[INTERRUPTED_NOTE]).touch()
         _part_together()
         sys.exit(end.EXIT_CODE)
     except InputError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddetr.analysis import batch_check
 from ddetr.analysis.resume_check import ACCUMULATION, CASES, check_resume, data_options
 from ddetr.analysis.trainings import Training, difference, differences
 from ddetr.apis import TrainOptions, train_detector
@@ -97,3 +98,15 @@ def test_a_vanished_checkpoint_is_named(tiny_run, tmp_path):
         (tmp_path / name).write_bytes(b'')
     with pytest.raises(CheckpointError, match=r'newest that is left, --resume \S+/epoch_2\.pth'):
         train_detector(tiny_run.config, options)
+
+
+def test_accumulated_batches_on_two_processes_are_one_large_batch(tmp_path):
+    """A third of the images is empty, so that some parts have no object; windows of an epoch are 4 + 2 images."""
+    data = batch_check.data_options(tmp_path, 6)
+    whole = batch_check.train_parts(CONFIG, data, batch_check.WHOLE, 2, tmp_path / 'whole')
+    layout = batch_check.Layout(processes=2, accumulated=2, images=1)
+    parts = batch_check.train_parts(CONFIG, data, layout, 2, tmp_path / 'parts')
+    of_weights, of_way = batch_check.apart(parts, whole)
+    assert 0 < of_weights < of_way < 1e-10
+    assert torch.load(parts, weights_only=False)['meta']['iter'] == 6
+    assert torch.load(whole, weights_only=False)['meta']['iter'] == 4
