@@ -9,6 +9,7 @@ from mmengine.registry import DATA_SAMPLERS as ENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ENGINE_DATASETS
 from mmengine.registry import HOOKS as ENGINE_HOOKS
 from mmengine.registry import LOG_PROCESSORS as ENGINE_LOG_PROCESSORS
+from mmengine.registry import LOOPS as ENGINE_LOOPS
 from mmengine.registry import METRICS as ENGINE_METRICS
 from mmengine.registry import MODELS as ENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as ENGINE_OPTIM_WRAPPERS
@@ -37,6 +38,7 @@ TRANSFORMS = _child(ENGINE_TRANSFORMS, 'ddetr.datasets')
 METRICS = _child(ENGINE_METRICS, 'ddetr.evaluation')
 HOOKS = _child(ENGINE_HOOKS, 'ddetr.engine')
 LOG_PROCESSORS = _child(ENGINE_LOG_PROCESSORS, 'ddetr.engine')
+LOOPS = _child(ENGINE_LOOPS, 'ddetr.engine')
 OPTIM_WRAPPERS = _child(ENGINE_OPTIM_WRAPPERS, 'ddetr.engine')
 VISUALIZERS = _child(ENGINE_VISUALIZERS, 'ddetr.visualization')
 WEIGHT_INITIALIZERS = _child(ENGINE_WEIGHT_INITIALIZERS, 'ddetr.weights')

@@ -1,18 +1,21 @@
 """From a config file and a command's options to a Runner that is ready to train or test."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
 
 from ddetr.engine import DetRunner, build_runner
 from ddetr.engine.config import load_config
+from ddetr.engine.runner import LAST
 from ddetr.utils import CheckpointError, ConfigError, InputError
 from ddetr.weights import read_checkpoint, read_weights
+
+LAUNCHED = 'LAUNCHED_AT'  # environment variable: when the command was started first, in seconds since 1970
 
 
 class TrainOptions(NamedTuple):
@@ -107,23 +110,42 @@ def _load(config: str | Path, options: TrainOptions | EvalOptions, changes: Mapp
 def _start(cfg: Config, resume: str | None) -> dict[str, Any]:
     """Where a training begins: `load_from` and `resume` for the Runner.
 
-    `--resume` without a path, and `resume=True` in the config, mean the last checkpoint of the work directory. It
-    is looked for there even if the folder was moved: mmengine notes an absolute path in `last_checkpoint`.
+    `--resume` without a path, and `resume=True` in the config, mean the last checkpoint of the work directory. A run
+    that a launcher has restarted goes on from the last checkpoint that it saved itself, whatever it began with.
     """
+    noted = Path(cfg.work_dir, LAST)
+    if _restarted() and noted.exists() and noted.stat().st_mtime >= float(os.environ[LAUNCHED]):
+        return {'load_from': str(_noted_checkpoint(noted)), 'resume': True}
     if resume not in (None, 'auto'):
         return {'load_from': resume, 'resume': True}
     if resume is None and not cfg.get('resume'):
         return {'resume': False}
     if resume is None and cfg.get('load_from'):
         return {'resume': True}
-    noted = find_latest_checkpoint(cfg.work_dir)
-    if noted is None:
+    if not noted.exists():
         print_log(
             f'--resume: no checkpoint in {cfg.work_dir} yet, training starts anew.', level=logging.WARNING
         )
         return {'resume': False}
-    moved = Path(cfg.work_dir, Path(noted).name)
-    return {'load_from': str(moved if moved.exists() else noted), 'resume': True}
+    return {'load_from': str(_noted_checkpoint(noted)), 'resume': True}
+
+
+def _restarted() -> bool:
+    """Whether torchrun or Slurm runs the same command again; tools/launch.sh notes when it ran first."""
+    counts = (os.environ.get(f'{launcher}_RESTART_COUNT', '0') for launcher in ('TORCHELASTIC', 'SLURM'))
+    return LAUNCHED in os.environ and any(map(int, counts))
+
+
+def _noted_checkpoint(noted: Path) -> Path:
+    """The checkpoint that `last_checkpoint` names, in its own folder even if that was moved: the path is absolute."""
+    named = Path(noted.read_text().strip())
+    for path in (noted.parent / named.name, named):
+        if path.is_file():
+            return path
+    others = sorted(noted.parent.glob('[!.]*.pth'), key=lambda path: path.stat().st_mtime)
+    others = [path for path in others if not path.name.startswith('best_')]  # these have no optimizer
+    hint = f'go on from the newest that is left, --resume {others[-1]}' if others else 'none is left'
+    raise CheckpointError(f'{noted} names {named}, which does not exist: {hint}.')
 
 
 def _learned_classes(cfg: Config, checkpoint: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,8 +162,8 @@ def _require_objects(loader: Any) -> None:
     dataset = loader.dataset
     if not len(loader):
         raise ConfigError(
-            f'train_dataloader: {len(dataset)} images make no batch of batch_size={loader.batch_size} with '
-            'drop_last=True; use smaller batches or drop_last=False.'
+            f'train_dataloader: {len(dataset)} images make no batch of '
+            f'batch_size={loader.batch_sampler.batch_size} with drop_last=True; use smaller batches or drop_last=False.'
         )
     items = (dataset.get_data_info(index) for index in range(len(dataset)))
     if hasattr(dataset, 'get_data_info') and not any(item.get('instances', True) for item in items):

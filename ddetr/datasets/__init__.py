@@ -1,14 +1,19 @@
 from .coco import COCO_CLASSES, CocoDataset
-from .samplers import AspectRatioBatchSampler
+from .samplers import AspectRatioBatchSampler, DefaultSampler, InfiniteSampler, ResumableBatchSampler
+from .seeded import SeededDataset
 from .transforms import FilterAnnotations, LoadAnnotations, LoadImageFromFile, PackDetInputs, RandomCrop
 
 __all__ = [
     'COCO_CLASSES',
     'AspectRatioBatchSampler',
     'CocoDataset',
+    'DefaultSampler',
     'FilterAnnotations',
+    'InfiniteSampler',
     'LoadAnnotations',
     'LoadImageFromFile',
     'PackDetInputs',
     'RandomCrop',
+    'ResumableBatchSampler',
+    'SeededDataset',
 ]

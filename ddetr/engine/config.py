@@ -23,7 +23,7 @@ from ddetr.utils.errors import ConfigError, InputError, did_you_mean, first_line
 REGISTRIES: dict[str, tuple[Registry, ...]] = {
     'model': (ours.MODELS, ours.TASK_UTILS, engine.WEIGHT_INITIALIZERS),
     'train_dataloader': (ours.DATASETS, ours.TRANSFORMS, ours.DATA_SAMPLERS, engine.FUNCTIONS),
-    'train_cfg': (engine.LOOPS,),
+    'train_cfg': (ours.LOOPS,),
     'optim_wrapper': (ours.OPTIM_WRAPPERS, engine.OPTIMIZERS, engine.OPTIM_WRAPPER_CONSTRUCTORS),
     'param_scheduler': (engine.PARAM_SCHEDULERS,),
     'val_evaluator': (ours.METRICS, engine.EVALUATOR),

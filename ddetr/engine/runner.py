@@ -1,6 +1,7 @@
 """The Runner of ddetr: mmengine's, with the bridges that need a method of it (see compat.py for the others)."""
 
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
-from ddetr.utils.errors import CheckpointError
+from ddetr.utils.errors import CheckpointError, ConfigError, first_line
 from ddetr.utils.files import write_atomically
 from ddetr.weights import load_weights, read_checkpoint
 from ddetr.weights.pretrained import warn_of_random_backbone
@@ -24,7 +25,11 @@ from .class_check import check_classes
 from .compat import init_cpu_group
 from .config import check_config, explain_build_errors
 from .console import keep_details_out
+from .interruption import InterruptionHook
 from .log_processor import ShortLines
+from .loops import ResumableLoop
+
+LAST = 'last_checkpoint'  # file in a work directory that names the checkpoint to go on from, as mmengine's
 
 
 @RUNNERS.register_module()
@@ -34,6 +39,7 @@ class DetRunner(Runner):
     read_already: tuple[str, dict[str, Any]] | None = (
         None  # name and content of a checkpoint, read before building
     )
+    _resumed_position: Mapping[str, Any] | None = None
 
     def setup_env(self, env_cfg: dict) -> None:
         """Join the other processes, over gloo where there is no GPU."""
@@ -72,11 +78,84 @@ class DetRunner(Runner):
             model_wrapper_cfg = {**defaults, **(model_wrapper_cfg or {}), 'device_ids': None}
         return super().wrap_model(model_wrapper_cfg, model)
 
-    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save a training checkpoint; it gets its name only once all of it is on disk."""
+    @property
+    def base_seed(self) -> int:
+        """The run's seed, the same in all processes, also where `randomness.diff_rank_seed` tells them apart."""
+        return self.seed - self.rank if self._randomness_cfg.get('diff_rank_seed', False) else self.seed
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """The loop that a config names, by `type` or `by_epoch`; ours, which can go on in the middle of an epoch."""
+        if isinstance(loop, dict) and 'type' not in loop:
+            kind = 'EpochBasedTrainLoop' if loop['by_epoch'] else 'IterBasedTrainLoop'
+            loop = {'type': kind, **{key: value for key, value in loop.items() if key != 'by_epoch'}}
+        return super().build_train_loop(loop)
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict | None = None) -> None:
+        """Scale the learning rate linearly from `base_batch_size` to the whole effective batch."""
+        if auto_scale_lr is not None and auto_scale_lr.get('enable', False):
+            base = auto_scale_lr['base_batch_size'] / optim_wrapper._accumulative_counts
+            super().scale_lr(optim_wrapper, {**auto_scale_lr, 'base_batch_size': base})
+
+    def train(self) -> nn.Module:
+        """Train, and listen for signals to end (interruption.py)."""
+        interruption = InterruptionHook()
+        self.register_hook(interruption)
+        try:
+            return super().train()
+        finally:
+            interruption.stop_listening()
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Save a training checkpoint; it gets its name only once all of it is on disk.
+
+        Args:
+            out_dir: Folder on a local disk.
+            filename: Name in it.
+            file_client_args, backend_args: Of mmengine; not used.
+            save_optimizer: Save the optimizer's state.
+            save_param_scheduler: Save the schedules' states.
+            meta: `epoch` and `iter` that are done when the training goes on from here; by default those that end with
+                the current epoch if `by_epoch`, else with the current iteration. `validate=True` if a validation is to
+                be repeated first.
+            by_epoch: See `meta`.
+
+        Raises:
+            CheckpointError: The disk is full or cannot be written; an earlier file of this name is intact.
+        """
+        if self.rank != 0:
+            return
+        meta = {'epoch': self.epoch + by_epoch, 'iter': self.iter + (not by_epoch), **(meta or {})}
+        again = meta.pop('validate', False)
+        if isinstance(self.train_loop, ResumableLoop):
+            position = self.train_loop.position(meta['epoch'], meta['iter'])
+            meta['position'] = position._replace(validate=again or position.validate)._asdict()
+        save, path = super().save_checkpoint, Path(out_dir, filename)
+
+        def write(unfinished: Path) -> None:
+            save(out_dir, unfinished.name, None, save_optimizer, save_param_scheduler, meta, by_epoch)
+
+        try:
+            write_atomically(path, write)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+            raise CheckpointError(
+                f'checkpoint {path} cannot be written: {first_line(error)}. Earlier checkpoints are intact: make room '
+                'and go on with --resume.'
+            ) from error
+
+    def note_last_checkpoint(self, path: str | Path) -> None:
+        """Let `--resume` go on from here."""
         if self.rank == 0:
-            save, path = super().save_checkpoint, Path(out_dir, filename)
-            write_atomically(path, lambda unfinished: save(out_dir, unfinished.name, *args, **kwargs))
+            write_atomically(Path(self.work_dir, LAST), lambda unfinished: unfinished.write_text(str(path)))
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict[str, Any]:
         """Load the state of a training to go on with, or weights of any format that `ddetr.weights` knows.
@@ -97,6 +176,7 @@ class DetRunner(Runner):
                 f'checkpoint {filename} cannot be resumed: it holds weights but no optimizer, schedule and '
                 f'iteration. To start a training from these weights, set load_from={filename} without --resume.'
             )
+        self._resumed_position = content['meta'].get('position')
         self.call_hook('after_load_checkpoint', checkpoint=content)  # averaged weights change places here
         try:
             unwrap(self.model).load_state_dict(content['state_dict'])
@@ -137,6 +217,10 @@ class DetRunner(Runner):
         """Go on with the training that saved `filename`, wherever its work directory lies now."""
         self._resume = True
         super().resume(filename, *args, **kwargs)
+        if isinstance(self.train_loop, ResumableLoop):
+            differs = self.train_loop.restore(self._resumed_position)
+            if differs is not None:
+                self.logger.warning(f'{filename}: {differs}.')
         for key in list(self.message_hub.runtime_info):
             # paths of the earlier run: CheckpointHook removes the best checkpoint there when it finds a better
             if key == 'last_ckpt' or key.startswith('best_ckpt'):
@@ -174,8 +258,21 @@ def build_runner(cfg: Config, loops: Sequence[str]) -> DetRunner:
         InputError: Something in the config cannot be used.
     """
     check_config(cfg)
+    _require_writable(Path(cfg.work_dir))
     with explain_build_errors():  # early: nothing has been trained if a loop cannot be built
         runner = DetRunner.from_cfg(cfg)
         built = {f'{name}_dataloader': getattr(runner, f'{name}_loop') for name in loops}
     check_classes(unwrap(runner.model), {key: loop.dataloader.dataset for key, loop in built.items()})
     return runner
+
+
+def _require_writable(folder: Path) -> None:
+    """Make a work directory, and raise a ConfigError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b'0')
+    except OSError as error:
+        raise ConfigError(
+            f'work directory {folder} cannot be written: {error.strerror}; name another with --work-dir.'
+        ) from error

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+
+from ddetr.utils.seeding import derive_seed
 
 
 @dataclass(frozen=True)  # no tuple: mmengine rebuilds tuples when it gathers results
@@ -51,13 +54,19 @@ class DetDataSample(BaseDataElement):
 
     Metainfo: `img_id`, `img_path`, `ori_shape` (h, w), `img_shape` (h, w) after the pipeline, `pad_shape`,
     `batch_input_shape` (h, w) of the padded batch, `scale_factor` (w, h) = resized / original, `flip`,
-    `flip_direction`, `annotations`: the dataset's `Annotations`, for the metric.
+    `flip_direction`, `annotations`: the dataset's `Annotations`, for the metric; in training `draw_seed`.
     """
 
     @property
     def ignored_boxes(self) -> Tensor | None:
         """The crowd regions (N, 4), if they are known."""
         return self.ignored_instances.bboxes if 'ignored_instances' in self else None
+
+    def generator(self, purpose: str, device: torch.device) -> torch.Generator | None:
+        """Random numbers of this sample alone, whatever else is in its batch; None for samples without `draw_seed`."""
+        if 'draw_seed' not in self:
+            return None
+        return torch.Generator(device).manual_seed(derive_seed(self.draw_seed, purpose))
 
     def to_original(self, boxes_xyxy_px: Tensor) -> Tensor:
         """Boxes (N, 4) of the resized image in pixels of the original image; flips and crops are not undone."""

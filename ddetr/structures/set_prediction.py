@@ -49,6 +49,7 @@ class QueryGroup(NamedTuple):
     matches: tuple[Matching, ...] | None = None  # B fixed ones; None: the assigner matches every layer anew
     repeats: int = 1  # the assigner gives each object to so many queries
     loss_weight: float = 1.0
+    per_object: int | None = None  # fixed pairs of each object, where all objects have as many
 
 
 class EncoderProposals(NamedTuple):
@@ -105,9 +106,14 @@ class Matched(NamedTuple):
     true_boxes_cxcywh_norm: Tensor  # (P, 4)
     pred_boxes_xyxy_px: Tensor  # (P, 4), the same in pixels of the unpadded image
     true_boxes_xyxy_px: Tensor  # (P, 4)
-    num_pairs: Tensor  # (), P averaged over all processes
-    num_queries: Tensor  # (), B * Q averaged over all processes
+    num_pairs: int  # P in the whole effective batch: all processes, all accumulated batches
+    num_queries: int  # B * Q in it
+    num_parts: int  # batches that it is made of; the gradient is their mean
     extras: Mapping[str, Tensor]  # (B, Q, ...) each
+
+    def avg_factor(self, total: float | None = None) -> float:
+        """What a sum over this batch is divided by: its share of the effective batch's pairs, or of another `total`."""
+        return max(self.num_pairs if total is None else total, 1.0) / self.num_parts
 
     def iou(self) -> Tensor:
         """IoU (P,) of each pair's boxes, without a gradient."""

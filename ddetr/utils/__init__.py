@@ -1,3 +1,3 @@
-from .errors import CheckpointError, ConfigError, InputError
+from .errors import CheckpointError, ConfigError, InputError, TrainingInterrupted
 
-__all__ = ['CheckpointError', 'ConfigError', 'InputError']
+__all__ = ['CheckpointError', 'ConfigError', 'InputError', 'TrainingInterrupted']

@@ -2,14 +2,18 @@
 
 import argparse
 import ast
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
 from mmengine.config import DictAction
 
-from .errors import InputError
+from .errors import InputError, TrainingInterrupted
+
+INTERRUPTED_NOTE = 'INTERRUPTED_NOTE'  # environment variable: a file to make when a training was interrupted
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -71,20 +75,31 @@ def _literal(node: Any) -> Any:
     return ast.literal_eval(node)
 
 
-def run_cli(main: Callable[[], None]) -> None:
+def run_cli(main: Callable[[], Any]) -> None:
     """Run a command. What the user's input causes is printed as its one sentence, anything else as a traceback.
 
-    Exit status 2 for the former, as argparse's own errors have.
+    Exit status 2 for the former, as argparse's own errors have; 75 after a training that a signal ended, which
+    `--resume` goes on with.
     """
     try:
         main()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # part together: one that exits while gloo's threads still run may be aborted (pytorch issue 190489)
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
+        _part_together()
+    except TrainingInterrupted as end:
+        print(f'{end}; --resume goes on from there', file=sys.stderr)
+        if INTERRUPTED_NOTE in os.environ:
+            Path(os.environ[INTERRUPTED_NOTE]).touch()
+        _part_together()
+        sys.exit(end.EXIT_CODE)
     except InputError as error:
         # a DataLoader's worker sends its error as the text of a traceback, which ends in `InputError: message`
         kind = f'{type(error).__module__}.{type(error).__qualname__}: '
         sentence = str(error).strip().split('\n')[-1].removeprefix(kind)
         print(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
+
+
+def _part_together() -> None:
+    """Leave the process group: one that exits while gloo's threads still run may be aborted (pytorch issue 190489)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

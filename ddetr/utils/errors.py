@@ -16,6 +16,12 @@ class CheckpointError(InputError):
     """A weight file or checkpoint."""
 
 
+class TrainingInterrupted(Exception):  # noqa: N818 (what was asked for is no error)
+    """A training was asked to end by a signal, and has saved a checkpoint to go on from."""
+
+    EXIT_CODE = 75  # "temporary failure, try again" in BSD's sysexits.h
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = '.') -> str:
     """The end of a sentence about an unknown name: the nearest known ones, or else `otherwise`."""
     near = difflib.get_close_matches(name, set(known), n=3, cutoff=0.6)

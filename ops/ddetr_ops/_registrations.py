@@ -3,6 +3,7 @@
 The Stable ABI of PyTorch 2.10 registers kernels only, so these come from Python.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ def _fake_forward(value: Tensor, *rest: Any) -> Tensor:
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _fake_backward(*arguments: Any, output_mask: Sequence[bool] = (), **_rest: Any) -> tuple[Tensor, ...]:
     *inputs, _grad_output = [argument for argument in arguments if isinstance(argument, Tensor)]
+    options = [argument for argument in arguments if not isinstance(argument, Tensor)]
+    if len(options) == 3:  # deterministic, num_points, output_mask
+        output_mask = options[2]
     differentiable = [tensor for i, tensor in enumerate(inputs) if i not in _INDICES]
-    output_mask = arguments[-1] if isinstance(arguments[-1], list) and arguments[-1] else None
     wanted = output_mask or [True] * len(differentiable)
     return tuple(t.new_empty(t.shape if want else 0) for t, want in zip(differentiable, wanted, strict=True))
 

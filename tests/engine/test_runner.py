@@ -53,7 +53,7 @@ def test_a_failing_save_leaves_the_earlier_checkpoint(line_runner, tmp_path, mon
         raise OSError('no space left on device')
 
     monkeypatch.setattr(torch, 'save', fail)
-    with pytest.raises(OSError, match='no space'):
+    with pytest.raises(CheckpointError, match=r'epoch_1\.pth cannot be written: no space.*Earlier .* intact'):
         runner.save_checkpoint(str(tmp_path), 'epoch_1.pth')
     assert (tmp_path / 'epoch_1.pth').read_bytes() == earlier
     assert not list(tmp_path.glob('*unfinished*')) + list(tmp_path.glob('.*unfinished*'))
@@ -156,3 +156,15 @@ def test_a_copied_work_dir_is_resumed_in_itself(tiny_run, tmp_path):
     assert runner.message_hub.get_info('last_ckpt') == str(copy / 'epoch_2.pth')
     log = max(copy.glob('*/*.log')).read_text()
     assert 'nothing is left to train' in log
+
+
+def test_the_learning_rate_is_scaled_by_the_effective_batch(tiny_run, tmp_path):
+    """2 images a batch, 4 accumulated: a fourth of the rate that is meant for 32."""
+    options = {
+        'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 9, 'optim_wrapper.accumulative_counts': 4,
+        'optim_wrapper.optimizer.lr': 4e-4, 'optim_wrapper.paramwise_cfg': None,
+    }  # fmt: skip
+    runner = train_detector(
+        tiny_run.config, TrainOptions(str(tmp_path), auto_scale_lr=True, cfg_options=options)
+    )
+    assert runner.optim_wrapper.get_lr()['lr'] == [pytest.approx(1e-4)]

@@ -30,6 +30,15 @@ def test_opcheck(dtype):
     )
 
 
+def test_opcheck_of_levels_with_different_numbers_of_points():
+    inputs = make_inputs()
+    locations, weights = inputs.sampling_locations.flatten(3, 4), inputs.attention_weights.flatten(3)
+    arguments = (*inputs[:3], locations, weights)
+    torch.library.opcheck(OPS.ms_deform_attn_forward.default, (*arguments, [2, 4, 3]))
+    grad_output = torch.randn(2, 6, 16, dtype=torch.float64)
+    torch.library.opcheck(OPS.ms_deform_attn_backward.default, (*arguments, grad_output, False, [2, 4, 3]))
+
+
 def test_double_backward_is_refused():
     inputs = make_inputs()
     value = inputs.value.requires_grad_()

@@ -19,6 +19,9 @@ class BaseDetector(BaseModel, ABC):
 
     It sends mmengine's three modes to three methods; a subclass writes its whole flow in them. What the tools ask of a
     detector is below them, with answers for a detector that classifies in a `bbox_head`.
+
+    A detector whose losses are divided by counts that depend on its predictions also has a method `count_ahead(batch,
+    samples)`, which gives them by name for one batch; its losses take `effective_batch(samples).total(name, here)`.
     """
 
     weight_family: ClassVar[WeightFamily | None] = None
@@ -41,7 +44,7 @@ class BaseDetector(BaseModel, ABC):
             inputs: (B, 3, H, W), normalised and padded by the data preprocessor.
             data_samples: One per image: ground truth for `loss`, sizes for `predict`.
             mode: `loss` -> dict of scalar losses, `predict` -> the samples with `pred_instances`,
-                `tensor` -> the raw predictions, which need no samples.
+                `tensor` -> the raw predictions, which need no samples; `count_ahead` -> see the class.
             pad_mask: (B, H, W) bool, True = padding, as the data preprocessor gives it. Without it the samples'
                 `img_shape` says where padding begins; without samples there is none.
 
@@ -51,6 +54,8 @@ class BaseDetector(BaseModel, ABC):
         batch = ImageBatch(inputs, _pad_mask(inputs, data_samples) if pad_mask is None else pad_mask)
         if mode == 'tensor':
             return self.tensor(batch)
+        if mode == 'count_ahead' and hasattr(self, 'count_ahead'):
+            return self.count_ahead(batch, data_samples)
         if mode not in ('loss', 'predict'):
             raise ValueError(f'mode={mode!r} is none of "loss", "predict", "tensor"')
         if data_samples is None:

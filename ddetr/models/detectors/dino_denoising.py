@@ -1,12 +1,13 @@
 """Contrastive denoising (DINO, Zhang et al., 2022, section 3.3): noised ground truth as further decoder queries."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ddetr.models.effective_batch import effective_batch
 from ddetr.models.heads.deformable_detr_head import inverse_sigmoid
 from ddetr.structures import DecoderInput, Matching, QueryGroup, Samples
 from ddetr.utils.errors import ConfigError
@@ -17,8 +18,8 @@ PADDING = -1  # the label of a slot that an image with fewer objects leaves empt
 class DenoisingQueries(NamedTuple):
     """Noised ground truth of a batch, in R groups of 2 T slots: T positives, then T negatives.
 
-    T is the largest number of objects in an image. Slot t of either half belongs to the image's object t; the slots of
-    images with fewer objects are padding: they have zero content and are trained as background.
+    T is the largest number of objects in an image of the effective batch. Slot t of either half belongs to the image's
+    object t; the slots of images with fewer objects are padding: they have zero content and are trained as background.
     """
 
     labels: Tensor  # (B, R * 2 T) int64, `PADDING` where empty
@@ -108,7 +109,10 @@ class ContrastiveDenoising(nn.Module):
             content=torch.cat([init.content, content.to(init.content.dtype)], 1),
             position=position,
             reference_norm=torch.cat([init.reference_norm, reference], 1),
-            groups=(*init.groups, QueryGroup(total, 'dn_', denoising.matches())),
+            groups=(
+                *init.groups,
+                QueryGroup(total, 'dn_', denoising.matches(), per_object=denoising.num_groups),
+            ),
             self_attn_mask=mask,
         )
 
@@ -117,7 +121,8 @@ class ContrastiveDenoising(nn.Module):
         """Draw the noised queries of a batch."""
         device = self.label_embedding.weight.device
         counts = [len(sample.gt_instances) for sample in samples]
-        most = max(counts)
+        # of the whole effective batch, so that its parts have as many groups and slots as it would have in one
+        most = max(effective_batch(samples).boxes_per_image)
         num_groups = self.num_groups or max(self.num_dn_queries // max(most, 1), 1)
         labels = torch.full((len(samples), num_groups, 2, most), PADDING, device=device)
         boxes = torch.full((*labels.shape, 4), 0.5, device=device)
@@ -126,23 +131,26 @@ class ContrastiveDenoising(nn.Module):
             true = sample.gt_instances.bboxes.to(device) / boxes.new_tensor(
                 [width, height] * 2
             )  # (G, 4) xyxy
+            generator = sample.generator('denoising', device)
             labels[b, :, :, : counts[b]] = self._noised_labels(
-                sample.gt_instances.labels.to(device).expand(num_groups, 2, -1)
+                sample.gt_instances.labels.to(device).expand(num_groups, 2, -1), generator
             )
-            boxes[b, :, :, : counts[b]] = self._noised_boxes(true.expand(num_groups, 2, -1, -1))
+            boxes[b, :, :, : counts[b]] = self._noised_boxes(true.expand(num_groups, 2, -1, -1), generator)
         return DenoisingQueries(labels.flatten(1), boxes.flatten(1, 3), num_groups)
 
-    def _noised_labels(self, labels: Tensor) -> Tensor:
+    def _noised_labels(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw some labels anew; they may stay the same."""
-        chosen = torch.rand(labels.shape, device=labels.device) < self.label_noise_scale / 2
-        return torch.where(chosen, torch.randint_like(labels, self.num_classes), labels)
+        options: Any = {'device': labels.device, 'generator': generator}
+        chosen = torch.rand(labels.shape, **options) < self.label_noise_scale / 2
+        return torch.where(chosen, torch.randint(self.num_classes, labels.shape, **options), labels)
 
-    def _noised_boxes(self, boxes_xyxy_norm: Tensor) -> Tensor:
+    def _noised_boxes(self, boxes_xyxy_norm: Tensor, generator: torch.Generator | None) -> Tensor:
         """Move all four sides of (R, 2, G, 4) boxes, those of the second half further: (R, 2, G, 4), cx cy w h."""
         half_sides = (boxes_xyxy_norm[..., 2:] - boxes_xyxy_norm[..., :2]).repeat(1, 1, 1, 2) / 2
-        distance = torch.rand_like(boxes_xyxy_norm)
+        shape, device = boxes_xyxy_norm.shape, boxes_xyxy_norm.device
+        distance = torch.rand(shape, device=device, generator=generator)
         distance[:, 1] += 1
-        sign = torch.randint_like(distance, 2) * 2 - 1
+        sign = torch.randint(2, shape, device=device, generator=generator) * 2 - 1
         noised = boxes_xyxy_norm + sign * distance * half_sides * self.box_noise_scale
         return box_convert(noised.clamp(0, 1), 'xyxy', 'cxcywh')
 

@@ -60,6 +60,16 @@ class FasterRCNN(BaseDetector):
         feats, anchors, proposals = self.propose(batch, self.train_proposal_cfg)
         return {**self.rpn_head.loss(anchors, samples), **self.roi_head.loss(feats, proposals, samples)}
 
+    def count_ahead(self, batch: ImageBatch, samples: Samples) -> dict[str, int]:
+        """Anchors and regions of this batch that the losses are computed on, which both stages are divided by.
+
+        With few proposals the regions are fewer than the sampler takes, so that their number is known only after the
+        first stage. The training loop asks for it before the first backward pass of an accumulation window.
+        """
+        feats, anchors, proposals = self.propose(batch, self.train_proposal_cfg)
+        regions = self.roi_head.count_ahead(feats, proposals, samples)
+        return {**self.rpn_head.count_ahead(anchors, samples), **regions}
+
     def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
         feats, _, proposals = self.propose(batch, self.test_proposal_cfg)

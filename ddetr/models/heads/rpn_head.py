@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from ddetr.registry import MODELS, TASK_UTILS
 from ddetr.structures import AnchorPredictions, DetDataSample, Proposals, Sampled
 
+from ..effective_batch import effective_batch
 from ..task_modules.nms import grouped_nms
+
+COUNT = 'sampled anchors'
 
 
 @MODELS.register_module()
@@ -83,10 +86,10 @@ class RPNHead(BaseModule):
         return AnchorPredictions(logits, deltas, anchors)
 
     def loss(self, preds: AnchorPredictions, samples: list[DetDataSample]) -> dict[str, Tensor]:
-        """`loss_rpn_cls` and `loss_rpn_bbox`, both divided by the number of sampled anchors."""
+        """`loss_rpn_cls` and `loss_rpn_bbox`, both divided by the sampled anchors of the effective batch."""
         logits, deltas = torch.cat(preds.logits, dim=1), torch.cat(preds.deltas, dim=1)  # (B, N), (B, N, 4)
         anchors = torch.cat(preds.anchors)  # (N, 4)
-        cls_logits, labels, reg_pairs, avg_factor = [], [], [], 0
+        cls_logits, labels, reg_pairs, here = [], [], [], 0
         for i, sample in enumerate(samples):
             sampled, gt_boxes = self._sample_anchors(anchors, sample)
             chosen = torch.cat([sampled.positive, sampled.negative])
@@ -99,8 +102,9 @@ class RPNHead(BaseModule):
             else:
                 pair = positive_deltas, self.bbox_coder.encode(positive_anchors, gt_boxes)
             reg_pairs.append(pair)
-            avg_factor += sampled.avg_factor
-        avg_factor = max(avg_factor, 1)
+            here += sampled.avg_factor
+        batch = effective_batch(samples)
+        avg_factor = batch.share(batch.total(COUNT, here))
         label = torch.cat(labels)
         pos_weight = self.train_cfg.get('pos_weight', -1)
         weight = torch.where(label == 0, pos_weight, 1.0) if pos_weight > 0 else None
@@ -110,13 +114,18 @@ class RPNHead(BaseModule):
             'loss_rpn_bbox': self.loss_bbox(*preds_and_targets, avg_factor=avg_factor),
         }
 
+    def count_ahead(self, preds: AnchorPredictions, samples: list[DetDataSample]) -> dict[str, int]:
+        """What `loss` divides by, as far as this batch's part of it goes; see `FasterRCNN.count_ahead`."""
+        anchors = torch.cat(preds.anchors)
+        return {COUNT: sum(self._sample_anchors(anchors, sample)[0].avg_factor for sample in samples)}
+
     @torch.no_grad()
     def _sample_anchors(self, anchors: Tensor, sample: DetDataSample) -> tuple[Sampled, Tensor]:
         """The anchors (N, 4) to train on in one image, and the ground-truth boxes (P, 4) of the positive ones."""
         usable = self._usable(anchors, sample).nonzero().flatten()  # (n,)
         gt_boxes = sample.gt_instances.bboxes
         gt_index = self.assigner.assign(anchors[usable], gt_boxes, sample.ignored_boxes)  # (n,)
-        sampled = self.sampler.sample(gt_index)
+        sampled = self.sampler.sample(gt_index, generator=sample.generator(COUNT, gt_index.device))
         targets = gt_boxes[gt_index[sampled.positive]]
         return Sampled(usable[sampled.positive], usable[sampled.negative], sampled.avg_factor), targets
 

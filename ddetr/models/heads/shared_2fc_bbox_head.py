@@ -84,13 +84,14 @@ class Shared2FCBBoxHead(BaseModule):
             hidden = F.relu(layer(hidden))
         return RoIPredictions(self.fc_cls(hidden).float(), self.fc_reg(hidden).float())
 
-    def loss(self, preds: RoIPredictions, targets: RoITargets, pos_weight: float = -1) -> dict[str, Tensor]:
-        """`loss_cls` and `loss_bbox`, both divided by the number of regions, and `acc`, the accuracy in percent.
+    def loss(
+        self, preds: RoIPredictions, targets: RoITargets, avg_factor: float, pos_weight: float = -1
+    ) -> dict[str, Tensor]:
+        """`loss_cls` and `loss_bbox`, both divided by `avg_factor`, and `acc`, the accuracy in percent.
 
         `pos_weight` is that of a region with an object in `loss_cls`; 1 if not positive.
         """
         labels = targets.labels
-        count = max(len(labels), 1)
         positive = (labels < self.num_classes).nonzero().flatten()  # (P,)
         weight = torch.where(labels < self.num_classes, pos_weight, 1.0) if pos_weight > 0 else None
         deltas = _deltas_of_class(preds.deltas, positive, labels[positive])  # (P, 4)
@@ -100,9 +101,9 @@ class Shared2FCBBoxHead(BaseModule):
         else:
             reg_pred, reg_target = deltas, self.bbox_coder.encode(boxes, targets.gt_boxes_xyxy_px)
         return {
-            'loss_cls': self.loss_cls(preds.logits, labels, weight, avg_factor=count),
-            'loss_bbox': self.loss_bbox(reg_pred, reg_target, avg_factor=count),
-            'acc': (preds.logits.argmax(1) == labels).sum() * 100.0 / count,
+            'loss_cls': self.loss_cls(preds.logits, labels, weight, avg_factor=avg_factor),
+            'loss_bbox': self.loss_bbox(reg_pred, reg_target, avg_factor=avg_factor),
+            'acc': (preds.logits.argmax(1) == labels).sum() * 100.0 / max(len(labels), 1),
         }
 
     def detect(

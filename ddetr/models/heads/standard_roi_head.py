@@ -11,6 +11,10 @@ from torch import Tensor
 from ddetr.registry import MODELS, TASK_UTILS
 from ddetr.structures import DetDataSample, Proposals, RoIPredictions, RoITargets
 
+from ..effective_batch import effective_batch
+
+COUNT = 'sampled regions'
+
 
 @MODELS.register_module()
 class StandardRoIHead(BaseModule):
@@ -50,13 +54,18 @@ class StandardRoIHead(BaseModule):
         self, feats: Sequence[Tensor], proposals: list[Proposals], samples: list[DetDataSample]
     ) -> dict[str, Tensor]:
         """`loss_cls`, `loss_bbox` and `acc` of a sample of the proposals."""
-        targets = [
-            self._sample_regions([feat[i : i + 1] for feat in feats], proposals[i].boxes_xyxy_px, sample)
-            for i, sample in enumerate(samples)
-        ]
+        targets = self._sample(feats, proposals, samples)
         preds = self(feats, [t.boxes_xyxy_px for t in targets])
         together = RoITargets(*(torch.cat(field) for field in zip(*targets, strict=True)))
-        return self.bbox_head.loss(preds, together, self.train_cfg.get('pos_weight', -1))
+        batch = effective_batch(samples)
+        avg_factor = batch.share(batch.total(COUNT, len(together.labels)))
+        return self.bbox_head.loss(preds, together, avg_factor, self.train_cfg.get('pos_weight', -1))
+
+    def count_ahead(
+        self, feats: Sequence[Tensor], proposals: list[Proposals], samples: list[DetDataSample]
+    ) -> dict[str, int]:
+        """What `loss` divides by, as far as this batch's part of it goes; see `FasterRCNN.count_ahead`."""
+        return {COUNT: sum(len(targets.labels) for targets in self._sample(feats, proposals, samples))}
 
     def predict(
         self, feats: Sequence[Tensor], proposals: list[Proposals], samples: list[DetDataSample]
@@ -68,6 +77,14 @@ class StandardRoIHead(BaseModule):
         return [
             self.bbox_head.detect(pred, box, sample.img_shape[:2], self.test_cfg)
             for pred, box, sample in zip(per_image, boxes, samples, strict=True)
+        ]
+
+    def _sample(
+        self, feats: Sequence[Tensor], proposals: list[Proposals], samples: list[DetDataSample]
+    ) -> list[RoITargets]:
+        return [
+            self._sample_regions([feat[i : i + 1] for feat in feats], proposals[i].boxes_xyxy_px, sample)
+            for i, sample in enumerate(samples)
         ]
 
     @torch.no_grad()
@@ -84,6 +101,6 @@ class StandardRoIHead(BaseModule):
         def hardness(index: Tensor) -> Tensor:
             return F.cross_entropy(self(feats, [boxes[index]]).logits, labels[index], reduction='none')
 
-        sampled = self.sampler.sample(gt_index, hardness)
+        sampled = self.sampler.sample(gt_index, hardness, sample.generator(COUNT, gt_index.device))
         chosen = torch.cat([sampled.positive, sampled.negative])
         return RoITargets(boxes[chosen], labels[chosen], gt_boxes[gt_index[sampled.positive]])

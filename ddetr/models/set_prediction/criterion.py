@@ -5,11 +5,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import all_reduce
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ddetr.models.effective_batch import EffectiveBatch, effective_batch
 from ddetr.models.task_modules import HungarianAssigner
 from ddetr.registry import MODELS, TASK_UTILS
 from ddetr.structures import NO_OBJECT, Matched, Matching, QueryGroup, Samples, SetPredictions, SetTargets
@@ -55,12 +55,14 @@ class ClassTerm(nn.Module):
         """See `LossTerm`."""
         background = matched.cls_logits.shape[-1] - (not self.use_sigmoid)
         labels = matched.labels.masked_fill(matched.labels == NO_OBJECT, background)
-        total = matched.num_pairs
+        total: float = matched.num_pairs
         if not self.use_sigmoid:
             bg_weight = getattr(self.loss, 'bg_cls_weight', None)
             total = total + (matched.num_queries - total) * (1.0 if bg_weight is None else bg_weight)
-        loss = self.loss(matched.cls_logits.flatten(0, 1), labels.flatten(), avg_factor=total.clamp(min=1))
-        return {self.name: loss}
+        avg_factor = matched.avg_factor(total)
+        return {
+            self.name: self.loss(matched.cls_logits.flatten(0, 1), labels.flatten(), avg_factor=avg_factor)
+        }
 
 
 @MODELS.register_module()
@@ -87,7 +89,7 @@ class VarifocalTerm(nn.Module):
         prob = logits.detach().sigmoid()
         weight = torch.where(target > 0, target, self.alpha * prob**self.gamma)
         loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction='sum')
-        return {self.name: self.loss_weight * loss / matched.num_pairs.clamp(min=1)}
+        return {self.name: self.loss_weight * loss / matched.avg_factor()}
 
 
 @MODELS.register_module()
@@ -109,7 +111,7 @@ class BoxTerm(nn.Module):
         pairs = (matched.pred_boxes_cxcywh_norm, matched.true_boxes_cxcywh_norm)
         if self.in_pixels:
             pairs = (matched.pred_boxes_xyxy_px, matched.true_boxes_xyxy_px)
-        return {self.name: self.loss(*pairs, avg_factor=matched.num_pairs.clamp(min=1))}
+        return {self.name: self.loss(*pairs, avg_factor=matched.avg_factor())}
 
 
 class _Set(NamedTuple):
@@ -122,6 +124,7 @@ class _Set(NamedTuple):
     targets: list[SetTargets]  # B, those of a group with repeats repeated
     matches: Sequence[Sequence[Matching]]  # B x N
     extras: Extras
+    total_pairs: int  # of one layer, in the whole effective batch
 
 
 class SetCriterion(nn.Module):
@@ -148,20 +151,26 @@ class SetCriterion(nn.Module):
         sizes = torch.tensor(shapes, device=preds.cls_logits.device)  # (B, 4), w h w h in pixels
         targets = make_targets(samples, sizes)
         logits, boxes = preds.cls_logits.float(), preds.boxes_cxcywh_norm.float()
-        sets = []
+        batch, sets = effective_batch(samples), []
         for group in preds.groups:
             extras = {name: value[:, :, group.queries] for name, value in preds.extras.items()}
             part = logits[:, :, group.queries], boxes[:, :, group.queries]
-            sets.append(self._match(group, *part, targets, extras))
+            sets.append(self._match(group, *part, targets, extras, batch))
         if preds.proposals is not None:
             part = preds.proposals.cls_logits[None].float(), preds.proposals.boxes_cxcywh_norm[None].float()
             if not preds.proposals.by_class:
                 targets = [t._replace(labels=torch.zeros_like(t.labels)) for t in targets]
-            sets.append(self._match(QueryGroup(slice(None), 'enc_'), *part, targets, {}))
-        return self._losses(sets, sizes)
+            sets.append(self._match(QueryGroup(slice(None), 'enc_'), *part, targets, {}, batch))
+        return self._losses(sets, sizes, batch)
 
     def _match(
-        self, group: QueryGroup, cls_logits: Tensor, boxes: Tensor, targets: list[SetTargets], extras: Extras
+        self,
+        group: QueryGroup,
+        cls_logits: Tensor,
+        boxes: Tensor,
+        targets: list[SetTargets],
+        extras: Extras,
+        batch: EffectiveBatch,
     ) -> _Set:
         if group.matches is not None:
             matches = [[match] * len(cls_logits) for match in group.matches]
@@ -170,29 +179,30 @@ class SetCriterion(nn.Module):
                 targets = [SetTargets(t.labels.repeat(k), t.boxes_cxcywh_norm.repeat(k, 1)) for t in targets]
             assert self.assigner is not None
             matches = [self.assigner.assign(cls_logits[:, b], boxes[:, b], t) for b, t in enumerate(targets)]
-        return _Set(group.name, group.loss_weight, cls_logits, boxes, targets, matches, extras)
+        total = _total_pairs(group, cls_logits.shape[2], batch)
+        return _Set(group.name, group.loss_weight, cls_logits, boxes, targets, matches, extras, total)
 
-    def _losses(self, sets: list[_Set], sizes: Tensor) -> dict[str, Tensor]:
-        # every layer matches as many pairs, so the first one's count serves all; averaged over the processes, so
-        # that an object weighs the same on each of them
-        counts = torch.tensor(
-            [[sum(len(m[0].query_index) for m in s.matches), s.boxes[0, ..., 0].numel()] for s in sets],
-            dtype=torch.float32,
-            device=sets[0].cls_logits.device,
-        )  # (sets, 2)
-        all_reduce(counts, op='mean')
+    def _losses(self, sets: list[_Set], sizes: Tensor, batch: EffectiveBatch) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
-        for one, count in zip(sets, counts, strict=True):
+        for one in sets:
             last = len(one.cls_logits) - 1
             for n in range(last + 1):
-                matched = _matched(one, n, count, sizes)
+                matched = _matched(one, n, sizes, batch)
                 prefix = one.prefix if n == last else f'd{n}.{one.prefix}'
                 for term in self.terms:
                     losses |= {prefix + name: v * one.loss_weight for name, v in term(matched).items()}
         return losses
 
 
-def _matched(one: _Set, layer: int, count: Tensor, sizes: Tensor) -> Matched:
+def _total_pairs(group: QueryGroup, num_queries: int, batch: EffectiveBatch) -> int:
+    """Pairs of a group in each layer, in the whole effective batch: one an object, as far as the queries go."""
+    if group.matches is not None and group.per_object is None:
+        return batch.total(f'{group.name}pairs', sum(len(match.query_index) for match in group.matches))
+    times = group.repeats if group.per_object is None else group.per_object
+    return sum(min(times * number, num_queries) for number in batch.boxes_per_image)
+
+
+def _matched(one: _Set, layer: int, sizes: Tensor, batch: EffectiveBatch) -> Matched:
     """The pairs of one layer of a set; `sizes` (B, 4) are w h w h of the images in pixels."""
     matches = [per_layer[layer] for per_layer in one.matches]
     image = torch.cat([torch.full_like(match.query_index, b) for b, match in enumerate(matches)])  # (P,)
@@ -205,7 +215,8 @@ def _matched(one: _Set, layer: int, count: Tensor, sizes: Tensor) -> Matched:
     pred_px, true_px = (box_convert(boxes * sizes[image], 'cxcywh', 'xyxy') for boxes in (pred, true))
     extras = {name: value[layer] for name, value in one.extras.items()}
     boxes = (pred, true, pred_px, true_px)
-    return Matched(one.cls_logits[layer], labels, image, query, *boxes, count[0], count[1], extras)
+    counts = one.total_pairs, len(batch.boxes_per_image) * labels.shape[1], batch.num_parts
+    return Matched(one.cls_logits[layer], labels, image, query, *boxes, *counts, extras)
 
 
 def make_targets(samples: Samples, sizes: Tensor) -> list[SetTargets]:
@@ -222,8 +233,8 @@ class SetHead(BaseModule):
 
     Args:
         num_classes: K.
-        sync_cls_avg_factor: Accepted for MMDetection's configs; what the losses are divided by is always averaged
-            over the processes, so that several of them train as one with the whole batch would.
+        sync_cls_avg_factor: Accepted for MMDetection's configs; the losses are always divided by counts of the whole
+            effective batch (see `EffectiveBatch`).
         loss_cls, loss_bbox, loss_iou: Configs of the losses; by default the paper's.
         loss_terms: Configs of all loss terms, in place of these three; see `LossTerm`.
         train_cfg: `dict(assigner=...)`; without it the head only predicts.

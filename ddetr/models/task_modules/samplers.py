@@ -30,19 +30,28 @@ class RandomSampler:
         self.num, self.pos_fraction, self.neg_pos_ub = num, pos_fraction, neg_pos_ub
         self.add_gt_as_proposals = add_gt_as_proposals
 
-    def pick(self, index: Tensor, count: int, hardness: Hardness | None) -> Tensor:
-        """`count` of the candidates `index` (n,); `hardness` is not asked."""
-        return index[torch.randperm(len(index), device=index.device)[:count]]
+    def pick(
+        self, index: Tensor, count: int, hardness: Hardness | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """`count` of the candidates `index` (n,), drawn by `generator` or else the global one."""
+        return index[torch.randperm(len(index), device=index.device, generator=generator)[:count]]
 
-    def sample(self, gt_index: Tensor, hardness: Hardness | None = None) -> Sampled:
+    def sample(
+        self,
+        gt_index: Tensor,
+        hardness: Hardness | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Sampled:
         """(N,) result of the assigner -> the sampled candidates."""
         positive = (gt_index >= 0).nonzero().flatten()
         negative = (gt_index == BACKGROUND).nonzero().flatten()
-        positive = self.pick(positive, min(len(positive), int(self.num * self.pos_fraction)), hardness)
+        positive = self.pick(
+            positive, min(len(positive), int(self.num * self.pos_fraction)), hardness, generator
+        )
         num_neg = min(len(negative), self.num - len(positive))
         if self.neg_pos_ub >= 0:
             num_neg = min(num_neg, int(self.neg_pos_ub * max(len(positive), 1)))
-        negative = self.pick(negative, num_neg, hardness)
+        negative = self.pick(negative, num_neg, hardness, generator)
         return Sampled(positive, negative, avg_factor=len(positive) + len(negative))
 
 
@@ -50,7 +59,9 @@ class RandomSampler:
 class OHEMSampler(RandomSampler):
     """Samples the candidates with the highest classification loss (Shrivastava et al., "OHEM")."""
 
-    def pick(self, index: Tensor, count: int, hardness: Hardness | None) -> Tensor:
+    def pick(
+        self, index: Tensor, count: int, hardness: Hardness | None, generator: torch.Generator | None
+    ) -> Tensor:
         """The `count` candidates of the highest losses; ValueError without `hardness`, as in the first stage."""
         if hardness is None:
             raise ValueError(
@@ -65,7 +76,12 @@ class PseudoSampler:
 
     add_gt_as_proposals = False
 
-    def sample(self, gt_index: Tensor, hardness: Hardness | None = None) -> Sampled:
-        """(N,) result of the assigner -> all of it; `hardness` is not asked."""
+    def sample(
+        self,
+        gt_index: Tensor,
+        hardness: Hardness | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Sampled:
+        """(N,) result of the assigner -> all of it; nothing is drawn."""
         positive = (gt_index >= 0).nonzero().flatten()
         return Sampled(positive, (gt_index == BACKGROUND).nonzero().flatten(), avg_factor=len(positive))

@@ -1,0 +1,50 @@
+"""A dataset whose random draws depend on the sample alone."""
+
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ddetr.registry import DATASETS
+from ddetr.structures import DetDataSample
+from ddetr.utils.seeding import seeded
+
+
+@DATASETS.register_module()
+class SeededDataset(Dataset):
+    """Another dataset that draws with the seeds that its indices carry (samplers.py).
+
+    With a plain number as index it draws as the other dataset does.
+
+    A seeded item's `DetDataSample`, if it has one, keeps the seed as `draw_seed` for draws of the model. All attributes
+    are those of the other dataset.
+
+    Args:
+        dataset: The dataset or its config.
+    """
+
+    dataset: Any
+
+    def __init__(self, dataset: Any) -> None:
+        object.__setattr__(self, 'dataset', DATASETS.build(dataset) if isinstance(dataset, dict) else dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        seed = getattr(index, 'draw_seed', None)
+        if seed is None:
+            return self.dataset[index]
+        with seeded(seed):
+            item = self.dataset[int(index)]
+        sample = item.get('data_samples') if isinstance(item, dict) else None
+        if isinstance(sample, DetDataSample):
+            sample.set_metainfo({'draw_seed': seed})
+        return item
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'dataset' or name.startswith('__'):  # while it is unpickled in a worker
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.dataset, name, value)

@@ -1,0 +1,84 @@
+"""Ending a training when a scheduler asks for it, with a checkpoint to go on from."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+
+from ddetr.utils.errors import TrainingInterrupted
+from ddetr.utils.processes import any_process
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+FILENAME = 'interrupted.pth'
+
+
+class InterruptionHook(Hook):
+    """On SIGTERM or SIGUSR1, save `interrupted.pth` at the end of the current iteration and end the training.
+
+    A signal to any of the processes ends all of them at the same iteration. The training then raises
+    `TrainingInterrupted`; the commands end with its exit code.
+    """
+
+    priority = 'LOWEST'  # after the hooks that note results, schedule and save
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._earlier_handlers: dict[int, Any] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Begin to listen; signals before that end the process as usual, since nothing has been trained yet."""
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+            self._earlier_handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
+
+    def stop_listening(self) -> None:
+        """Put the earlier handlers back."""
+        while self._earlier_handlers:
+            signal.signal(*self._earlier_handlers.popitem())
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """End here if any process was asked to."""
+        if any_process(self.asked):
+            self._end(runner, {'epoch': runner.epoch, 'iter': runner.iter + 1})
+
+    def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """End here if this process was asked to; the resumed training validates again from the beginning.
+
+        Not agreed upon with the other processes, which need not have as many batches to validate.
+        """
+        if self.asked:
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # has put the averaged weights into the model
+                    hook.after_val_epoch(runner)
+            self._end(runner, {'epoch': runner.epoch, 'iter': runner.iter, 'validate': True})
+
+    def _ask(self, *signal_and_frame: Any) -> None:
+        self.asked = True
+
+    def _end(self, runner: Runner, meta: dict[str, Any]) -> None:
+        path = Path(runner.work_dir, FILENAME)
+        runner.save_checkpoint(runner.work_dir, FILENAME, meta=meta)
+        runner.note_last_checkpoint(path)
+        runner.logger.info(f'interrupted at iteration {meta["iter"]}: go on from {path} with --resume')
+        raise TrainingInterrupted(f'interrupted at iteration {meta["iter"]}, saved as {path}')
+
+
+def shield_worker(worker_id: int) -> None:
+    """Let a loader's worker pass over signals to end, unless its own process sends them.
+
+    Schedulers send them to all processes of a job. PyTorch's handler in a worker ends it then, which raises an error in
+    the training process in the middle of an iteration.
+    """
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while True:
+        said = signal.sigwaitinfo(SIGNALS)
+        if said.si_signo == signal.SIGTERM and said.si_pid == parent:
+            os._exit(0)

@@ -1,0 +1,42 @@
+"""What the processes of a run tell one another on the CPU, without waiting for a GPU."""
+
+import functools
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar('T')
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather(value: T) -> list[T]:
+    """Every process's `value`, in the order of their ranks; all processes call it."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_cpu_group())
+    return values
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is set in any process; all processes call it."""
+    if not is_distributed():
+        return flag
+    highest = torch.tensor(int(flag))
+    dist.all_reduce(highest, dist.ReduceOp.MAX, group=_cpu_group())
+    return bool(highest)
+
+
+def _cpu_group() -> Any:
+    return _gloo_beside(dist.group.WORLD)
+
+
+@functools.lru_cache(maxsize=1)
+def _gloo_beside(world: Any) -> Any:
+    """The group of all processes itself if it speaks gloo, else one of gloo beside it."""
+    return world if dist.get_backend(world) == 'gloo' else dist.new_group(backend='gloo')
