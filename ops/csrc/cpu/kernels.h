@@ -5,7 +5,7 @@ namespace ddetr_ops::DDETR_NAMESPACE {
 namespace {
 
 #include "slice.h"
-//
+
 #include "points.h"
 
 // Calls f<N>(first channel) for slices that cover all channels.
@@ -46,6 +46,9 @@ void forward(const Shape& s, const Sampling& in, Head head, Rows value, void* ou
   for (int64_t q = queries.begin; q < queries.end; q += tile.capacity) {
     const int64_t count = queries.end - q < tile.capacity ? queries.end - q : tile.capacity;
     tile.load(q, count, 0, s.levels);
+    for (int64_t j = 0; j < count; ++j) {
+      prefetch(static_cast<T*>(output) + tile.item_of(q + j) * s.channels, s.channels * int64_t(sizeof(T)));
+    }
     __builtin_memset(sums, 0, std::size_t(count * s.channels) * sizeof(Acc));
     for (int64_t l = 0; l < s.levels; ++l) {
       const Level& level = s.level[l];
@@ -128,68 +131,69 @@ void point_gradients(const Points<Acc>& p, int64_t n, Acc* grad_pixels, Acc* gra
   }
 }
 
-// Writes the gradients of one query: `grad_pixels` and `grad_weights` hold its points' in the tile's order.
+// Gradients of one query's points, in the tile's order, on their way to the tensors.
 template <typename Acc>
-void store_point_gradients(const Tile<Acc>& tile, int64_t query, int64_t j, int64_t count, const Acc* grad_pixels,
-                           const Acc* grad_weights, const SamplingGrads& grads) {
-  const Shape& s = tile.s;
-  const int64_t item = tile.item_of(query), dim = tile.in.reference_dim;
-  Acc* const row = tile.row;
-  if (grads.weights.data) {
-    Acc mean = 0;  // fused: the softmax's gradient is p * (grad_p - sum of p * grad_p)
-    if (dim) {
-      for (int64_t l = 0; l < s.levels; ++l) {
-        const Level& level = s.level[l];
-        const int64_t at = tile.first(level, count) + j * level.num_points;
-        for (int64_t i = at; i < at + level.num_points; ++i) mean += tile.weights[i] * grad_weights[i];
-      }
+struct PointGradients {
+  const Tile<Acc>& tile;
+  const Acc *pixels, *weights;  // of the whole tile
+  int64_t count, j;             // the tile's queries, and the query's place among them
+  int64_t item;                 // of (B * Q * M)
+
+  int64_t first(const Level& level) const { return tile.first(level, count) + j * level.num_points; }
+
+  DDETR_INLINE void store_weights(const Array& to) const {
+    const Shape& s = tile.s;
+    const bool logits = tile.in.fused();
+    Acc mean = 0;  // the softmax's gradient is p * (grad_p - sum of p * grad_p)
+    for (int64_t l = 0; l < s.levels && logits; ++l) {
+      const int64_t at = first(s.level[l]);
+      for (int64_t i = at; i < at + s.level[l].num_points; ++i) mean += tile.weights[i] * weights[i];
     }
     for (int64_t l = 0; l < s.levels; ++l) {
-      const Level& level = s.level[l];
-      const int64_t at = tile.first(level, count) + j * level.num_points;
-      for (int64_t i = 0; i < level.num_points; ++i) {
-        row[level.first_point + i] =
-            dim ? tile.weights[at + i] * (grad_weights[at + i] - mean) : grad_weights[at + i];
+      const int64_t at = first(s.level[l]);
+      Acc* const row = tile.row + s.level[l].first_point;
+      for (int64_t i = 0; i < s.level[l].num_points; ++i) {
+        row[i] = logits ? tile.weights[at + i] * (weights[at + i] - mean) : weights[at + i];
       }
     }
-    store_row(row, s.points, grads.weights, item * s.points);
+    store_row(tile.row, s.points, to, item * s.points);
   }
-  Acc* const reference_buffer = row + 2 * s.points;
-  const Acc* references = nullptr;
-  if (dim) {
-    references = load_row(tile.in.references, tile.row_of(query) * s.levels * dim, s.levels * dim, reference_buffer);
-  }
-  if (grads.locations.data) {
+
+  DDETR_INLINE void store_locations(const Array& to) const {
+    const Shape& s = tile.s;
+    const Acc* const references = tile.references_of(item / s.heads);
     for (int64_t l = 0; l < s.levels; ++l) {
       const Level& level = s.level[l];
-      const Affine<Acc> map = to_pixels(level, references + l * dim, dim);
-      apply(Affine<Acc>{map.scale_x, map.scale_y, 0, 0},
-            grad_pixels + 2 * (tile.first(level, count) + j * level.num_points), level.num_points,
-            row + 2 * level.first_point);
+      Affine<Acc> map = to_pixels(level, references + l * tile.in.reference_dim, tile.in.reference_dim);
+      map.shift_x = map.shift_y = 0;
+      apply(map, pixels + 2 * first(level), level.num_points, tile.row + 2 * level.first_point);
     }
-    store_row(row, 2 * s.points, grads.locations, item * 2 * s.points);
+    store_row(tile.row, 2 * s.points, to, item * 2 * s.points);
   }
-  if (grads.references.data) {
-    const Acc* const offsets = load_row(tile.in.locations, item * 2 * s.points, 2 * s.points, row);
-    Acc* to = static_cast<Acc*>(grads.references.data) + item * s.levels * dim;
-    for (int64_t l = 0; l < s.levels; ++l, to += dim) {
+
+  // This head's share of the gradients of the query's reference points.
+  DDETR_INLINE void store_references(const Array& to) const {
+    const Shape& s = tile.s;
+    const int64_t dim = tile.in.reference_dim;
+    const Acc* const offsets = load_row(tile.in.locations, item * 2 * s.points, 2 * s.points, tile.row);
+    Acc* share = static_cast<Acc*>(to.data) + item * s.levels * dim;
+    for (int64_t l = 0; l < s.levels; ++l, share += dim) {
       const Level& level = s.level[l];
-      const Acc* pixels = grad_pixels + 2 * (tile.first(level, count) + j * level.num_points);
-      const Acc* offset = offsets + 2 * level.first_point;
+      const Acc *pixel = pixels + 2 * first(level), *offset = offsets + 2 * level.first_point;
       Acc x = 0, y = 0, w = 0, h = 0;
       for (int64_t i = 0; i < level.num_points; ++i) {
-        x += pixels[2 * i], w += pixels[2 * i] * offset[2 * i];
-        y += pixels[2 * i + 1], h += pixels[2 * i + 1] * offset[2 * i + 1];
+        x += pixel[2 * i], w += pixel[2 * i] * offset[2 * i];
+        y += pixel[2 * i + 1], h += pixel[2 * i + 1] * offset[2 * i + 1];
       }
       const Acc width = Acc(level.width), height = Acc(level.height);
-      to[0] = x * width, to[1] = y * height;
+      share[0] = x * width, share[1] = y * height;
       if (dim == 4) {
         const Acc per_point = Acc(0.5) / Acc(level.num_points > 0 ? level.num_points : 1);
-        to[2] = w * width * per_point, to[3] = h * height * per_point;
+        share[2] = w * width * per_point, share[3] = h * height * per_point;
       }
     }
   }
-}
+};
 
 template <typename Acc>
 void add_reference_grads(const Shape& s, int64_t reference_dim, const void* shares, Array result, Range rows) {
@@ -238,6 +242,11 @@ void backward(const Shape& s, const Sampling& in, Head head, Rows value, const v
   for (int64_t q = queries.begin; q < queries.end; q += tile.capacity) {
     const int64_t count = queries.end - q < tile.capacity ? queries.end - q : tile.capacity;
     tile.load(q, count, from, to);
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t item = tile.item_of(q + j);
+      prefetch_row(grads.locations, item * 2 * s.points, 2 * s.points);
+      prefetch_row(grads.weights, item * s.points, s.points);
+    }
     for (int64_t l = from; l < to; ++l) {
       const Level& level = s.level[l];
       const bool whole = tokens.begin <= level.start && tokens.end >= end_of(l);
@@ -270,7 +279,10 @@ void backward(const Shape& s, const Sampling& in, Head head, Rows value, const v
       });
     }
     for (int64_t j = 0; j < count && wants_points; ++j) {
-      store_point_gradients(tile, q + j, j, count, grad_pixels, grad_weights, grads);
+      const PointGradients<Acc> point_grads{tile, grad_pixels, grad_weights, count, j, tile.item_of(q + j)};
+      if (grads.weights.data) point_grads.store_weights(grads.weights);
+      if (grads.locations.data) point_grads.store_locations(grads.locations);
+      if (grads.references.data) point_grads.store_references(grads.references);
     }
   }
 }

@@ -96,15 +96,15 @@ Grads backward(const KernelArguments& k, const Tensor& grad_output, const std::v
 Tensor ms_deform_attn_forward(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
                               const Tensor& sampling_locations, const Tensor& attention_weights,
                               std::vector<int64_t> num_points) {
-  return forward(KernelArguments(check_arguments(value, spatial_shapes, level_start_index, nullptr, sampling_locations,
-                                      attention_weights, std::move(num_points))));
+  return forward(KernelArguments(check_arguments(value, spatial_shapes, level_start_index, nullptr,
+                                                 sampling_locations, attention_weights, std::move(num_points))));
 }
 
 Tensor ms_deform_attn_fused_forward(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
                                     const Tensor& reference_points, const Tensor& sampling_offsets,
                                     const Tensor& attention_logits, std::vector<int64_t> num_points) {
-  return forward(KernelArguments(check_arguments(value, spatial_shapes, level_start_index, &reference_points, sampling_offsets,
-                                      attention_logits, std::move(num_points))));
+  return forward(KernelArguments(check_arguments(value, spatial_shapes, level_start_index, &reference_points,
+                                                 sampling_offsets, attention_logits, std::move(num_points))));
 }
 
 // `deterministic` has no effect: the CPU's sums always run in the same order.

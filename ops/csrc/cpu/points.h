@@ -50,18 +50,13 @@ DDETR_INLINE void store_row(const Acc* from, int64_t n, const Array& to, int64_t
 
 DDETR_INLINE int64_t bytes_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
-template <typename T>
-constexpr DType dtype_of() {
-  if constexpr (sizeof(T) == 8) return DType::f64;
-  if constexpr (sizeof(T) == 4) return DType::f32;
-  return DType::bf16;
+DDETR_INLINE void prefetch(const void* data, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(data) + i);
 }
-// Elements [at, at + n) into the second-level cache.
 DDETR_INLINE void prefetch_row(const Array& array, int64_t at, int64_t n) {
-  const int64_t size = bytes_of(array.dtype);
-  const char* const from = static_cast<const char*>(array.data) + at * size;
   if (array.data == nullptr) return;
-  for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(from + i, 0, 3);
+  const int64_t size = bytes_of(array.dtype);
+  prefetch(static_cast<const char*>(array.data) + at * size, n * size);
 }
 
 // ---- softmax ----
@@ -158,8 +153,13 @@ struct Tile {
     rest = row + row_size(s);
   }
 
-  int64_t row_of(int64_t query) const { return head.batch * s.queries + query; }          // of (B * Q)
-  int64_t item_of(int64_t query) const { return row_of(query) * s.heads + head.head; }  // of (B * Q * M)
+  // Index in (B * Q * M).
+  int64_t item_of(int64_t query) const { return (head.batch * s.queries + query) * s.heads + head.head; }
+  // Reference points of one row of (B * Q), null in the classic form.
+  DDETR_INLINE const Acc* references_of(int64_t query_row) const {
+    const int64_t n = s.levels * in.reference_dim;
+    return in.fused() ? load_row(in.references, query_row * n, n, row + 2 * s.points) : nullptr;
+  }
   // Index of a level's first point in a tile of `count` queries.
   int64_t first(const Level& level, int64_t count) const { return level.first_point * count; }
 
@@ -183,9 +183,7 @@ struct Tile {
         for (int64_t i = 0; i < level.num_points; ++i) at[i] = raw[level.first_point + i];
       }
       raw = load_row(in.locations, item * 2 * s.points, 2 * s.points, row);
-      Acc* const reference_buffer = row + 2 * s.points;
-      const Acc* references =
-          dim ? load_row(in.references, row_of(query + j) * s.levels * dim, s.levels * dim, reference_buffer) : nullptr;
+      const Acc* const references = references_of(item / s.heads);
       for (int64_t l = from; l < to; ++l) {
         const Level& level = s.level[l];
         apply(to_pixels(level, references + l * dim, dim), raw + 2 * level.first_point, level.num_points,

@@ -46,11 +46,12 @@ inline void populate(void* data, int64_t bytes) {
   constexpr uintptr_t kBlock = uintptr_t(1) << 21;
   constexpr auto kSlow = std::chrono::microseconds(500);
   static const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
+  if (data == nullptr || bytes < int64_t(kBlock)) return;
   // Whole pages only; the rest may belong to others and is faulted in as usual.
   const uintptr_t from = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
   const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / page * page;
-  if (data == nullptr || bytes < int64_t(kBlock)) return;
-  torch::stable::parallel_for(int64_t(from / kBlock), int64_t((to - 1) / kBlock) + 1, 1, [&](int64_t begin, int64_t end) {
+  const int64_t first_block = int64_t(from / kBlock), end_block = int64_t((to - 1) / kBlock) + 1;
+  torch::stable::parallel_for(first_block, end_block, 1, [&](int64_t begin, int64_t end) {
     bool huge = true;
     for (int64_t block = begin; block < end; ++block) {
       const uintptr_t first = std::max(from, uintptr_t(block) * kBlock);
@@ -188,85 +189,124 @@ inline void run_forward(const Shape& s, const Sampling& sampling, const Array& v
   });
 }
 
-inline void set_zero(const Array& array, int64_t bytes) {
-  torch::stable::parallel_for(0, bytes, 1 << 20, [&](int64_t begin, int64_t end) {
-    memset(static_cast<char*>(array.data) + begin, 0, size_t(end - begin));
-  });
-}
+// One backward call. Gradients whose memory is null are not computed.
+class Backward {
+ public:
+  Backward(const Shape& shape, const Sampling& sampling, const Array& value, const void* grad_output,
+           const Array& grad_value, const SamplingGrads& grads)
+      : s_(shape), sampling_(sampling), value_(value), grad_output_(grad_output), grad_value_(grad_value),
+        grads_(grads), at_once_(sums_apart() ? std::min(heads(), threads()) : heads()),
+        packed_(packs() && wants_points() ? at_once_ * s_.tokens * s_.channels * size() : 0),
+        sums_(sums_apart() && wants_value() ? at_once_ * s_.tokens * s_.channels * acc_size() : 0),
+        shares_(grads.references.data ? rows() * s_.heads * reference_row() * acc_size() : 0) {
+    if (grads.references.data) grads_.references = {shares_.get(), acc()};
+  }
 
-// Computes the gradients whose memory is not null.
-inline void run_backward(const Shape& s, const Sampling& sampling, const Array& value, const void* grad_output,
-                         const Array& grad_value, SamplingGrads grads) {
-  const Kernels& k = kernels();
-  const int64_t size = size_of(value.dtype), acc_size = size_of(acc_of(value.dtype)), heads = s.batch * s.heads;
-  const int64_t rows = s.batch * s.queries, elements = s.batch * s.tokens * s.heads * s.channels;
-  const bool packs = worth_packing(s), sums_apart = packs || size != acc_size;
-  const bool wants_value = grad_value.data != nullptr;
-  const bool points = grads.locations.data || grads.weights.data || grads.references.data;
-  const int64_t at_once = sums_apart ? std::min(heads, threads()) : heads;
-  const int64_t rows_elements = at_once * s.tokens * s.channels;
-  const Scratch packed(packs && points ? rows_elements * size : 0);
-  const Scratch sums(sums_apart && grad_value.data ? rows_elements * acc_size : 0);
-
-  const Array references = grads.references;
-  const Scratch shares(references.data ? rows * s.heads * s.levels * sampling.reference_dim * acc_size : 0);
-  if (references.data) grads.references = {shares.get(), acc_of(value.dtype)};
-  populate(grad_value.data, elements * size);
-  populate(grads.locations.data, rows * s.heads * s.points * 2 * size_of(grads.locations.dtype));
-  populate(grads.weights.data, rows * s.heads * s.points * size_of(grads.weights.dtype));
-  if (wants_value && !sums_apart) set_zero(grad_value, elements * size);
-
-  each_group(s, at_once, [&](const Group& group) {
-    const auto value_rows = [&](int64_t i) {
-      return packs ? group.packed(packed.get(), size, i) : group.in_tensor(value.data, size, i);
-    };
-    const auto sums_rows = [&](int64_t i) {
-      return sums_apart ? group.packed(sums.get(), acc_size, i) : group.in_tensor(grad_value.data, acc_size, i);
-    };
-    if (points && packs) pack(s, group, value, packed.get());
-    if (wants_value && sums_apart) {
-      group.each_rows([&](int64_t i, Range tokens) {
-        memset(static_cast<char*>(sums_rows(i).data) + tokens.begin * s.channels * acc_size, 0,
-               size_t((tokens.end - tokens.begin) * s.channels * acc_size));
+  void run(const Array& grad_references) const {
+    const int64_t points = rows() * s_.heads * s_.points;
+    const int64_t value_bytes = heads() * s_.tokens * s_.channels * size();
+    populate(grad_value_.data, value_bytes);
+    populate(grads_.locations.data, points * 2 * size_of(grads_.locations.dtype));
+    populate(grads_.weights.data, points * size_of(grads_.weights.dtype));
+    if (wants_value() && !sums_apart()) {
+      torch::stable::parallel_for(0, value_bytes, 1 << 20, [&](int64_t begin, int64_t end) {
+        memset(static_cast<char*>(grad_value_.data) + begin, 0, size_t(end - begin));
       });
     }
-    const auto run = [&](int64_t i, const SamplingGrads& point_grads, Range queries, Rows to, Range tokens,
-                         void* scratch) {
-      k.backward[int(value.dtype)](s, sampling, group.head(i), value_rows(i), grad_output, point_grads, queries, to,
-                                   tokens, scratch);
-    };
-    const Range all_queries{0, s.queries}, all_tokens{0, s.tokens};
-    if (group.count() % threads() == 0) {  // all in one sweep
-      group.each_piece(1, [&](int64_t i, int64_t, void* scratch) {
-        run(i, grads, all_queries, wants_value ? sums_rows(i) : Rows{}, all_tokens, scratch);
-      });
-    } else {
-      const int64_t pieces = query_pieces(s, group.count());
-      if (points) {
-        group.each_piece(pieces, [&](int64_t i, int64_t piece, void* scratch) {
-          run(i, grads, piece_of(s.queries, piece, pieces), Rows{}, Range{}, scratch);
-        });
-      }
-      const int64_t parts = (threads() + group.count() - 1) / group.count();
-      if (wants_value) {
-        group.each_piece(parts, [&](int64_t i, int64_t part, void* scratch) {
-          run(i, SamplingGrads{}, all_queries, sums_rows(i),
-              Range{part_begin(s, part, parts), part_begin(s, part + 1, parts)}, scratch);
-        });
-      }
-    }
-    if (wants_value && sums_apart) {
-      group.each_rows([&](int64_t i, Range tokens) {
-        k.unpack[int(value.dtype)](s, group.head(i), sums_rows(i), grad_value.data, tokens);
-      });
-    }
-  });
-  if (references.data) {
-    torch::stable::parallel_for(0, rows, 256, [&](int64_t begin, int64_t end) {
-      k.add_reference_grads[acc_of(value.dtype) == DType::f64](s, sampling.reference_dim, shares.get(), references,
-                                                               Range{begin, end});
+    each_group(s_, at_once_, [&](const Group& group) { run_group(group); });
+    if (grad_references.data == nullptr) return;
+    torch::stable::parallel_for(0, rows(), 256, [&](int64_t begin, int64_t end) {
+      kernels().add_reference_grads[acc() == DType::f64](s_, sampling_.reference_dim, shares_.get(), grad_references,
+                                                         Range{begin, end});
     });
   }
+
+ private:
+  int64_t heads() const { return s_.batch * s_.heads; }
+  int64_t rows() const { return s_.batch * s_.queries; }
+  int64_t reference_row() const { return s_.levels * sampling_.reference_dim; }
+  DType acc() const { return acc_of(value_.dtype); }
+  int64_t size() const { return size_of(value_.dtype); }
+  int64_t acc_size() const { return size_of(acc()); }
+  bool packs() const { return worth_packing(s_); }
+  bool sums_apart() const { return packs() || size() != acc_size(); }
+  bool wants_value() const { return grad_value_.data != nullptr; }
+  bool wants_points() const { return grads_.locations.data || grads_.weights.data || grads_.references.data; }
+
+  Rows value_rows(const Group& group, int64_t i) const {
+    return packs() ? group.packed(packed_.get(), size(), i) : group.in_tensor(value_.data, size(), i);
+  }
+  Rows sums_rows(const Group& group, int64_t i) const {
+    return sums_apart() ? group.packed(sums_.get(), acc_size(), i)
+                        : group.in_tensor(grad_value_.data, acc_size(), i);
+  }
+
+  void run_group(const Group& group) const {
+    if (wants_points() && packs()) pack(s_, group, value_, packed_.get());
+    if (wants_value() && sums_apart()) {
+      group.each_rows([&](int64_t i, Range tokens) {
+        const int64_t row = s_.channels * acc_size();
+        memset(static_cast<char*>(sums_rows(group, i).data) + tokens.begin * row, 0,
+               size_t((tokens.end - tokens.begin) * row));
+      });
+    }
+    if (group.count() % threads() == 0) {
+      run_heads(group);
+    } else {
+      run_pieces(group);
+    }
+    if (wants_value() && sums_apart()) {
+      group.each_rows([&](int64_t i, Range tokens) {
+        kernels().unpack[int(value_.dtype)](s_, group.head(i), sums_rows(group, i), grad_value_.data, tokens);
+      });
+    }
+  }
+
+  // A whole head for each thread, all its gradients in one sweep.
+  void run_heads(const Group& group) const {
+    group.each_piece(1, [&](int64_t i, int64_t, void* scratch) {
+      run_kernel(group, i, grads_, Range{0, s_.queries}, wants_value() ? sums_rows(group, i) : Rows{},
+                 Range{0, s_.tokens}, scratch);
+    });
+  }
+
+  // Several threads for each head: the points' gradients by pieces of the queries, the value's by parts of its tokens,
+  // each of which looks at all points. So no row of sums belongs to two threads.
+  void run_pieces(const Group& group) const {
+    const int64_t pieces = query_pieces(s_, group.count());
+    if (wants_points()) {
+      group.each_piece(pieces, [&](int64_t i, int64_t piece, void* scratch) {
+        run_kernel(group, i, grads_, piece_of(s_.queries, piece, pieces), Rows{}, Range{}, scratch);
+      });
+    }
+    const int64_t parts = (threads() + group.count() - 1) / group.count();
+    if (wants_value()) {
+      group.each_piece(parts, [&](int64_t i, int64_t part, void* scratch) {
+        run_kernel(group, i, SamplingGrads{}, Range{0, s_.queries}, sums_rows(group, i),
+                   Range{part_begin(s_, part, parts), part_begin(s_, part + 1, parts)}, scratch);
+      });
+    }
+  }
+
+  void run_kernel(const Group& group, int64_t i, const SamplingGrads& grads, Range queries, Rows sums, Range tokens,
+                  void* scratch) const {
+    kernels().backward[int(value_.dtype)](s_, sampling_, group.head(i), value_rows(group, i), grad_output_, grads,
+                                          queries, sums, tokens, scratch);
+  }
+
+  const Shape& s_;
+  const Sampling& sampling_;
+  const Array value_;
+  const void* const grad_output_;
+  const Array grad_value_;
+  SamplingGrads grads_;
+  const int64_t at_once_;  // heads
+  const Scratch packed_, sums_, shares_;
+};
+
+inline void run_backward(const Shape& s, const Sampling& sampling, const Array& value, const void* grad_output,
+                         const Array& grad_value, const SamplingGrads& grads) {
+  Backward(s, sampling, value, grad_output, grad_value, grads).run(grads.references);
 }
 
 }  // namespace ddetr_ops
