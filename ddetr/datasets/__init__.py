@@ -1,5 +1,6 @@
 from .coco import COCO_CLASSES, CocoDataset
 from .samplers import AspectRatioBatchSampler
+from .similar_size import SimilarSizeBatchSampler
 from .transforms import FilterAnnotations, LoadAnnotations, LoadImageFromFile, PackDetInputs, RandomCrop
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     'LoadImageFromFile',
     'PackDetInputs',
     'RandomCrop',
+    'SimilarSizeBatchSampler',
 ]

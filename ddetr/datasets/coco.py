@@ -123,9 +123,9 @@ class CocoDataset(BaseDataset):
             self.image_cache = ImageCache(self._num_files, self.cache_limit_gib, self.ann_file)
 
     def get_data_info(self, idx: int) -> dict:
-        """One item; with `cache_mode` it has the `image_cache` that its image is loaded through."""
-        item = super().get_data_info(idx)
-        return item if self.image_cache is None else {**item, 'image_cache': self.image_cache}
+        """One item, with what its transforms need: the `image_cache` of `cache_mode`, the `batch_seed` of the index."""
+        needed = {'image_cache': self.image_cache, 'batch_seed': getattr(idx, 'batch_seed', None)}
+        return super().get_data_info(idx) | {k: v for k, v in needed.items() if v is not None}
 
     def filter_data(self) -> list[dict]:
         """Leave out the images that `filter_cfg` names; test sets stay whole."""

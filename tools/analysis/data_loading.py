@@ -107,7 +107,7 @@ def load_epochs(rank: int, folder: str, args: argparse.Namespace) -> None:
 
 def load_epoch(loader: Any, epoch: int) -> Epoch:
     """Go through this rank's batches."""
-    loader.sampler.set_epoch(epoch)
+    loader.batch_sampler.sampler.set_epoch(epoch)
     images = pixels = padded = 0
     start = time.perf_counter()
     for batch in loader:
