@@ -1,3 +1,4 @@
+from .early_stopping_hook import EarlyStoppingHook
 from .visualization_hook import DetVisualizationHook
 
-__all__ = ['DetVisualizationHook']
+__all__ = ['DetVisualizationHook', 'EarlyStoppingHook']
