@@ -1,6 +1,7 @@
 from .coco import COCO_CLASSES, CocoDataset
 from .samplers import AspectRatioBatchSampler, DefaultSampler, InfiniteSampler, ResumableBatchSampler
 from .seeded import SeededDataset
+from .similar_size import SimilarSizeBatchSampler
 from .transforms import FilterAnnotations, LoadAnnotations, LoadImageFromFile, PackDetInputs, RandomCrop
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     'RandomCrop',
     'ResumableBatchSampler',
     'SeededDataset',
+    'SimilarSizeBatchSampler',
 ]

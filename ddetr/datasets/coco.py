@@ -7,6 +7,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 
 from ddetr.datasets.coco_format import category_ids_of, classes_of, clip_box, read_coco
+from ddetr.datasets.image_cache import ImageCache
 from ddetr.registry import DATASETS
 from ddetr.utils.coco_classes import COCO_CLASSES
 from ddetr.utils.errors import InputError
@@ -31,6 +32,8 @@ class CocoDataset(BaseDataset):
             `min_size=n` those whose shorter side is below n pixels.
         backend_args: of mmengine's file backend. Images on the local disk are checked to exist when the dataset is
             built, images elsewhere when they are read.
+        cache_mode: keep the images' files in memory, once per machine, from their first reading on.
+        cache_limit_gib: memory for them; None for half of what is available. See `ImageCache`.
         **kwargs: of mmengine's `BaseDataset`.
 
     Raises:
@@ -49,9 +52,13 @@ class CocoDataset(BaseDataset):
         data_prefix: dict | None = None,
         filter_cfg: dict | None = None,
         backend_args: dict | None = None,
+        cache_mode: bool = False,
+        cache_limit_gib: float | None = None,
         **kwargs,
     ):
         self.backend_args = backend_args
+        self.cache_mode, self.cache_limit_gib = cache_mode, cache_limit_gib
+        self.image_cache: ImageCache | None = None
         self._takes_classes_from_file = 'classes' not in (metainfo or {})
         super().__init__(ann_file, metainfo, data_root, data_prefix or {'img': ''}, filter_cfg, **kwargs)
 
@@ -102,9 +109,23 @@ class CocoDataset(BaseDataset):
             }
             for image in coco['images']
         ]
+        self._num_files = len(data_list)
+        for i, item in enumerate(data_list if self.cache_mode else ()):
+            item['cache_index'] = i  # of the file, whatever is filtered out or taken as a subset later
         if self.backend_args is None and '://' not in self.data_prefix['img']:
             self._check_images_exist([item['img_path'] for item in data_list])
         return data_list
+
+    def full_init(self) -> None:
+        """Read the annotations, if that has not happened yet, and share the memory of `cache_mode`."""
+        super().full_init()
+        if self.cache_mode and self.image_cache is None:
+            self.image_cache = ImageCache(self._num_files, self.cache_limit_gib, self.ann_file)
+
+    def get_data_info(self, idx: int) -> dict:
+        """One item, with what its transforms need: the `image_cache` of `cache_mode`, the `batch_seed` of the index."""
+        needed = {'image_cache': self.image_cache, 'batch_seed': getattr(idx, 'batch_seed', None)}
+        return super().get_data_info(idx) | {k: v for k, v in needed.items() if v is not None}
 
     def filter_data(self) -> list[dict]:
         """Leave out the images that `filter_cfg` names; test sets stay whole."""

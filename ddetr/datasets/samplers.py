@@ -13,18 +13,27 @@ from ddetr.utils.seeding import derive_seed
 
 
 class SampleIndex(int):
-    """An index into a dataset, with the epoch that it is of, and the seed of all that is drawn for this sample."""
+    """An index into a dataset, with its epoch and the seeds of random draws.
+
+    Attributes:
+        epoch: The epoch that the sample belongs to.
+        draw_seed: Seed of what is drawn for this sample alone.
+        batch_seed: Seed of what the images of a batch draw alike (transforms/batch_draws.py).
+    """
 
     epoch: int
     draw_seed: int | None
+    batch_seed: int | None
 
-    def __new__(cls, index: int, epoch: int, draw_seed: int | None = None) -> 'SampleIndex':
+    def __new__(
+        cls, index: int, epoch: int, draw_seed: int | None = None, batch_seed: int | None = None
+    ) -> 'SampleIndex':
         self = super().__new__(cls, index)
-        self.epoch, self.draw_seed = epoch, draw_seed
+        self.epoch, self.draw_seed, self.batch_seed = epoch, draw_seed, batch_seed
         return self
 
     def __getnewargs__(self) -> tuple:  # pickled on the way to a worker
-        return int(self), self.epoch, self.draw_seed
+        return int(self), self.epoch, self.draw_seed, self.batch_seed
 
 
 @DATA_SAMPLERS.register_module()
@@ -142,4 +151,5 @@ class ResumableBatchSampler(BatchSampler):
 
     def _with_seed(self, index: int) -> SampleIndex:
         epoch = index.epoch if isinstance(index, SampleIndex) else getattr(self.sampler, 'epoch', 0)
-        return SampleIndex(index, epoch, derive_seed(self.seed, epoch, int(index)))
+        seed = derive_seed(self.seed, epoch, int(index))
+        return SampleIndex(index, epoch, seed, getattr(index, 'batch_seed', None))

@@ -32,7 +32,7 @@ class SeededDataset(Dataset):
         if seed is None:
             return self.dataset[index]
         with seeded(seed):
-            item = self.dataset[int(index)]
+            item = self.dataset[index]
         sample = item.get('data_samples') if isinstance(item, dict) else None
         if isinstance(sample, DetDataSample):
             sample.set_metainfo({'draw_seed': seed})

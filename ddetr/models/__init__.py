@@ -1,8 +1,10 @@
 from . import backbones, detectors, heads, layers, losses, necks, set_prediction, task_modules
+from .averaging import ExpMomentumEMA
 from .data_preprocessor import DetDataPreprocessor
 
 __all__ = [
     'DetDataPreprocessor',
+    'ExpMomentumEMA',
     'backbones',
     'detectors',
     'heads',

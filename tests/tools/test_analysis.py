@@ -193,3 +193,35 @@ def test_mmdet_configs_shows_faults_that_explain_nothing(call, capsys, tiny_run,
     with pytest.raises(SystemExit, match='2'):
         call('mmdet_configs.py', config_root / 'nowhere')
     assert 'nowhere has none of deformable_detr/*.py' in capsys.readouterr().err
+
+
+def test_memory_compares_a_step_with_and_without_checkpointing(call):
+    options = (
+        '--size',
+        64,
+        64,
+        '--rounds',
+        1,
+        '--repeats',
+        2,
+        '--device',
+        'cpu',
+        '--format',
+        'csv',
+        '--each',
+    )
+    lines = list(csv.reader(io.StringIO(call('memory.py', TINY, *options).split('\n\n')[1])))
+    assert [line[0] for line in lines[1:]] == ['nothing', 'backbone', 'encoder', 'decoder', 'all']
+    assert lines[1][2::2] == ['100%', '1.00']
+    assert all(float(line[1]) > 100 and float(line[3]) > 0 for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ('part', 'keys'),
+    [('backbone', {'model.backbone.with_cp': True}), ('encoder', {'model.encoder.num_cp': 2})],
+)
+def test_memory_checkpoints_every_layer_of_a_part(part, keys):
+    tool = runpy.run_path(str(ROOT / 'tools/analysis/memory.py'))
+    cfg = load_config(TINY)
+    cfg.model.encoder.num_layers = 2
+    assert tool['checkpointing_options'](cfg, [part]) == keys

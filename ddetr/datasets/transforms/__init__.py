@@ -1,6 +1,7 @@
-# Importing mmcv.transforms registers its RandomFlip, Pad, RandomChoice, ... for configs.
+# Importing mmcv.transforms registers its RandomFlip, Pad, ... for configs.
 from mmcv.transforms import Compose
 
+from .batch_draws import RandomChoice, RandomChoiceResize, RandomResize
 from .formatting import PackDetInputs
 from .geometry import FilterAnnotations, RandomCrop, Resize
 from .loading import LoadAnnotations, LoadImageFromFile
@@ -11,6 +12,9 @@ __all__ = [
     'LoadAnnotations',
     'LoadImageFromFile',
     'PackDetInputs',
+    'RandomChoice',
+    'RandomChoiceResize',
     'RandomCrop',
+    'RandomResize',
     'Resize',
 ]

@@ -7,6 +7,8 @@ from mmcv.transforms.utils import cache_randomness
 
 from ddetr.registry import TRANSFORMS
 
+from .batch_draws import drawn_for_batch
+
 CROP_TYPES = ('absolute', 'absolute_range', 'relative', 'relative_range')
 BOX_KEYS = ('gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
 
@@ -87,6 +89,7 @@ class RandomCrop(BaseTransform):
         x, y = np.random.randint(0, width - crop_w + 1), np.random.randint(0, height - crop_h + 1)
         return x, y, crop_w, crop_h
 
+    @drawn_for_batch
     def transform(self, results: dict) -> dict | None:
         """Changes `img`, `img_shape` and the boxes; None for a window without boxes where not allowed."""
         x, y, crop_w, crop_h = self._window(*results['img'].shape[:2])

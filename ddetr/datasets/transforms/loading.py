@@ -1,6 +1,7 @@
 """From files to arrays."""
 
 import logging
+from functools import partial
 
 import mmcv
 import numpy as np
@@ -20,7 +21,7 @@ class LoadImageFromFile(BaseTransform):
 
     Grey, CMYK, 16-bit and transparent images become 8-bit BGR. A camera's EXIF rotation is applied, as viewers and
     most annotation tools do; where the annotation file's `width` and `height` fit only the unrotated pixels, these are
-    taken, since the boxes were drawn on them.
+    taken, since the boxes were drawn on them. An `image_cache` gives file `cache_index` from memory.
 
     Args:
         to_float32: give float32 instead of uint8.
@@ -49,7 +50,7 @@ class LoadImageFromFile(BaseTransform):
     def transform(self, results: dict) -> dict | None:
         """Adds `img`, `img_shape`, `ori_shape`."""
         try:
-            img = self._read(results['img_path'], results.get('height'), results.get('width'))
+            img = self._read(results)
         except (OSError, InputError) as error:
             if not self.ignore_empty:
                 raise
@@ -59,9 +60,12 @@ class LoadImageFromFile(BaseTransform):
         results['img_shape'] = results['ori_shape'] = img.shape[:2]
         return results
 
-    def _read(self, path: str, height: int | None, width: int | None) -> np.ndarray:
+    def _read(self, results: dict) -> np.ndarray:
+        path, cache = results['img_path'], results.get('image_cache')
+        height, width = results.get('height'), results.get('width')
+        read = partial(fileio.get, path, backend_args=self.backend_args)
         try:
-            data = fileio.get(path, backend_args=self.backend_args)
+            data = read() if cache is None else cache.get(results['cache_index'], read)
         except FileNotFoundError:
             raise InputError(f'image {path} does not exist') from None
         try:

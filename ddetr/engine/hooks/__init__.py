@@ -1,4 +1,5 @@
 from .checkpoint_hook import CheckpointHook
+from .early_stopping_hook import EarlyStoppingHook
 from .visualization_hook import DetVisualizationHook
 
-__all__ = ['CheckpointHook', 'DetVisualizationHook']
+__all__ = ['CheckpointHook', 'DetVisualizationHook', 'EarlyStoppingHook']

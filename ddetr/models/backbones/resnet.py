@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from ddetr.models.checkpointing import checkpointed
 from ddetr.registry import MODELS
 
 from .resnet_weights import RESNET
@@ -38,6 +39,7 @@ class ResNet(BaseModule):
         norm_cfg: `dict(type='BN', requires_grad=...)`; with False no batch norm has trainable parameters.
         norm_eval: keep batch norms in eval mode while training, so that their statistics stay.
         zero_init_residual: start each block as the identity.
+        with_cp: recompute each block's activations in the backward pass, which saves memory.
         groups: of a bottleneck's 3x3 convolution; see `ResNeXt`.
         base_width: channels in each of these groups in the first stage, where `base_channels` is 64.
         init_cfg: such as `dict(type='Pretrained', checkpoint='torchvision://resnet50')`.
@@ -62,6 +64,7 @@ class ResNet(BaseModule):
         norm_cfg: dict | None = None,
         norm_eval: bool = True,
         zero_init_residual: bool = False,
+        with_cp: bool = False,
         groups: int = 1,
         base_width: int = 64,
         init_cfg: dict | list[dict] | None = None,
@@ -71,6 +74,7 @@ class ResNet(BaseModule):
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.with_cp = with_cp
         self.norm_requires_grad = (norm_cfg or {}).get('requires_grad', True)
 
         self.conv1 = nn.Conv2d(in_channels, base_channels, 7, stride=2, padding=3, bias=False)
@@ -135,7 +139,8 @@ class ResNet(BaseModule):
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (B, base, H/4, W/4)
         feats = []
         for i, name in enumerate(self.stages):
-            x = getattr(self, name)(x)
+            for block in getattr(self, name):
+                x = checkpointed(block, x) if self.with_cp else block(x)
             if i in self.out_indices:
                 feats.append(x)
         return tuple(feats)

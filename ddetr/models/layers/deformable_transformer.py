@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ddetr.models.checkpointing import check_num_cp, checkpointed
 from ddetr.structures import DecoderInput, DecoderStates, FlatFeatures
 from ddetr.utils.errors import ConfigError
 
@@ -39,14 +40,21 @@ class DeformableDetrTransformerEncoderLayer(nn.Module):
 
 
 class DeformableDetrTransformerEncoder(nn.Module):
-    """A stack of encoder layers; `layer_cfg` has their keywords, `num_levels` is given by the detector."""
+    """A stack of encoder layers.
 
-    def __init__(self, num_layers: int, layer_cfg: dict, num_levels: int) -> None:
+    Args:
+        num_layers, layer_cfg: Number of layers and keywords of `DeformableDetrTransformerEncoderLayer`.
+        num_levels: Feature levels; given by the detector.
+        num_cp: Number of layers, from the first on, whose activations are recomputed in the backward pass.
+    """
+
+    def __init__(self, num_layers: int, layer_cfg: dict, num_levels: int, num_cp: int = -1) -> None:
         super().__init__()
         layer_cfg = _with_levels(layer_cfg, 'self_attn_cfg', num_levels)
         self.layers = nn.ModuleList(
             DeformableDetrTransformerEncoderLayer(**layer_cfg) for _ in range(num_layers)
         )
+        self.num_cp = check_num_cp(num_cp, num_layers, 'encoder')
         init_transformer_weights(self)
 
     def forward(self, flat: FlatFeatures) -> Tensor:
@@ -54,8 +62,9 @@ class DeformableDetrTransformerEncoder(nn.Module):
         centres = token_centres(flat)  # (B, S, 2), relative to the unpadded image
         reference_norm = centres[:, :, None] * flat.valid_ratios[:, None]  # (B, S, L, 2), to the padded maps
         tokens = flat.tokens
-        for layer in self.layers:
-            tokens = layer(tokens, reference_norm, flat)
+        for i, layer in enumerate(self.layers):
+            inputs = tokens, reference_norm, flat
+            tokens = checkpointed(layer, *inputs) if i < self.num_cp else layer(*inputs)
         return tokens
 
 
@@ -105,6 +114,7 @@ class DeformableDetrTransformerDecoder(nn.Module):
             Zhang et al., 2022, section 3.5).
         position_from_reference: Derive the queries' position from their reference, anew in each layer, instead
             of taking it from `DecoderInput.position` (DAB-DETR, Liu et al., 2022, section 4.2).
+        num_cp: Number of layers, from the first on, whose activations are recomputed in the backward pass.
 
     Raises:
         ValueError: A `post_norm_cfg` that is not a layer norm, look-forward-twice without refinement, or another
@@ -121,6 +131,7 @@ class DeformableDetrTransformerDecoder(nn.Module):
         refine: bool = False,
         look_forward_twice: bool = False,
         position_from_reference: bool = False,
+        num_cp: int = -1,
     ) -> None:
         super().__init__()
         del return_intermediate
@@ -133,6 +144,7 @@ class DeformableDetrTransformerDecoder(nn.Module):
         self.layers = nn.ModuleList(
             DeformableDetrTransformerDecoderLayer(**layer_cfg) for _ in range(num_layers)
         )
+        self.num_cp = check_num_cp(num_cp, num_layers, 'decoder')
         self.norm = None if post_norm_cfg is None else nn.LayerNorm(channels)
         self.ref_point_head = PositionMLP(channels) if position_from_reference else None
         init_transformer_weights(self)
@@ -151,7 +163,8 @@ class DeformableDetrTransformerDecoder(nn.Module):
             position = init.position
             if self.ref_point_head is not None:
                 position = self.ref_point_head(on_padded_maps[:, :, 0])  # (B, Q, C)
-            query = layer(query, position, on_padded_maps, memory, flat, init.self_attn_mask)
+            inputs = query, position, on_padded_maps, memory, flat, init.self_attn_mask
+            query = checkpointed(layer, *inputs) if i < self.num_cp else layer(*inputs)
             hidden.append(query if self.norm is None else self.norm(query))
             boxes.append(predict_boxes(i, hidden[-1], start))
             if self.refine and layer is not self.layers[-1]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ddetr.models.checkpointing import check_num_cp, checkpointed
 from ddetr.structures import FlatMap
 
 from .transformer_blocks import FFN, MultiheadAttention, check_layer_norm, init_transformer_weights
@@ -25,18 +26,24 @@ class DetrTransformerEncoderLayer(nn.Module):
 
 
 class DetrTransformerEncoder(nn.Module):
-    """A stack of encoder layers; `layer_cfg` has the keywords of `DetrTransformerEncoderLayer`."""
+    """A stack of encoder layers.
 
-    def __init__(self, num_layers: int, layer_cfg: dict) -> None:
+    Args:
+        num_layers, layer_cfg: Number of layers and keywords of `DetrTransformerEncoderLayer`.
+        num_cp: Number of layers, from the first on, whose activations are recomputed in the backward pass.
+    """
+
+    def __init__(self, num_layers: int, layer_cfg: dict, num_cp: int = -1) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DetrTransformerEncoderLayer(**layer_cfg) for _ in range(num_layers))
+        self.num_cp = check_num_cp(num_cp, num_layers, 'encoder')
         init_transformer_weights(self)
 
     def forward(self, flat: FlatMap) -> Tensor:
         """-> memory (B, S, C)."""
         tokens = flat.tokens
-        for layer in self.layers:
-            tokens = layer(tokens, flat)
+        for i, layer in enumerate(self.layers):
+            tokens = checkpointed(layer, tokens, flat) if i < self.num_cp else layer(tokens, flat)
         return tokens
 
 
@@ -67,6 +74,7 @@ class DetrTransformerDecoder(nn.Module):
         num_layers, layer_cfg: number of layers and keywords of `DetrTransformerDecoderLayer`.
         post_norm_cfg: that norm, `dict(type='LN')`.
         return_intermediate: accepted for MMDetection's configs; all layers' states are always returned.
+        num_cp: number of layers, from the first on, whose activations are recomputed in the backward pass.
 
     Raises:
         ValueError: a `post_norm_cfg` that is not a layer norm; the head would see states of any scale.
@@ -78,11 +86,13 @@ class DetrTransformerDecoder(nn.Module):
         layer_cfg: dict,
         post_norm_cfg: dict | None = None,
         return_intermediate: bool = True,
+        num_cp: int = -1,
     ) -> None:
         super().__init__()
         del return_intermediate
         check_layer_norm(post_norm_cfg)
         self.layers = nn.ModuleList(DetrTransformerDecoderLayer(**layer_cfg) for _ in range(num_layers))
+        self.num_cp = check_num_cp(num_cp, num_layers, 'decoder')
         self.post_norm = nn.LayerNorm(layer_cfg['ffn_cfg'].get('embed_dims', 256))
         init_transformer_weights(self)
 
@@ -93,7 +103,8 @@ class DetrTransformerDecoder(nn.Module):
         """
         query = torch.zeros_like(query_pos)
         hidden = []
-        for layer in self.layers:
-            query = layer(query, query_pos, memory, flat)
+        for i, layer in enumerate(self.layers):
+            inputs = query, query_pos, memory, flat
+            query = checkpointed(layer, *inputs) if i < self.num_cp else layer(*inputs)
             hidden.append(self.post_norm(query))  # the next layer gets the state without this norm
         return torch.stack(hidden)

@@ -145,7 +145,7 @@ class FFN(nn.Module):
         layers: list[nn.Module] = []
         widths = [embed_dims] + [feedforward_channels] * (num_fcs - 1)
         for a, b in pairwise(widths):
-            activation = build_activation_layer(act_cfg or {'type': 'ReLU', 'inplace': True})
+            activation = build_activation_layer(act_cfg or {'type': 'ReLU'})
             layers.append(nn.Sequential(nn.Linear(a, b), activation, nn.Dropout(ffn_drop)))
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], embed_dims), nn.Dropout(ffn_drop))
         self.add_identity = add_identity

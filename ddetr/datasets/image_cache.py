@@ -1,0 +1,155 @@
+"""Encoded images in memory, once per machine, for datasets on slow file systems."""
+
+import fcntl
+import mmap
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.dist import all_gather_object, get_rank
+from mmengine.logging import MMLogger
+
+from ddetr.utils.errors import InputError
+
+GIB = 2**30
+USED, FULL, FIRST = (
+    0,
+    1,
+    2,
+)  # int64 numbers at the file's start: bytes in use, whether full, the images' positions
+
+
+class ImageCache:
+    """The files of a dataset's images, each kept when it is first read.
+
+    The memory is an anonymous file (`memfd_create`), which the processes of a machine share: all ranks, found by a
+    collective call of the constructor, and their workers, forked or spawned. It has no name and needs no cleaning up:
+    the kernel frees it with its last process, killed or not. It is read and written by system calls and not mapped,
+    because page tables of as many processes as a training has would take memory too.
+
+    Args:
+        num_images: Number of images, indexed from 0 on.
+        limit_gib: Memory that images may take, in GiB; later ones are read from their files every time. None for half
+            of what is available now.
+        name: Of the dataset, for messages.
+
+    Raises:
+        InputError: A limit that is not positive, or an operating system without `memfd_create`.
+    """
+
+    def __init__(self, num_images: int, limit_gib: float | None, name: str) -> None:
+        if not hasattr(os, 'memfd_create'):
+            raise InputError('cache_mode=True needs Linux: remove it from the dataset of the config.')
+        if limit_gib is not None and limit_gib <= 0:
+            raise InputError(
+                f'cache_limit_gib={limit_gib} is not positive: correct it, or remove cache_mode.'
+            )
+        self.num_images, self.name = num_images, name
+        size = 8 * (FIRST + num_images)
+        self._start = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE  # of the images
+        self.limit = int(limit_gib * GIB) if limit_gib is not None else _available_memory() // 2
+        file = os.memfd_create('ddetr_images')
+        os.ftruncate(file, self._start)  # filled with zeros
+        self._attach(_share_with_machine(file))
+
+    def get(self, index: int, read: Callable[[], bytes]) -> bytes:
+        """The bytes of image `index`, from memory, or from `read()` and then kept."""
+        position = int(self._numbers[FIRST + index])
+        if position:
+            length = int.from_bytes(os.pread(self._file, 8, position), 'little')
+            return _read_fully(self._file, length, position + 8)
+        content = read()
+        if not self._numbers[FULL]:
+            self._keep(index, content)
+        return content
+
+    def occupied(self) -> tuple[int, int]:
+        """How many images are in memory, and how many bytes of memory they take."""
+        return int((self._numbers[FIRST:] > 0).sum()), os.fstat(self._file).st_blocks * 512
+
+    def _keep(self, index: int, content: bytes) -> None:
+        start = self._reserve(index, len(content) + 8)
+        if start:
+            _write_fully(self._file, len(content).to_bytes(8, 'little') + content, start)
+            with self._lock():  # a system call: other processes see the content no later than its position
+                self._numbers[FIRST + index] = start
+
+    def _reserve(self, index: int, size: int) -> int:
+        """Where to write `size` bytes; 0 if there is no room."""
+        with self._lock():
+            used = int(self._numbers[USED])
+            if used + size <= self.limit:
+                self._numbers[USED] = used + size
+                return self._start + used
+            first, self._numbers[FULL] = not self._numbers[FULL], 1
+        if first:
+            MMLogger.get_current_instance().warning(
+                f'{self.name}: the image cache is full at {used / GIB:.2f} GiB with {self.occupied()[0]} of '
+                f'{self.num_images} images; the others are read from their files. Raise cache_limit_gib if there is '
+                'more memory.'
+            )
+        return 0
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Exclude other processes; the kernel releases the lock of one that is killed."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 8)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 8)
+
+    def _attach(self, file: int) -> None:
+        self._file = file
+        self._numbers = np.frombuffer(mmap.mmap(file, self._start), np.int64, FIRST + self.num_images)
+        weakref.finalize(self, os.close, file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers that are spawned: where this process has the file."""
+        state = {k: v for k, v in vars(self).items() if k not in ('_file', '_numbers')}
+        return {**state, 'path': f'/proc/{os.getpid()}/fd/{self._file}'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._attach(os.open(vars(self).pop('path'), os.O_RDWR))
+
+
+def _share_with_machine(file: int) -> int:
+    """The file of the first rank of this machine; `file`, if that is this one."""
+    # processes of another container have other process ids: they keep a cache of their own
+    machine = Path('/proc/sys/kernel/random/boot_id').read_text() + os.readlink('/proc/self/ns/pid')
+    everyone = all_gather_object((machine, os.getpid(), file))
+    first = [other for other, *_ in everyone].index(machine)
+    if first == get_rank():
+        return file
+    os.close(file)
+    _, pid, theirs = everyone[first]
+    return os.open(f'/proc/{pid}/fd/{theirs}', os.O_RDWR)
+
+
+def _available_memory() -> int:
+    """Bytes that new processes may take, of the machine or of the container, whichever has less."""
+    lines = Path('/proc/meminfo').read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable'))
+    group = Path('/sys/fs/cgroup')
+    if (limit := group / 'memory.max').exists() and (text := limit.read_text().strip()) != 'max':
+        available = min(available, int(text) - int((group / 'memory.current').read_text()))
+    return available
+
+
+def _read_fully(file: int, length: int, position: int) -> bytes:
+    """`os.pread` of any length; a single call reads 2 GiB at most and may read less."""
+    content = os.pread(file, length, position)
+    while len(content) < length:
+        content += os.pread(file, length - len(content), position + len(content))
+    return content
+
+
+def _write_fully(file: int, content: bytes, position: int) -> None:
+    done = 0
+    while done < len(content):
+        done += os.pwrite(file, memoryview(content)[done:], position + done)

@@ -1,0 +1,49 @@
+"""Stopping a training whose validation no longer improves."""
+
+from typing import Any
+
+from mmengine import hooks
+from mmengine.runner import Runner
+
+from ddetr.registry import HOOKS
+from ddetr.utils.errors import ConfigError
+
+STATE = ('best_score', 'wait_count')
+
+
+@HOOKS.register_module()
+class EarlyStoppingHook(hooks.EarlyStoppingHook):
+    """mmengine's hook, for metrics from 0 to 1, that a resumed training goes on with.
+
+    What the hook remembers is in every checkpoint, so that a resumed training stops where the uninterrupted one would.
+
+    Args:
+        monitor: Metric, such as `coco/bbox_mAP`.
+        min_delta: Least improvement that counts. mmengine's default of 0.1 is 10 points of AP.
+        patience: Validations without an improvement after which the training stops.
+        strict: False to go on with a warning where `monitor` is no metric of the validation.
+        **kwargs: `rule`, `check_finite` and `stopping_threshold` of mmengine's hook.
+
+    Raises:
+        ConfigError: At validation, unless `strict=False`: `monitor` is not among its metrics.
+    """
+
+    def __init__(
+        self, monitor: str, min_delta: float = 0.001, patience: int = 5, strict: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(monitor, min_delta=min_delta, patience=patience, strict=strict, **kwargs)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Compare the metric with the best one so far."""
+        metrics = metrics or {}
+        if self.strict and self.monitor not in metrics:
+            names = ', '.join(metrics) or 'none'
+            raise ConfigError(
+                f'EarlyStoppingHook.monitor={self.monitor!r} is not among the metrics: {names}.'
+            )
+        hub = runner.message_hub
+        for name in STATE:
+            setattr(self, name, hub.get_info(f'early_stopping_{name}', getattr(self, name)))
+        super().after_val_epoch(runner, metrics)
+        for name in STATE:
+            hub.update_info(f'early_stopping_{name}', float(getattr(self, name)))

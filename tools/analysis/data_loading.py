@@ -1,0 +1,151 @@
+"""How fast the training images of a config arrive, and the memory that loading them takes, epoch by epoch.
+
+    python tools/analysis/data_loading.py CONFIG --ranks 2 --num-workers 4 --delay-ms 20
+    python tools/analysis/data_loading.py CONFIG --ranks 2 --num-workers 4 --delay-ms 20 \
+        --cfg-options train_dataloader.dataset.cache_mode=True
+
+The config's loader runs without a model, in as many processes as a training on one machine would have. `--delay-ms`
+makes each reading of an image's file wait, as a slow file system does. Memory is that of all processes together after
+the epoch, shared pages counted once (their proportional set size, from /proc), and of the image cache.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.multiprocessing
+from mmengine import fileio
+from mmengine.config import Config
+from mmengine.dist import all_gather_object, barrier
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
+
+from ddetr.engine.config import check_config, dataset_of, load_config
+from ddetr.registry import SCOPE
+from ddetr.utils.cli import add_cfg_options, run_cli
+from ddetr.utils.tables import FORMATS, render_table
+
+HEADER = ('epoch', 'images', 's', 'images/s', 'padded', 'MiB', 'of them cached')
+
+
+class Epoch(NamedTuple):
+    """What one rank saw of one epoch."""
+
+    images: int
+    seconds: float
+    pixels: int  # of the images
+    padded_pixels: int  # of the batches that they are padded to
+    memory: int  # bytes of the rank and its workers, by proportional set size
+    cached: int  # bytes of the image cache, which all ranks share
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    check_config(cfg)
+    if args.num_workers is not None:
+        workers = {'num_workers': args.num_workers, 'persistent_workers': args.num_workers > 0}
+        cfg.train_dataloader.update(workers)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.dump(Path(folder, 'config.py'))
+        torch.multiprocessing.spawn(load_epochs, (folder, args), nprocs=args.ranks)
+        epochs: list[list[Epoch]] = torch.load(Path(folder, 'epochs.pt'), weights_only=False)
+    print(render_table(HEADER, [line_of(i, ranks) for i, ranks in enumerate(epochs)], args.format))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--epochs', type=int, default=2, help='(default: %(default)s)')
+    parser.add_argument('--ranks', type=int, default=1, help='processes (default: %(default)s)')
+    parser.add_argument('--num-workers', type=int, help="of each rank; by default the config's")
+    parser.add_argument('--delay-ms', type=float, default=0.0, help='wait before each file (default: 0)')
+    parser.add_argument('--format', choices=FORMATS, default='text')
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+class SlowBackend(fileio.LocalBackend):
+    """The local disk, with a pause before each file."""
+
+    def __init__(self, delay_s: float) -> None:
+        self.delay_s = delay_s
+
+    def get(self, filepath: str | Path) -> bytes:
+        """The file's bytes."""
+        time.sleep(self.delay_s)
+        return super().get(filepath)
+
+
+def load_epochs(rank: int, folder: str, args: argparse.Namespace) -> None:
+    """Load all epochs as one of the ranks; the first one saves what all of them measured."""
+    meet = {'init_method': f'file://{folder}/meet', 'rank': rank, 'world_size': args.ranks}
+    torch.distributed.init_process_group('gloo', **meet)
+    torch.set_num_threads(1)
+    init_default_scope(SCOPE)
+    fileio.register_backend('slow', SlowBackend)
+    cfg = Config.fromfile(Path(folder, 'config.py'))
+    set_multi_processing(**cfg.env_cfg.mp_cfg)
+    load = dataset_of(cfg.train_dataloader)['pipeline'][0]
+    if args.delay_ms:
+        load['backend_args'] = {'backend': 'slow', 'delay_s': args.delay_ms / 1000}
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    epochs = []
+    for epoch in range(args.epochs):
+        barrier()
+        epochs.append(all_gather_object(load_epoch(loader, epoch)))
+    if rank == 0:
+        torch.save(epochs, Path(folder, 'epochs.pt'))
+    torch.distributed.destroy_process_group()
+
+
+def load_epoch(loader: Any, epoch: int) -> Epoch:
+    """Go through this rank's batches."""
+    loader.batch_sampler.sampler.set_epoch(epoch)
+    images = pixels = padded = 0
+    start = time.perf_counter()
+    for batch in loader:
+        sizes = [image.shape[-2:] for image in batch['inputs']]
+        images += len(sizes)
+        pixels += sum(h * w for h, w in sizes)
+        padded += len(sizes) * max(h for h, _ in sizes) * max(w for _, w in sizes)
+    seconds = time.perf_counter() - start
+    barrier()  # all ranks are measured while their workers wait
+    cache = getattr(loader.dataset, 'image_cache', None)
+    memory, cached = proportional_memory(), cache.occupied()[1] if cache else 0
+    barrier()
+    return Epoch(images, seconds, pixels, padded, memory, cached)
+
+
+def proportional_memory() -> int:
+    """Bytes of this process and its children; a page that n processes share counts 1/n in each of them."""
+    children = Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()
+    rollups = [Path('/proc', pid, 'smaps_rollup').read_text() for pid in ('self', *children)]
+    return sum(int(text.split('Pss:')[1].split()[0]) for text in rollups) * 1024
+
+
+def line_of(epoch: int, ranks: list[Epoch]) -> tuple[str, ...]:
+    """One row for `HEADER`."""
+    images, seconds = sum(r.images for r in ranks), max(r.seconds for r in ranks)
+    cached = max(r.cached for r in ranks)
+    memory = sum(r.memory for r in ranks) + cached
+    padded = 1 - sum(r.pixels for r in ranks) / sum(r.padded_pixels for r in ranks)
+    return (
+        str(epoch + 1),
+        str(images),
+        f'{seconds:.2f}',
+        f'{images / seconds:.1f}',
+        f'{padded:.1%}',
+        f'{memory / 2**20:.1f}',
+        f'{cached / 2**20:.1f}',
+    )
+
+
+if __name__ == '__main__':
+    run_cli(main)

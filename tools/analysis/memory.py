@@ -1,0 +1,141 @@
+"""Memory and time of a training step with and without activation checkpointing.
+
+    python tools/analysis/memory.py configs/deformable_detr/deformable-detr_r50_16xb2-50e_coco.py
+
+Each variant trains random images in a process of its own, in turns, so that a load on the machine that comes and goes
+meets all of them. The time is the median of all its steps. The peak is PyTorch's largest allocation on a GPU, and on
+the CPU the largest resident memory, interpreter, weights and optimizer included. There glibc's allocator would keep
+much of what a step has freed, other amounts for other variants; the processes run with MALLOC_MMAP_THRESHOLD_=1048576,
+unless it is set already, so that it gives tensors of 1 MiB and more back at once.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.runner import set_random_seed
+
+from ddetr.analysis.batches import random_batch
+from ddetr.analysis.building import build_detector
+from ddetr.analysis.speed import Speed, device_name, measure, training_step
+from ddetr.engine.config import load_config
+from ddetr.utils.cli import add_cfg_options, run_cli
+from ddetr.utils.progress import track
+from ddetr.utils.tables import FORMATS, render_table
+
+PARTS = ('backbone', 'encoder', 'decoder')
+HEADER = ('checkpointed', 'peak MiB', 'of without', 's/step', 'of without')
+
+
+class Case(NamedTuple):
+    """What one process measures."""
+
+    config: str
+    options: Mapping[str, Any]  # --cfg-options
+    images: int
+    size: tuple[int, int]  # (h, w) of the images
+    device: str
+    repeats: int
+    amp: bool
+
+
+def main() -> None:
+    args = parse_args()
+    os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(2**20))  # read by the allocator of the new processes
+    cfg = load_config(args.config, args.cfg_options)
+    present = [part for part in PARTS if part in cfg.model]
+    variants = {'nothing': [], **({part: [part] for part in present} if args.each else {}), 'all': present}
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    common = (args.batch_size, tuple(args.size), device, args.repeats, args.amp)
+    cases = {
+        name: Case(args.config, {**(args.cfg_options or {}), **checkpointing_options(cfg, parts)}, *common)
+        for name, parts in variants.items()
+    }
+    turns = [name for _ in range(args.rounds) for name in cases]
+    results = [(name, run_alone(cases[name])) for name in track(turns, 'measuring')]
+    height, width = args.size
+    print(
+        f'{Path(args.config).stem} on {device_name(torch.device(device))}, PyTorch {torch.__version__}, '
+        f'{"mixed precision" if args.amp else "float32"}; {args.batch_size} x {height} x {width}; '
+        f'{args.rounds} x {args.repeats} steps\n'
+    )
+    found = {name: [speed for other, speed in results if other == name] for name in cases}
+    print(render_table(HEADER, lines_of(found), args.format))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--size', nargs=2, type=int, default=(800, 1066), metavar=('H', 'W'), help='of images'
+    )
+    parser.add_argument('--batch-size', type=int, default=1, help='(default: %(default)s)')
+    parser.add_argument(
+        '--each', action='store_true', help=f'checkpoint each of {", ".join(PARTS)} alone too'
+    )
+    parser.add_argument('--rounds', type=int, default=3, help='turns of each variant (default: %(default)s)')
+    parser.add_argument(
+        '--repeats', type=int, default=3, help='steps a turn, at least 2, after one unmeasured (default: 3)'
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--device', help='by default the GPU, if there is one')
+    parser.add_argument('--format', choices=FORMATS, default='text')
+    add_cfg_options(parser)
+    args = parser.parse_args()
+    if args.repeats < 2:
+        parser.error(f'--repeats {args.repeats}: quartiles need at least 2 steps')
+    return args
+
+
+def checkpointing_options(cfg: Config, parts: list[str]) -> dict[str, Any]:
+    """The `--cfg-options` that checkpoint all layers of these parts of a model."""
+    return {
+        f'model.{part}.with_cp' if part == 'backbone' else f'model.{part}.num_cp': (
+            True if part == 'backbone' else cfg.model[part].num_layers
+        )
+        for part in parts
+    }
+
+
+def run_alone(case: Case) -> Speed:
+    """`train_steps` in a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+        return process.submit(train_steps, case).result()
+
+
+def train_steps(case: Case) -> Speed:
+    """Train on one random batch with the config's optimizer."""
+    MMLogger.get_current_instance().setLevel('ERROR')
+    set_random_seed(0)
+    cfg = load_config(case.config, case.options)
+    device = torch.device(case.device)
+    model = build_detector(cfg).to(device)
+    batch = random_batch(case.images, case.size, model.num_classes)
+    return measure(training_step(model, batch, cfg, case.amp), case.images, device, 1, case.repeats)
+
+
+def lines_of(found: Mapping[str, list[Speed]]) -> list[tuple[str, ...]]:
+    """Rows for `HEADER`; the first variant is what the others are compared with."""
+    medians = {
+        name: (max(s.peak_mib for s in speeds), statistics.median(s.median_s for s in speeds))
+        for name, speeds in found.items()
+    }
+    base_mib, base_s = next(iter(medians.values()))
+    return [
+        (name, f'{mib:.0f}', f'{mib / base_mib:.0%}', f'{seconds:.3g}', f'{seconds / base_s:.2f}')
+        for name, (mib, seconds) in medians.items()
+    ]
+
+
+if __name__ == '__main__':
+    run_cli(main)

@@ -1,0 +1,113 @@
+"""Padded share of pixels and training speed with the config's batches and with `SimilarSizeBatchSampler`.
+
+    python tools/analysis/padding.py configs/quickstart/deformable-detr-refine-twostage_small_coco.py --batch-sizes 2 4
+
+The images come through the config's own loader and augmentation. The padded share is that of whole epochs of its
+training set; images a second are those of training steps alone, without loading, with random weights. Both kinds of
+batches are trained on in turns.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner, set_random_seed
+
+from ddetr.analysis.building import build_detector
+from ddetr.analysis.speed import training_step
+from ddetr.engine.config import load_config
+from ddetr.utils.cli import add_cfg_options, run_cli
+from ddetr.utils.tables import FORMATS, render_table
+
+SIMILAR = {'type': 'SimilarSizeBatchSampler'}
+HEADER = ('batch', 'batches', 'padded', 'images/s')
+
+
+class Measured(NamedTuple):
+    """Both figures of one kind of batches."""
+
+    padded: float  # share of pixels
+    images_per_s: float
+
+
+def main() -> None:
+    args = parse_args()
+    set_random_seed(0)
+    MMLogger.get_current_instance().setLevel('ERROR')
+    cfg = load_config(args.config, args.cfg_options)
+    model = build_detector(cfg)
+    rows = []
+    for batch_size in args.batch_sizes:
+        given = cfg.train_dataloader.get('batch_sampler')
+        kinds = {'of the config': given, 'of similar size': SIMILAR}
+        loaders = {kind: build_loader(cfg, sampler, batch_size) for kind, sampler in kinds.items()}
+        rates = training_rates(cfg, model, loaders, args.steps)
+        for kind, loader in loaders.items():
+            found = Measured(padded_share(loader, args.epochs), rates[kind])
+            rows.append((str(batch_size), kind, f'{found.padded:.1%}', f'{found.images_per_s:.3g}'))
+    print(render_table(HEADER, rows, args.format))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--batch-sizes', nargs='+', type=int, default=[2, 4], help='(default: 2 4)')
+    parser.add_argument('--epochs', type=int, default=4, help='to count over (default: %(default)s)')
+    parser.add_argument('--steps', type=int, default=20, help='to time, of each kind (default: %(default)s)')
+    parser.add_argument('--format', choices=FORMATS, default='text')
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def build_loader(cfg: Config, batch_sampler: dict | None, batch_size: int) -> Any:
+    """The config's training loader with other batches."""
+    loader = {**cfg.train_dataloader, 'batch_size': batch_size, 'batch_sampler': batch_sampler}
+    if batch_sampler:
+        loader['batch_sampler'] = {'drop_last': loader.pop('drop_last', False), **batch_sampler}
+    return Runner.build_dataloader(loader, seed=0)
+
+
+def epochs_of(loader: Any) -> Iterator[Any]:
+    """Batches without end, of epoch after epoch."""
+    epoch = 0
+    while True:
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def padded_share(loader: Any, epochs: int) -> float:
+    """Share of the pixels of all batches that belong to no image."""
+    batches = epochs_of(loader)
+    used = total = 0
+    for _ in range(epochs * len(loader)):
+        sizes = np.array([image.shape[-2:] for image in next(batches)['inputs']])  # (B, 2)
+        used += sizes.prod(1).sum()
+        total += len(sizes) * sizes.max(0).prod()
+    return 1 - used / total
+
+
+def training_rates(cfg: Config, model: Any, loaders: dict[str, Any], steps: int) -> dict[str, float]:
+    """Images a second of the process's CPU time, or of the clock with a model on a GPU, after one unmeasured step."""
+    clock = time.perf_counter if next(model.parameters()).is_cuda else time.process_time
+    batches = {kind: epochs_of(loader) for kind, loader in loaders.items()}
+    seconds, images = dict.fromkeys(loaders, 0.0), dict.fromkeys(loaders, 0)
+    for i in range(steps + 1):
+        for kind in loaders:
+            batch = next(batches[kind])
+            step = training_step(model, batch, cfg, amp=False)
+            start = clock()
+            step()
+            seconds[kind] += (clock() - start) * (i > 0)
+            images[kind] += len(batch['inputs']) * (i > 0)
+    return {kind: images[kind] / seconds[kind] for kind in loaders}
+
+
+if __name__ == '__main__':
+    run_cli(main)
