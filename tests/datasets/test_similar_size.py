@@ -9,7 +9,8 @@ import pytest
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.runner import Runner
 
-from ddetr.datasets.similar_size import IndexInBatch, SimilarSizeBatchSampler
+from ddetr.datasets.samplers import SampleIndex
+from ddetr.datasets.similar_size import SimilarSizeBatchSampler
 from ddetr.datasets.transforms import RandomChoice, RandomChoiceResize, RandomCrop
 from ddetr.engine.config import load_config
 from tests.conftest import ROOT
@@ -103,8 +104,8 @@ def test_endless_samplers_do_not_repeat_their_draws():
 
 
 def test_an_index_keeps_its_seed_on_the_way_to_a_worker():
-    index = pickle.loads(pickle.dumps(IndexInBatch(7, 99)))
-    assert (index, index.batch_seed) == (7, 99)
+    index = pickle.loads(pickle.dumps(SampleIndex(7, epoch=3, draw_seed=5, batch_seed=99)))
+    assert (index, index.epoch, index.draw_seed, index.batch_seed) == (7, 3, 5, 99)
     assert copy.deepcopy(index).batch_seed == 99
 
 
