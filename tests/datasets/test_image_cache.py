@@ -69,8 +69,21 @@ def fill(cache, first):
         put(cache, {index: f'{index} '.encode() * 500})
 
 
+class Hesitating(ImageCache):
+    """Lets other processes run between finding out where to write and taking that place."""
+
+    @property
+    def limit(self):
+        os.sched_yield()
+        return 2**30
+
+    @limit.setter
+    def limit(self, value):
+        pass
+
+
 def test_processes_that_write_at_once_do_not_overwrite_each_other():
-    cache = ImageCache(600, 1.0, 'train.json')
+    cache = Hesitating(600, 1.0, 'train.json')
     processes = [FORK.Process(target=fill, args=(cache, first)) for first in range(3)]
     for process in processes:
         process.start()

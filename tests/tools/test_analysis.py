@@ -225,3 +225,22 @@ def test_memory_checkpoints_every_layer_of_a_part(part, keys):
     cfg = load_config(TINY)
     cfg.model.encoder.num_layers = 2
     assert tool['checkpointing_options'](cfg, [part]) == keys
+
+
+def test_padding_compares_two_kinds_of_batches(call, tiny_run):
+    options = ('--batch-sizes', 4, '--epochs', 1, '--steps', 1, '--format', 'csv')
+    lines = list(csv.reader(io.StringIO(call('padding.py', tiny_run.config, *options))))
+    assert [line[:2] for line in lines[1:]] == [['4', 'of the config'], ['4', 'of similar size']]
+    assert lines[2][2] == '0.0%'  # squares, resized by the same draw
+    assert float(lines[1][2].rstrip('%')) > 0
+    assert all(float(figure) > 0 for line in lines[1:] for figure in line[3:])
+
+
+def test_data_loading_counts_images_memory_and_the_cache(call, tiny_run):
+    options = ('--epochs', 2, '--format', 'csv', '--cfg-options', 'train_dataloader.dataset.cache_mode=True')
+    lines = list(csv.reader(io.StringIO(call('data_loading.py', tiny_run.config, *options))))
+    files = sum(path.stat().st_size for path in (tiny_run.data_root / 'train2017').iterdir())
+    assert [line[:2] for line in lines[1:]] == [['1', '8'], ['2', '8']]
+    for line in lines[1:]:
+        assert files / 2**20 <= float(line[6]) + 0.05 < files / 2**20 + 0.1
+        assert float(line[5]) > 50

@@ -3,8 +3,9 @@
     python tools/analysis/padding.py configs/quickstart/deformable-detr-refine-twostage_small_coco.py --batch-sizes 2 4
 
 The images come through the config's own loader and augmentation. The padded share is that of whole epochs of its
-training set; images a second are those of training steps alone, without loading, with random weights. Both kinds of
-batches are trained on in turns.
+training set; the rates are those of training steps alone, without loading, with random weights. Both kinds of batches
+are trained on in turns. The steps of the two see other images: pixels a second, of the images without padding, compare
+them more closely than images a second do.
 """
 
 import argparse
@@ -24,14 +25,14 @@ from ddetr.utils.cli import add_cfg_options, run_cli
 from ddetr.utils.tables import FORMATS, render_table
 
 SIMILAR = {'type': 'SimilarSizeBatchSampler'}
-HEADER = ('batch', 'batches', 'padded', 'images/s')
+HEADER = ('batch', 'batches', 'padded', 'images/s', 'Mpixel/s')
 
 
-class Measured(NamedTuple):
-    """Both figures of one kind of batches."""
+class Rate(NamedTuple):
+    """How much one kind of batches trains on in a second."""
 
-    padded: float  # share of pixels
-    images_per_s: float
+    images: float
+    pixels: float  # of the images, without padding
 
 
 def main() -> None:
@@ -47,8 +48,10 @@ def main() -> None:
         loaders = {kind: build_loader(cfg, sampler, batch_size) for kind, sampler in kinds.items()}
         rates = training_rates(cfg, model, loaders, args.steps)
         for kind, loader in loaders.items():
-            found = Measured(padded_share(loader, args.epochs), rates[kind])
-            rows.append((str(batch_size), kind, f'{found.padded:.1%}', f'{found.images_per_s:.3g}'))
+            rate, padded = rates[kind], padded_share(loader, args.epochs)
+            rows.append(
+                (str(batch_size), kind, f'{padded:.1%}', f'{rate.images:.3g}', f'{rate.pixels / 1e6:.3g}')
+            )
     print(render_table(HEADER, rows, args.format))
 
 
@@ -87,26 +90,33 @@ def padded_share(loader: Any, epochs: int) -> float:
     batches = epochs_of(loader)
     used = total = 0
     for _ in range(epochs * len(loader)):
-        sizes = np.array([image.shape[-2:] for image in next(batches)['inputs']])  # (B, 2)
+        sizes = sizes_of(next(batches))
         used += sizes.prod(1).sum()
         total += len(sizes) * sizes.max(0).prod()
     return 1 - used / total
 
 
-def training_rates(cfg: Config, model: Any, loaders: dict[str, Any], steps: int) -> dict[str, float]:
-    """Images a second of the process's CPU time, or of the clock with a model on a GPU, after one unmeasured step."""
+def sizes_of(batch: Any) -> np.ndarray:
+    """Height and width of each image: (B, 2)."""
+    return np.array([image.shape[-2:] for image in batch['inputs']])
+
+
+def training_rates(cfg: Config, model: Any, loaders: dict[str, Any], steps: int) -> dict[str, Rate]:
+    """By the process's CPU time, or by the clock with a model on a GPU, after one unmeasured step."""
     clock = time.perf_counter if next(model.parameters()).is_cuda else time.process_time
     batches = {kind: epochs_of(loader) for kind, loader in loaders.items()}
-    seconds, images = dict.fromkeys(loaders, 0.0), dict.fromkeys(loaders, 0)
+    totals = {kind: np.zeros(3) for kind in loaders}  # images, pixels, seconds
     for i in range(steps + 1):
         for kind in loaders:
             batch = next(batches[kind])
+            sizes = sizes_of(batch)
             step = training_step(model, batch, cfg, amp=False)
             start = clock()
             step()
-            seconds[kind] += (clock() - start) * (i > 0)
-            images[kind] += len(batch['inputs']) * (i > 0)
-    return {kind: images[kind] / seconds[kind] for kind in loaders}
+            seconds = clock() - start
+            if i:
+                totals[kind] += len(sizes), sizes.prod(1).sum(), seconds
+    return {kind: Rate(images / s, pixels / s) for kind, (images, pixels, s) in totals.items()}
 
 
 if __name__ == '__main__':
