@@ -2,7 +2,8 @@
 # Train in several processes: tools/dist_train.sh CONFIG PROCESSES [options of tools/train.py]
 # One process a GPU; without GPUs the processes share the CPU (over gloo).
 # Several machines: the same command on each with NNODES, NODE_RANK (0, 1, ...), MASTER_ADDR and PORT set.
+# MAX_RESTARTS=3: if a process dies, start all of them again, up to so many times, from the last checkpoint.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,5s/^# //p' "$0" >&2; exit 2; }
 source "$(dirname "$0")/launch.sh"
 launch train.py "$@"

@@ -19,10 +19,17 @@ launch() {
         --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}")
     if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
         rendezvous=(--standalone) # any free port: two runs on one machine do not meet
+    elif [ "${MAX_RESTARTS:-0}" != 0 ]; then
+        # machines that meet again after a failure; the static rendezvous knows no second one
+        rendezvous=(--nnodes "${NNODES:-1}" --rdzv_backend c10d --rdzv_id training
+            --rdzv_endpoint "${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}")
     fi
     # without this every process would take all cores
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / processes > 1 ? $(nproc) / processes : 1))}
-    "$(find_python)" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$processes" \
+    export LAUNCHED_AT=${LAUNCHED_AT:-$(date +%s)} # a restart goes on from checkpoints that are newer
+    # exec: a signal to this script reaches the training
+    exec "$(find_python)" "$(dirname "${BASH_SOURCE[0]}")/launch.py" "${rendezvous[@]}" \
+        --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" \
         "$(dirname "${BASH_SOURCE[0]}")/$script" "$config" --launcher pytorch "$@"
 }
 
@@ -43,14 +50,23 @@ set_slurm_size() {
 launch_slurm() {
     local partition=$1 job_name=$2 script=$3 nodes=${NNODES:-1} processes=${GPUS_PER_NODE:-8}
     shift 3
+    local tools
+    tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    local job=(-p "$partition" --job-name "$job_name" --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1
+        --gres "gpu:$processes" --cpus-per-task $((processes * ${CPUS_PER_TASK:-5})))
     # the first machine of the job is where all meet; the port differs between jobs that share a machine
     # shellcheck disable=SC2016  # these variables exist in the job, not here
-    # shellcheck disable=SC2086  # SRUN_ARGS is several words
-    srun -p "$partition" --job-name "$job_name" --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 \
-        --gres "gpu:$processes" --cpus-per-task $((processes * ${CPUS_PER_TASK:-5})) --kill-on-bad-exit=1 \
-        ${SRUN_ARGS:-} bash -c '
+    local task=(bash -c '
             export NNODES=$SLURM_NNODES NODE_RANK=$SLURM_NODEID
             export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
             export PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}
-            exec bash "$0" "$@"' "$(dirname "${BASH_SOURCE[0]}")/$script" "$@"
+            exec bash "$0" "$@"' "$tools/$script")
+    export LAUNCHED_AT=${LAUNCHED_AT:-$(date +%s)}
+    # shellcheck disable=SC2086  # SRUN_ARGS is several words
+    if [ -n "${REQUEUE:-}" ]; then
+        sbatch "${job[@]}" --requeue --open-mode append --signal "B:USR1@${GRACE:-120}" ${SRUN_ARGS:-} \
+            "$tools/requeue.sh" "${task[@]}" "$@"
+    else
+        srun "${job[@]}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} "${task[@]}" "$@"
+    fi
 }

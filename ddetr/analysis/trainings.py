@@ -35,7 +35,9 @@ class Training(NamedTuple):
     processes: int = 1
     double: bool = False  # compute in float64, so that sums in another order differ by nothing that matters
 
-    def run(self, work_dir: Path, resume: str | None = None, **changes: Any) -> list[int]:
+    def run(
+        self, work_dir: Path, resume: str | None = None, end: 'End | None' = None, **changes: Any
+    ) -> list[int]:
         """Train in new processes, which share nothing with this one or one another; their exit codes."""
         options = TrainOptions(
             str(work_dir),
@@ -43,7 +45,14 @@ class Training(NamedTuple):
             cfg_options={**self.options, **changes},
             launcher='pytorch' if self.processes > 1 else 'none',
         )
-        return in_processes(lambda: train_quietly(self.config, options, self.double), self.processes)
+        return in_processes(lambda: train_quietly(self.config, options, self.double), self.processes, end)
+
+
+class End(NamedTuple):
+    """A signal to the first process from outside."""
+
+    number: int
+    after_s: float
 
 
 @HOOKS.register_module()
@@ -88,7 +97,7 @@ def train_quietly(config: str, options: TrainOptions, double: bool) -> None:
     run_cli(lambda: train_detector(config, options))
 
 
-def in_processes(function: Callable[[], None], number: int) -> list[int]:
+def in_processes(function: Callable[[], None], number: int, end: End | None = None) -> list[int]:
     """Call `function` in `number` forked processes that find one another as torchrun's do; their exit codes."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -97,6 +106,10 @@ def in_processes(function: Callable[[], None], number: int) -> list[int]:
     processes = [context.Process(target=_run, args=(function, rank, number, port)) for rank in range(number)]
     for process in processes:
         process.start()
+    if end is not None:
+        processes[0].join(end.after_s)
+        if processes[0].is_alive():
+            os.kill(processes[0].pid or 0, end.number)
     for process in processes:
         process.join(TIMEOUT_S)
         if process.is_alive():

@@ -17,7 +17,7 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from ddetr.utils.errors import CheckpointError, ConfigError, first_line
-from ddetr.utils.files import write_atomically
+from ddetr.utils.files import remove_unfinished, write_atomically
 from ddetr.weights import load_weights, read_checkpoint
 from ddetr.weights.pretrained import warn_of_random_backbone
 
@@ -98,6 +98,8 @@ class DetRunner(Runner):
 
     def train(self) -> nn.Module:
         """Train, and listen for signals to end (interruption.py)."""
+        if self.rank == 0:
+            remove_unfinished(self.work_dir)
         interruption = InterruptionHook()
         self.register_hook(interruption)
         try:

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -90,6 +91,12 @@ def run_cli(main: Callable[[], Any]) -> None:
             Path(os.environ[INTERRUPTED_NOTE]).touch()
         _part_together()
         sys.exit(end.EXIT_CODE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = f' at {error.filename}' if error.filename else ''
+        print(f'error: {error.strerror}{where}: make room, then go on with --resume.', file=sys.stderr)
+        sys.exit(2)
     except InputError as error:
         # a DataLoader's worker sends its error as the text of a traceback, which ends in `InputError: message`
         kind = f'{type(error).__module__}.{type(error).__qualname__}: '

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+UNFINISHED = '.unfinished'  # suffix of files that are being written
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a file beside `path`, then put it in place in one step.
@@ -14,7 +16,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}{UNFINISHED}')
     try:
         write(unfinished)
         with open(unfinished, 'rb') as file:
@@ -22,6 +24,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what killed processes have left half-written in `folder`; no other process may be writing there."""
+    for path in Path(folder).glob(f'.*{UNFINISHED}'):
+        path.unlink(missing_ok=True)
 
 
 def write_json(value: Any, path: str | Path) -> None:

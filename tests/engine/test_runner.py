@@ -162,7 +162,7 @@ def test_the_learning_rate_is_scaled_by_the_effective_batch(tiny_run, tmp_path):
     """2 images a batch, 4 accumulated: a fourth of the rate that is meant for 32."""
     options = {
         'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 9, 'optim_wrapper.accumulative_counts': 4,
-        'optim_wrapper.optimizer.lr': 4e-4, 'optim_wrapper.paramwise_cfg': None,
+        'optim_wrapper.optimizer.lr': 4e-4, 'optim_wrapper.paramwise_cfg': None, 'param_scheduler': [],
     }  # fmt: skip
     runner = train_detector(
         tiny_run.config, TrainOptions(str(tmp_path), auto_scale_lr=True, cfg_options=options)

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The batch script of slurm_train.sh with REQUEUE=1. Shortly before the time limit, or when Slurm ends the job for
+# another one, it lets the training save and end, and puts the job back into the queue; it then goes on from there.
+set -uo pipefail
+asked=false step=
+# shellcheck disable=SC2329  # called by the trap
+ask() {
+    asked=true
+    if [ -n "$step" ]; then kill -TERM "$step" 2> /dev/null; fi
+}
+trap ask USR1 TERM
+srun --kill-on-bad-exit=1 "$@" &
+step=$!
+if $asked; then ask; fi
+while kill -0 "$step" 2> /dev/null; do # a trap ends a wait early
+    wait "$step"
+    status=$?
+done
+if $asked || [ "$status" = 75 ]; then
+    echo "interrupted: job $SLURM_JOB_ID is queued again"
+    exec scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
