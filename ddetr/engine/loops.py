@@ -20,8 +20,8 @@ from mmengine.runner import BaseLoop
 from torch import nn
 
 from ddetr.datasets.samplers import ResumableBatchSampler
-from ddetr.models.effective_batch import EffectiveBatch, gather_batch
 from ddetr.registry import LOOPS
+from ddetr.structures.effective_batch import EffectiveBatch, gather_batch
 from ddetr.utils.errors import CheckpointError, ConfigError
 from ddetr.utils.seeding import derive_seed, seed_everything
 

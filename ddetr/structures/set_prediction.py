@@ -109,11 +109,8 @@ class Matched(NamedTuple):
     num_pairs: int  # P in the whole effective batch: all processes, all accumulated batches
     num_queries: int  # B * Q in it
     num_parts: int  # batches that it is made of; the gradient is their mean
+    avg_factor: float  # what a sum over these pairs is divided by: max(num_pairs, 1) / num_parts
     extras: Mapping[str, Tensor]  # (B, Q, ...) each
-
-    def avg_factor(self, total: float | None = None) -> float:
-        """What a sum over this batch is divided by: its share of the effective batch's pairs, or of another `total`."""
-        return max(self.num_pairs if total is None else total, 1.0) / self.num_parts
 
     def iou(self) -> Tensor:
         """IoU (P,) of each pair's boxes, without a gradient."""

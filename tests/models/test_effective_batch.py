@@ -7,10 +7,10 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from ddetr.models.effective_batch import EffectiveBatch, effective_batch
 from ddetr.models.set_prediction import ClassTerm
 from ddetr.registry import MODELS
 from ddetr.structures import DetDataSample, Matched
+from ddetr.structures.effective_batch import EffectiveBatch, effective_batch
 
 SIDE = 64
 COUNTS = (3, 0, 5, 1)  # objects of the images
@@ -78,7 +78,7 @@ def test_softmax_weights_background_of_all_parts():
     labels[0, 2] = 1
     nothing = torch.zeros(1, 4)
     index = (torch.tensor([0]), torch.tensor([2]))
-    matched = Matched(logits, labels, *index, nothing, nothing, nothing, nothing, 4, 16, 2, {})
+    matched = Matched(logits, labels, *index, nothing, nothing, nothing, nothing, 4, 16, 2, 2.0, {})
     found = ClassTerm({'type': 'CrossEntropyLoss', 'bg_cls_weight': 0.1})(matched)['loss_cls']
     minus_log = -logits[0].log_softmax(-1)
     background = torch.cat([minus_log[:2, 3], minus_log[3:, 3]]).sum()

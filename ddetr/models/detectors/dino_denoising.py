@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from ddetr.models.effective_batch import effective_batch
 from ddetr.models.heads.deformable_detr_head import inverse_sigmoid
 from ddetr.structures import DecoderInput, Matching, QueryGroup, Samples
+from ddetr.structures.effective_batch import effective_batch
 from ddetr.utils.errors import ConfigError
 
 PADDING = -1  # the label of a slot that an image with fewer objects leaves empty

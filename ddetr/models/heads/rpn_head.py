@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ddetr.registry import MODELS, TASK_UTILS
 from ddetr.structures import AnchorPredictions, DetDataSample, Proposals, Sampled
+from ddetr.structures.effective_batch import effective_batch
 
-from ..effective_batch import effective_batch
 from ..task_modules.nms import grouped_nms
 
 COUNT = 'sampled anchors'

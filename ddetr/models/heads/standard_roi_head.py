@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ddetr.registry import MODELS, TASK_UTILS
 from ddetr.structures import DetDataSample, Proposals, RoIPredictions, RoITargets
-
-from ..effective_batch import effective_batch
+from ddetr.structures.effective_batch import effective_batch
 
 COUNT = 'sampled regions'
 

@@ -5,14 +5,15 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
+from mmengine.dist import is_distributed
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from ddetr.models.effective_batch import EffectiveBatch, effective_batch
 from ddetr.models.task_modules import HungarianAssigner
 from ddetr.registry import MODELS, TASK_UTILS
 from ddetr.structures import NO_OBJECT, Matched, Matching, QueryGroup, Samples, SetPredictions, SetTargets
+from ddetr.structures.effective_batch import ACTIVE, EffectiveBatch, gather_batch
 from ddetr.utils.errors import ConfigError
 
 from .selection import set_pred_instances
@@ -59,7 +60,7 @@ class ClassTerm(nn.Module):
         if not self.use_sigmoid:
             bg_weight = getattr(self.loss, 'bg_cls_weight', None)
             total = total + (matched.num_queries - total) * (1.0 if bg_weight is None else bg_weight)
-        avg_factor = matched.avg_factor(total)
+        avg_factor = max(total, 1.0) / matched.num_parts
         return {
             self.name: self.loss(matched.cls_logits.flatten(0, 1), labels.flatten(), avg_factor=avg_factor)
         }
@@ -89,7 +90,7 @@ class VarifocalTerm(nn.Module):
         prob = logits.detach().sigmoid()
         weight = torch.where(target > 0, target, self.alpha * prob**self.gamma)
         loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction='sum')
-        return {self.name: self.loss_weight * loss / matched.avg_factor()}
+        return {self.name: self.loss_weight * loss / matched.avg_factor}
 
 
 @MODELS.register_module()
@@ -111,7 +112,7 @@ class BoxTerm(nn.Module):
         pairs = (matched.pred_boxes_cxcywh_norm, matched.true_boxes_cxcywh_norm)
         if self.in_pixels:
             pairs = (matched.pred_boxes_xyxy_px, matched.true_boxes_xyxy_px)
-        return {self.name: self.loss(*pairs, avg_factor=matched.avg_factor())}
+        return {self.name: self.loss(*pairs, avg_factor=matched.avg_factor)}
 
 
 class _Set(NamedTuple):
@@ -151,7 +152,10 @@ class SetCriterion(nn.Module):
         sizes = torch.tensor(shapes, device=preds.cls_logits.device)  # (B, 4), w h w h in pixels
         targets = make_targets(samples, sizes)
         logits, boxes = preds.cls_logits.float(), preds.boxes_cxcywh_norm.float()
-        batch, sets = effective_batch(samples), []
+        batch, sets = ACTIVE.get(), []
+        if batch is None:  # outside a training loop
+            alone = EffectiveBatch([len(target.labels) for target in targets])
+            batch = gather_batch([samples]) if is_distributed() else alone
         for group in preds.groups:
             extras = {name: value[:, :, group.queries] for name, value in preds.extras.items()}
             part = logits[:, :, group.queries], boxes[:, :, group.queries]
@@ -215,7 +219,9 @@ def _matched(one: _Set, layer: int, sizes: Tensor, batch: EffectiveBatch) -> Mat
     pred_px, true_px = (box_convert(boxes * sizes[image], 'cxcywh', 'xyxy') for boxes in (pred, true))
     extras = {name: value[layer] for name, value in one.extras.items()}
     boxes = (pred, true, pred_px, true_px)
-    counts = one.total_pairs, len(batch.boxes_per_image) * labels.shape[1], batch.num_parts
+    parts = batch.processes * batch.accumulated
+    num_queries = len(batch.boxes_per_image) * labels.shape[1]
+    counts = one.total_pairs, num_queries, parts, max(one.total_pairs, 1.0) / parts
     return Matched(one.cls_logits[layer], labels, image, query, *boxes, *counts, extras)
 
 

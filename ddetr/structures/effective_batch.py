@@ -10,11 +10,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from ddetr.structures import Samples
+from ddetr.structures.det_data_sample import Samples
 from ddetr.utils.processes import gather
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
-_CURRENT: ContextVar['EffectiveBatch | None'] = ContextVar('effective batch', default=None)
+ACTIVE: ContextVar['EffectiveBatch | None'] = ContextVar('effective batch', default=None)
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class EffectiveBatch:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Let `effective_batch` return this one."""
-        token = _CURRENT.set(self)
+        token = ACTIVE.set(self)
         try:
             yield
         finally:
-            _CURRENT.reset(token)
+            ACTIVE.reset(token)
 
 
 def effective_batch(samples: Samples) -> EffectiveBatch:
     """The active one; without any, of the `samples` that each process has in its hands; all processes call it."""
-    return _CURRENT.get() or gather_batch([samples])
+    return ACTIVE.get() or gather_batch([samples])
 
 
 def gather_batch(batches: Sequence[Samples], counts: Mapping[str, int] = _NOTHING) -> EffectiveBatch:
