@@ -1,5 +1,6 @@
 """A training with averaged weights: what is validated, saved, kept as the best, published and tested."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_the_average_is_published_and_tested(averaged_run, tiny_run, run, tmp_pa
     _, work_dir, weights = averaged_run
     (best,) = work_dir.glob('best_*.pth')
     published = Path(
-        run('python', 'tools/converters/publish_model.py', best, tmp_path / 'a.safetensors').strip()
+        run(sys.executable, 'tools/converters/publish_model.py', best, tmp_path / 'a.safetensors').strip()
     )
     assert torch.equal(load_file(published)[NAME], weights['val'][0])
     seen.clear()
@@ -108,7 +109,7 @@ def test_the_average_is_published_and_tested(averaged_run, tiny_run, run, tmp_pa
 def test_hooks_can_be_given_on_the_command_line(tiny_run, run, tmp_path):
     hooks = "custom_hooks=[dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=2)]"
     run(
-        'python', 'tools/train.py', tiny_run.config, '--work-dir', tmp_path,
+        sys.executable, 'tools/train.py', tiny_run.config, '--work-dir', tmp_path,
         '--cfg-options', hooks, 'train_cfg.max_epochs=1', 'default_hooks.checkpoint.save_best=auto',
     )  # fmt: skip
     assert 'ema_state_dict' in read_checkpoint(tmp_path / 'epoch_1.pth')
