@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -111,7 +112,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(tiny_run, ru
     (tmp_path / 'epoch_2.pth').write_bytes(tiny_run.checkpoint.read_bytes())
     (tmp_path / 'last_checkpoint').write_text('epoch_2.pth')
     output = run(
-        'bash', '-c', 'ulimit -f 1000; exec python "$0" "$@"', 'tools/train.py', tiny_run.config,
+        'bash', '-c', 'ulimit -f 1000; exec "$0" "$@"', sys.executable, 'tools/train.py', tiny_run.config,
         '--work-dir', tmp_path, '--resume', '--cfg-options', 'train_cfg.max_epochs=3', expect=2,
     )  # fmt: skip
     assert re.search(r'error: checkpoint \S+/epoch_3\.pth cannot be written: .*File too large', output)

@@ -53,7 +53,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cfg.dump(Path(folder, 'config.py'))
         torch.multiprocessing.spawn(load_epochs, (folder, args), nprocs=args.ranks)
-        epochs: list[list[Epoch]] = torch.load(Path(folder, 'epochs.pt'), weights_only=False)
+        saved = torch.load(Path(folder, 'epochs.pt'))
+    epochs = [[Epoch(*values) for values in ranks] for ranks in saved]
     print(render_table(HEADER, [line_of(i, ranks) for i, ranks in enumerate(epochs)], args.format))
 
 
@@ -99,7 +100,7 @@ def load_epochs(rank: int, folder: str, args: argparse.Namespace) -> None:
     epochs = []
     for epoch in range(args.epochs):
         barrier()
-        epochs.append(all_gather_object(load_epoch(loader, epoch)))
+        epochs.append(all_gather_object(tuple(load_epoch(loader, epoch))))
     if rank == 0:
         torch.save(epochs, Path(folder, 'epochs.pt'))
     torch.distributed.destroy_process_group()
