@@ -24,6 +24,8 @@ launch() {
         rendezvous=(--nnodes "${NNODES:-1}" --rdzv_backend c10d --rdzv_id training
             --rdzv_endpoint "${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}")
     fi
+    # a store of its own for every start: in torchrun's, restarted processes find addresses of dead ones (pytorch#135712)
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     # without this every process would take all cores
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / processes > 1 ? $(nproc) / processes : 1))}
     export LAUNCHED_AT=${LAUNCHED_AT:-$(date +%s)} # a restart goes on from checkpoints that are newer

@@ -49,6 +49,10 @@ class DetRunner(Runner):
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         """mmengine's logger; what fills screens goes to its file only."""
+        if MMLogger.check_instance_created(
+            self._experiment_name
+        ):  # by another run in this process and second
+            self._experiment_name += f'_{id(self)}'
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):

@@ -5,9 +5,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from ddetr.apis import TrainOptions, train_detector
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,3 +86,15 @@ def test_an_experiment_tracker_gets_every_term(tracker, module, read, tiny_run, 
     assert {'loss', 'lr', 'd0.loss_cls', 'loss_bbox', 'loss_iou', 'memory', 'images_per_second'} <= read(
         tmp_path
     )
+
+
+def test_two_trainings_begun_in_one_second_have_logs_of_their_own(tiny_run, tmp_path, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr('mmengine.runner.runner.time.time', lambda: now)
+    for name in ('a', 'b'):
+        train_detector(
+            tiny_run.config, TrainOptions(str(tmp_path / name), cfg_options={'train_cfg.max_epochs': 1})
+        )
+    for name in ('a', 'b'):
+        log = next((tmp_path / name).glob('*/*.log')).read_text()
+        assert f'Checkpoints will be saved to {tmp_path / name}.' in log
