@@ -1,4 +1,4 @@
-"""COCO's average precision, computed by pycocotools."""
+"""COCO's average precision, computed by pycocotools, or by faster-coco-eval where that is installed."""
 
 import contextlib
 import io
@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ddetr.datasets.coco_format import category_ids_of, read_coco
 from ddetr.registry import METRICS
@@ -18,6 +16,8 @@ from ddetr.structures import Annotations
 from ddetr.utils.errors import InputError
 from ddetr.utils.files import write_json
 from ddetr.utils.tables import render_table
+
+from .backend import COCO, new_evaluation
 
 AP_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')  # in the order of pycocotools' table
 
@@ -140,15 +140,16 @@ class CocoMetric(BaseMetric):
         evaluation = self._evaluation(truth, rows, category_ids, sorted(set(ids)))
         with contextlib.redirect_stdout(io.StringIO()) as summary:
             evaluation.summarize()
-        logger.info('\n' + summary.getvalue().rstrip())
+        table = summary.getvalue().splitlines()[: len(self.items)]  # faster-coco-eval has two rows more
+        logger.info('\n' + '\n'.join(table))
         numbers = dict(zip(self.items, evaluation.stats.tolist(), strict=True))
         metrics = {f'bbox_{name}': numbers[name] for name in self.metric_items}
         if self.classwise:
-            table = class_table(evaluation, dict(zip(category_ids, classes, strict=True)))
-            cells = [(name, *('-' if v < 0 else f'{v:.3f}' for v in aps)) for name, aps in table.items()]
+            aps_of = class_table(evaluation, dict(zip(category_ids, classes, strict=True)))
+            cells = [(name, *('-' if v < 0 else f'{v:.3f}' for v in aps)) for name, aps in aps_of.items()]
             header = ('class', 'AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
             logger.info('\n' + render_table(header, cells, 'text'))
-            metrics |= {f'{name}_precision': aps[0] for name, aps in table.items()}
+            metrics |= {f'{name}_precision': aps[0] for name, aps in aps_of.items()}
         return metrics
 
     def _truth_of_file(self, results: list[ImageDetections]) -> tuple[dict, list[Any]]:
@@ -169,12 +170,12 @@ class CocoMetric(BaseMetric):
 
     def _evaluation(
         self, ground_truth: dict, rows: list[dict], category_ids: list[int], image_ids: list[int]
-    ) -> COCOeval:
-        """pycocotools' evaluation of `rows`, accumulated."""
+    ) -> Any:
+        """The backend's `COCOeval` of `rows`, accumulated."""
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
             truth = _index(ground_truth, ground_truth['annotations'])
             found = truth.loadRes(rows) if rows else _index(ground_truth, [])
-            evaluation = COCOeval(truth, found, 'bbox')
+            evaluation = new_evaluation(truth, found)
             evaluation.params.imgIds, evaluation.params.catIds = image_ids, category_ids
             evaluation.params.maxDets = self.proposal_nums
             if self.iou_thrs is not None:
@@ -237,7 +238,7 @@ def _coco_rows(detections: ImageDetections, category_ids: list[int]) -> list[dic
     ]
 
 
-def class_table(evaluation: COCOeval, name_of: dict[int, str]) -> dict[str, list[float]]:
+def class_table(evaluation: Any, name_of: dict[int, str]) -> dict[str, list[float]]:
     """By class name, the six numbers of `AP_ITEMS` from an accumulated evaluation; -1 where there is no ground truth.
 
     `name_of` maps category ids to names. The numbers average to pycocotools' own over classes with ground truth.
