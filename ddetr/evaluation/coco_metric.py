@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,19 +124,18 @@ class CocoMetric(BaseMetric):
             category_ids = category_ids_of(self._file, classes, str(self.ann_file))
         else:
             category_ids = list(self.dataset_meta.get('category_ids') or range(1, len(classes) + 1))
-        rows_of = [_coco_rows(detections, category_ids) for detections in results]
         logger = MMLogger.get_current_instance()
         if self.outfile_prefix is not None:
             path = f'{self.outfile_prefix}.bbox.json'
-            write_json(rows := [row for rows in rows_of for row in rows], path)
+            write_json(rows := _coco_rows(results, category_ids), path)
             logger.info(f'{len(rows)} predictions written to {path}')
         if self.format_only:
             return {}
         truth, ids = self._truth_of_file(results) if self._file else _truth_of_samples(results, category_ids)
         if not truth['annotations']:
             logger.warning('the ground truth has no object at all: every AP and AR is -1')
-        last_of = dict(zip(ids, rows_of, strict=True))  # an image that was tested twice counts once
-        rows = [{**row, 'image_id': id_} for id_, found in last_of.items() for row in found]
+        last_of = dict(zip(ids, results, strict=True))  # an image that was tested twice counts once
+        rows = _coco_rows(last_of.values(), category_ids, last_of)
         evaluation = self._evaluation(truth, rows, category_ids, sorted(set(ids)))
         with contextlib.redirect_stdout(io.StringIO()) as summary:
             evaluation.summarize()
@@ -174,7 +173,7 @@ class CocoMetric(BaseMetric):
         """The backend's `COCOeval` of `rows`, accumulated."""
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
             truth = _index(ground_truth, ground_truth['annotations'])
-            found = truth.loadRes(rows) if rows else _index(ground_truth, [])
+            found = _index(ground_truth, rows)
             evaluation = new_evaluation(truth, found)
             evaluation.params.imgIds, evaluation.params.catIds = image_ids, category_ids
             evaluation.params.maxDets = self.proposal_nums
@@ -186,9 +185,12 @@ class CocoMetric(BaseMetric):
 
 
 def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
-    """A pycocotools index, its annotations numbered from 1: COCOeval takes an object with id 0 as never found."""
+    """An index of objects or detections, numbered from 1: COCOeval takes an object with id 0 as never found."""
     coco = COCO()
-    numbered = [{**annotation, 'id': i} for i, annotation in enumerate(annotations, start=1)]
+    numbered = [
+        {'area': found['bbox'][2] * found['bbox'][3], 'iscrowd': 0, **found, 'id': i}
+        for i, found in enumerate(annotations, start=1)
+    ]
     coco.dataset = {**ground_truth, 'annotations': numbered}
     coco.createIndex()
     return coco
@@ -222,20 +224,26 @@ def _truth_of_samples(results: list[ImageDetections], category_ids: list[int]) -
     return truth, [number_of[key] for key in keys]
 
 
-def _coco_rows(detections: ImageDetections, category_ids: list[int]) -> list[dict]:
-    """One image's detections in COCO's result format: x, y, w, h in pixels, COCO's category ids."""
-    labels = detections.labels.tolist()
-    if labels and not 0 <= min(labels) <= max(labels) < len(category_ids):
-        raise InputError(
-            f'the detector predicted label {max(labels)}, but the dataset has {len(category_ids)} classes, numbered '
-            "from 0: set the head's num_classes to the number of the dataset's classes"
-        )
-    boxes_xywh = detections.boxes_xyxy_px.copy()  # (N, 4)
-    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-    return [
-        {'image_id': detections.img_id, 'category_id': category_ids[label], 'bbox': box, 'score': score}
-        for label, box, score in zip(labels, boxes_xywh.tolist(), detections.scores.tolist(), strict=True)
-    ]
+def _coco_rows(
+    results: Iterable[ImageDetections], category_ids: list[int], image_ids: Iterable | None = None
+) -> list[dict]:
+    """Detections in COCO's result format: x, y, w, h in pixels, COCO's category ids, other image ids if given."""
+    rows = []
+    results = list(results)
+    for image_id, found in zip(image_ids or [found.img_id for found in results], results, strict=True):
+        labels = found.labels.tolist()
+        if labels and not 0 <= min(labels) <= max(labels) < len(category_ids):
+            raise InputError(
+                f'the detector predicted label {max(labels)}, but the dataset has {len(category_ids)} classes, '
+                "numbered from 0: set the head's num_classes to the number of the dataset's classes"
+            )
+        boxes_xywh = found.boxes_xyxy_px.copy()  # (N, 4)
+        boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+        rows += [
+            {'image_id': image_id, 'category_id': category_ids[label], 'bbox': box, 'score': score}
+            for label, box, score in zip(labels, boxes_xywh.tolist(), found.scores.tolist(), strict=True)
+        ]
+    return rows
 
 
 def class_table(evaluation: Any, name_of: dict[int, str]) -> dict[str, list[float]]:
