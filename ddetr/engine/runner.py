@@ -18,6 +18,7 @@ from torch import nn
 
 from ddetr.utils.errors import CheckpointError, ConfigError, first_line
 from ddetr.utils.files import remove_unfinished, write_atomically
+from ddetr.utils.processes import gather
 from ddetr.weights import load_weights, read_checkpoint
 from ddetr.weights.pretrained import warn_of_random_backbone
 
@@ -217,6 +218,20 @@ class DetRunner(Runner):
                 f'{filename} was trained on classes of other names than the dataset that it is tested on: '
                 f'{len(differing)} differ, first {differing[0][0]!r} there and {differing[0][1]!r} here. If they are '
                 'not the same things in the same order, the results mean nothing.'
+            )
+
+    def load_or_resume(self) -> None:
+        """Load what the config says, and make sure that all processes go on from the same place.
+
+        Raises:
+            CheckpointError: They do not.
+        """
+        super().load_or_resume()
+        starts = gather(self.iter)
+        if len(set(starts)) > 1:
+            raise CheckpointError(
+                f'work directory {self.work_dir}: the processes would go on from different iterations '
+                f'({", ".join(map(str, starts))}). All machines need the same directory, on a shared file system.'
             )
 
     def resume(self, filename: str, *args, **kwargs) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm_cluster import slurm_cluster, why_not
+from tests.cluster.slurm import why_not
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 @pytest.fixture(scope='module')
 def cluster(tmp_path_factory):
-    with slurm_cluster(tmp_path_factory.mktemp('slurm')) as environment:
+    with slurm(tmp_path_factory.mktemp('slurm')) as environment:
         path = os.pathsep.join([str(Path(sys.executable).parent), environment['PATH']])
         yield {**environment, 'PATH': path, 'OMP_NUM_THREADS': '1', 'VIRTUAL_ENV': sys.prefix}
 
