@@ -17,8 +17,7 @@ while kill -0 "$step" 2> /dev/null; do # a trap ends a wait early
     wait "$step"
     status=$?
 done
-echo "step status $status"
-if $asked || [ "$status" = 75 ]; then
+if $asked || [ "$status" = 75 ] || [ "$status" = 76 ]; then # 76: a machine was lost
     echo "interrupted: job $SLURM_JOB_ID is queued again"
     exec scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -12,7 +12,7 @@ from ddetr.analysis.trainings import differences
 from tests.cluster.machines import Machine, Network
 from tests.conftest import ROOT
 
-LIMIT_S = 120  # for a training to start, or to end, on two busy cores
+LIMIT_S = 300  # for a training to start, or to end, on two busy cores
 OPTIONS = (  # 2 epochs of 2 iterations, each saved; a loader's worker is one more process that may stay behind
     'train_cfg.val_interval=9', 'train_dataloader.num_workers=1', 'default_hooks.checkpoint.by_epoch=False',
     'default_hooks.checkpoint.interval=1',
@@ -96,6 +96,12 @@ class Pair:
     def statuses(self) -> list[int]:
         """The exit codes of both commands."""
         return [process.wait(LIMIT_S) for process in self.processes]
+
+
+def rank_process(machine: Machine) -> int:
+    """The training process of a machine, not its loader's workers."""
+    found = machine.processes('python', 'train.py')
+    return min(pid for pid, line in found.items() if not any('launch.py' in word for word in line))
 
 
 def seconds_to_end(found: tuple[Machine, ...], said: Callable[[], str], *words: str) -> float:

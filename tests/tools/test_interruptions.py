@@ -16,6 +16,7 @@ from ddetr.analysis.trainings import differences
 from ddetr.apis import TrainOptions, train_detector
 from ddetr.apis.runs import LAUNCHED
 from ddetr.utils import ConfigError
+from ddetr.utils.machines import RESTARTED
 from tests.conftest import ROOT
 
 SAVED_OFTEN = ('default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=1')
@@ -87,8 +88,9 @@ def test_only_a_restart_goes_on_by_itself(tiny_run, tmp_path, monkeypatch):
     """With `load_from` of its own: the training begins with it, and its restart with the last checkpoint."""
     nothing = {'train_cfg.max_epochs': 2, 'load_from': str(tiny_run.checkpoint)}
     (tmp_path / 'last_checkpoint').write_text(str(tiny_run.checkpoint))
-    for count, launched, begins in (('0', 0, 0), ('1', time.time() + 60, 0), ('1', 0, 8)):
-        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', count)
+    for restarted, launched, begins in ((False, 0, 0), (True, time.time() + 60, 0), (True, 0, 8)):
+        if restarted:
+            monkeypatch.setenv(RESTARTED, '1')
         monkeypatch.setenv(LAUNCHED, str(launched))
         options = TrainOptions(str(tmp_path / 'new'), cfg_options={**nothing, 'train_cfg.max_epochs': 1})
         if begins:
@@ -134,10 +136,11 @@ def cluster(tmp_path):
     for name, does in (
         ('sbatch', ''),
         ('scontrol', ''),
+        ('scancel', 'kill -TERM "$(cat "${0%/*}/srun.runs")"'),
         # a step that takes the time of a training, unless it is asked to end
         (
             'srun',
-            'sleep "${STEP_S:-60}" & trap "kill $!; exit ${STEP_ENDS_WITH:-75}" TERM; touch "$0.runs"; wait',
+            'sleep "${STEP_S:-60}" & trap "kill $!; exit ${STEP_ENDS_WITH:-75}" TERM; echo $$ > "$0.runs"; wait',
         ),
     ):
         path = tmp_path / name
@@ -163,10 +166,11 @@ def test_slurm_jobs_that_can_be_queued_again(run, cluster, tmp_path):
 @pytest.mark.parametrize('code', ['75', '1'])
 def test_a_job_that_was_asked_to_end_is_queued_again(cluster, tmp_path, number, code):
     job = Running('bash', 'tools/requeue.sh', 'task', PATH=cluster, SLURM_JOB_ID='7', STEP_ENDS_WITH=code)
-    while not (tmp_path / 'srun.runs').exists():
+    while not (tmp_path / 'srun.runs').exists() or not (tmp_path / 'srun.runs').read_text():
         assert job.process.poll() is None
     job.process.send_signal(number)
     assert job.end() == 0
+    assert (tmp_path / 'scancel.said').read_text() == '--signal=TERM\n7\n'  # srun itself would kill its tasks
     assert (tmp_path / 'scontrol.said').read_text() == 'requeue\n7\n'
     assert (tmp_path / 'srun.said').read_text() == '--kill-on-bad-exit=1\ntask\n'
 
