@@ -87,7 +87,7 @@ def why_not() -> str | None:
 @contextlib.contextmanager
 def slurm_cluster(folder: Path) -> Iterator[Slurm]:
     """Start a cluster with daemons, keys and addresses of its own; nothing of it is left afterwards."""
-    (folder / 'state').mkdir()
+    (folder / 'state').mkdir(parents=True)
     (folder / 'slurm.conf').write_text(CONF.format(folder=folder))
     devices = ('/dev/null', '/dev/zero')  # stand for GPUs
     (folder / 'gres.conf').write_text(

@@ -14,6 +14,7 @@ from tests.cluster.trainings import (
     assert_equal,
     rank_process,
     seconds_to_end,
+    wait_for,
     with_pauses,
 )
 
@@ -99,4 +100,47 @@ def test_a_job_that_is_queued_again_trains_what_an_uninterrupted_one_does(
     job.end()
     for iteration in (1, 2, 3):
         assert f'interrupted at iteration {iteration}, saved as' in job.said()
+    assert_equal(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_killed_rank_of_every_node(every_failure, slurm, tiny_run, uninterrupted, tmp_path, rank):
+    fails_and_is_resumed(slurm, tiny_run.config, tmp_path, rank, uninterrupted)
+
+
+@pytest.mark.slow
+def test_preemption_and_a_lost_node(every_failure, slurm, tiny_run, uninterrupted, tmp_path):
+    job = Job(slurm, tiny_run.config, tmp_path)
+    job.until(0)
+    slurm.run('sbatch', '-p', 'urgent', '-N', '2', '--exclusive', '-o', '/dev/null', '--wrap', 'true')
+    job.until(1)
+    assert 'interrupted at iteration 1, saved as' in job.said()
+    slurm.nodes[1].power_off()
+    seconds = seconds_to_end(slurm.nodes, job.said, 'launch.py')
+    print(f'node 1, power off: all processes are gone after {seconds:.1f} s')
+    assert seconds < 30, job.said()
+    state = ['squeue', '-h', '-j', job.number, '-o', '%T']
+    wait_for(lambda: slurm.run(*state).strip() == 'PENDING', 'the job is not queued again', job.said)
+    slurm.run('scancel', job.number)
+    with slurm_cluster(tmp_path / 'repaired') as repaired:
+        again = train(repaired, tmp_path / 'again.txt', *call(tiny_run.config, tmp_path, '--resume'))
+        assert again.wait(LIMIT_S) == 0, (tmp_path / 'again.txt').read_text()
+    assert_equal(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_time_limit(every_failure, slurm, tiny_run, uninterrupted, tmp_path):
+    """Of three minutes; Slurm sends its signal up to a minute early."""
+    job = Job(
+        slurm, tiny_run.config, tmp_path, GRACE='60', SRUN_ARGS=f'--output {tmp_path}/output.txt --time 3'
+    )
+    job.until(0)
+    job.until(1)
+    assert 'interrupted at iteration 1, saved as' in job.said()
+    slurm.run('scontrol', 'update', f'job={job.number}', 'TimeLimit=60')
+    slurm.run('scancel', '--signal=USR1', '--batch', job.number)
+    job.until(2)
+    slurm.run('scancel', '--signal=USR1', '--batch', job.number)
+    job.end()
     assert_equal(tmp_path, uninterrupted)

@@ -84,6 +84,23 @@ def test_a_dead_process_group_is_restarted_from_its_last_checkpoint(tiny_run, tw
     assert apart['weights'] == apart['optimizer'] == apart['logs'] == 0
 
 
+def test_processes_that_would_resume_from_different_places_stop(tiny_run, tmp_path):
+    """As on machines whose work directories have the same name but are not the same."""
+    config = tmp_path / 'local.py'
+    config.write_text(
+        f'import os\n_base_ = {str(tiny_run.config)!r}\n'
+        f'work_dir = f"{tmp_path}/{{os.environ.get(\'RANK\', 0)}}"\n'
+    )
+    (tmp_path / '0').mkdir()
+    (tmp_path / '0' / 'last_checkpoint').write_text(str(tiny_run.checkpoint))
+    command = Running('bash', 'tools/dist_train.sh', config, '2', '--resume')
+    assert command.end() == 1, command.said
+    assert re.search(
+        r'error: work directory \S+: the processes would go on from different iterations \(8, 0\)',
+        command.said,
+    )
+
+
 def test_only_a_restart_goes_on_by_itself(tiny_run, tmp_path, monkeypatch):
     """With `load_from` of its own: the training begins with it, and its restart with the last checkpoint."""
     nothing = {'train_cfg.max_epochs': 2, 'load_from': str(tiny_run.checkpoint)}
