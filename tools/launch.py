@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from ddetr.utils.cli import INTERRUPTED_NOTE
 from ddetr.utils.errors import TrainingInterrupted
-from ddetr.utils.machines import LAUNCHER_PID, MACHINE_LOST, RESTARTED, Lifeline, Meeting
+from ddetr.utils.machines import JOIN_S, LAUNCHER_PID, MACHINE_LOST, RESTARTED, Lifeline, Meeting
 
 # for the other processes of a machine to end when one has died: what they wait for in a collective never comes
 STOP_S = 10
@@ -40,9 +40,8 @@ class Agent(LocalElasticAgent):
 
     def _shutdown(self, *args: Any, **kwargs: Any) -> None:
         for number in SIGNALS:
-            signal.signal(
-                number, signal.SIG_IGN
-            )  # a second one would cut short the wait for processes that save
+            # a second one would cut short the wait for processes that save
+            signal.signal(number, signal.SIG_IGN)
         super()._shutdown(*args, **kwargs)
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
@@ -63,39 +62,31 @@ launcher.LocalElasticAgent = Agent  # type: ignore[misc]  # torchrun has no opti
 def rendezvous(meeting: Meeting, restarts: int) -> list[str]:
     """torchrun's options for where the processes meet."""
     if meeting.machines == 1 and not os.environ.get('PORT'):
-        return [
-            '--standalone',
-            '--local_addr',
-            '127.0.0.1',
-        ]  # any free port: two runs on one machine do not meet
-    options = ['--nnodes', str(meeting.machines), '--local_addr', meeting.local_address()]
+        # any free port: two runs on one machine do not meet
+        return ['--standalone', '--local_addr=127.0.0.1']
+    options = [f'--nnodes={meeting.machines}', f'--local_addr={meeting.local_address()}']
     if not restarts:
-        where = [
-            '--node_rank',
-            str(meeting.rank),
-            '--master_addr',
-            meeting.host,
-            '--master_port',
-            str(meeting.port),
-        ]
-        return [*options, *where]
+        where = [f'--master_addr={meeting.host}', f'--master_port={meeting.port}']
+        return [*options, f'--node_rank={meeting.rank}', *where]
     # machines that meet again after a failure; the static rendezvous knows no second one
-    conf = f'is_host={int(meeting.rank == 0)},join_timeout=600,read_timeout=600'
-    where = [
-        '--rdzv_backend',
-        'c10d',
-        '--rdzv_endpoint',
-        f'{meeting.host}:{meeting.port}',
-        '--rdzv_id',
-        'training',
-    ]
-    return [*options, *where, '--rdzv_conf', conf]
+    conf = f'is_host={int(meeting.rank == 0)},join_timeout={JOIN_S},read_timeout={JOIN_S}'
+    where = ['--rdzv_backend=c10d', f'--rdzv_endpoint={meeting.host}:{meeting.port}', '--rdzv_id=training']
+    return [*options, *where, f'--rdzv_conf={conf}']
 
 
 def main() -> None:
     script, config, processes, *arguments = sys.argv[1:]
     meeting, restarts = Meeting.from_environment(), int(os.environ.get('MAX_RESTARTS') or 0)
-    options = [*rendezvous(meeting, restarts), '--nproc_per_node', processes, '--max_restarts', str(restarts)]
+    try:
+        where, interface = rendezvous(meeting, restarts), meeting.interface()
+    except OSError as error:
+        sys.stderr.write(
+            f'error: MASTER_ADDR={meeting.host}: {error.strerror}. Set it to an address of machine 0.\n'
+        )
+        sys.exit(2)
+    if meeting.machines > 1 and interface is not None:
+        os.environ.setdefault('GLOO_SOCKET_IFNAME', interface)  # gloo's own choice follows the host name
+    options = [*where, '--nproc_per_node', processes, '--max_restarts', str(restarts)]
     options += ['--shutdown_timeout', os.environ.get('GRACE') or '30']
     # a store of its own for every start: restarted processes find addresses of dead ones in torchrun's (pytorch#135712)
     os.environ |= {'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1', LAUNCHER_PID: str(os.getpid())}
@@ -130,8 +121,6 @@ def join(meeting: Meeting, folder: str) -> Lifeline:
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(status)  # the main thread may wait for the other machine
 
-    if (interface := meeting.interface()) is not None:
-        os.environ.setdefault('GLOO_SOCKET_IFNAME', interface)  # gloo's own choice follows the host name
     return Lifeline(meeting, end)
 
 

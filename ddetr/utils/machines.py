@@ -20,7 +20,7 @@ RESTARTED = 'RESTARTED'  # environment variable: set if this process takes the p
 JOIN_S = 600  # for all machines to start, as torchrun's rendezvous
 LOST_S = 15  # without an answer, until a machine counts as lost
 PATIENCE_S = (
-    10  # for this machine's processes to end by themselves after another's, with their own error messages
+    10  # after another machine has failed, for the processes of this one to end with their own errors
 )
 PORT_KEY = 'ddetr/lifeline'
 MACHINE_LOST = 76  # exit code of a launcher that another one's machine has left alone
@@ -135,11 +135,8 @@ class Lifeline:
     def _add(self, selector: selectors.BaseSelector, connection: socket.socket, name: str) -> None:
         connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (
-            ('TCP_KEEPIDLE', LOST_S // 3),
-            ('TCP_KEEPINTVL', LOST_S // 3),
-            ('TCP_KEEPCNT', 2),
-        ):
+        third = LOST_S // 3
+        for option, value in (('TCP_KEEPIDLE', third), ('TCP_KEEPINTVL', third), ('TCP_KEEPCNT', 2)):
             if hasattr(socket, option):  # the system's own, of hours, where it has no such option
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         with self._lock:
@@ -157,5 +154,16 @@ class Lifeline:
             name = self._connections.pop(connection)
         if said != _SUCCESS:
             self.has_lost = said != _FAILURE
+            self._pass_on()
             time.sleep(patience)
             self._end(name, MACHINE_LOST if self.has_lost else 1)
+
+    def _pass_on(self) -> None:
+        """Let the other machines know at once, as if this one had gone in the same way."""
+        if not self.has_lost:
+            self.leave(failed=True)
+            return
+        with self._lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
