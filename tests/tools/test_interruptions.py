@@ -87,10 +87,7 @@ def test_a_dead_process_group_is_restarted_from_its_last_checkpoint(tiny_run, tw
 def test_processes_that_would_resume_from_different_places_stop(tiny_run, tmp_path):
     """As on machines whose work directories have the same name but are not the same."""
     config = tmp_path / 'local.py'
-    config.write_text(
-        f'import os\n_base_ = {str(tiny_run.config)!r}\n'
-        f'work_dir = f"{tmp_path}/{{os.environ.get(\'RANK\', 0)}}"\n'
-    )
+    config.write_text(f'_base_ = {str(tiny_run.config)!r}\nwork_dir = "{tmp_path}/{{{{$RANK:0}}}}"\n')
     (tmp_path / '0').mkdir()
     (tmp_path / '0' / 'last_checkpoint').write_text(str(tiny_run.checkpoint))
     command = Running('bash', 'tools/dist_train.sh', config, '2', '--resume')
