@@ -39,9 +39,9 @@ def train(slurm, output, *words):
         return subprocess.Popen(**slurm.command(*words, **SIZE), stdout=file, stderr=subprocess.STDOUT)
 
 
-def fails_and_is_resumed(slurm, config, work_dir, rank, uninterrupted):
-    """Kill a process of a training, and train again."""
-    output, pause = work_dir / 'output.txt', Pause(2, rank, work_dir / 'reached')
+def fails(slurm, config, work_dir, rank):
+    """Kill a process of a training: all the others must end, too."""
+    output, pause = work_dir / 'output.txt', Pause(1, rank, work_dir / 'killed')
     paused = with_pauses(config, pause)
     job = train(slurm, output, *call(paused, work_dir))
     pause.until([job], output.read_text)
@@ -51,17 +51,17 @@ def fails_and_is_resumed(slurm, config, work_dir, rank, uninterrupted):
     assert seconds < 30, output.read_text()
     assert job.wait(LIMIT_S) != 0
     slurm.wait_until_idle()
-    assert train(slurm, output, *call(config, work_dir, '--resume')).wait(LIMIT_S) == 0, output.read_text()
-    assert_equal(work_dir, uninterrupted)
 
 
 class Job:
-    """A batch job that can be queued again, and stands still at iteration 1, 2 and 3, each time that it has begun."""
+    """A batch job that can be queued again, and stands still at iterations 1 and 2, each time that it has begun."""
 
-    def __init__(self, slurm, config, work_dir, **variables):
-        self.slurm, self.output = slurm, work_dir / 'output.txt'
-        self.pauses = [Pause(iteration, 1, work_dir / f'reached{iteration}') for iteration in (0, 1, 2)]
-        arguments = call(with_pauses(config, *self.pauses), work_dir)
+    def __init__(self, slurm, config, work_dir, *arguments, **variables):
+        self.slurm, self.output = slurm, work_dir / 'job.txt'
+        self.pauses = {
+            iteration: Pause(iteration, 1, work_dir / f'reached{iteration}') for iteration in (1, 2)
+        }
+        arguments = call(with_pauses(config, *self.pauses.values()), work_dir, *arguments)
         variables = {'REQUEUE': '1', 'SRUN_ARGS': f'--output {self.output}', **SIZE, **variables}
         self.number = slurm.run(*arguments, **variables).split()[-1]
 
@@ -72,33 +72,29 @@ class Job:
         """Wait until it stands still there."""
         self.pauses[iteration].until([], self.said)
 
+    def state(self):
+        """As Slurm calls it; empty if it is through."""
+        return self.slurm.run('squeue', '-h', '-j', self.number, '-o', '%T').strip()
+
     def end(self):
         """Wait until it is through."""
-        self.slurm.wait_until_idle()
-        assert not self.slurm.run('squeue', '-h')
+        states = ['squeue', '-h', '-o', '%T']
+        wait_for(lambda: not self.slurm.run(*states).strip(), 'the job is not through', self.said)
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_job_and_the_resumed_training_is_the_uninterrupted_one(
+def test_a_training_that_is_killed_and_queued_again_is_the_uninterrupted_one(
     slurm, tiny_run, uninterrupted, tmp_path
 ):
-    fails_and_is_resumed(slurm, tiny_run.config, tmp_path, 1, uninterrupted)
-
-
-@pytest.mark.slow
-def test_a_job_that_is_queued_again_trains_what_an_uninterrupted_one_does(
-    slurm, tiny_run, uninterrupted, tmp_path
-):
-    """By Slurm's signal ahead of a time limit, then by a person."""
-    job = Job(slurm, tiny_run.config, tmp_path)
-    job.until(0)
-    slurm.run('scancel', '--signal=USR1', '--batch', job.number)
+    """A process killed, then Slurm's signal ahead of a time limit, then a person's `scontrol requeue`."""
+    fails(slurm, tiny_run.config, tmp_path, 1)
+    job = Job(slurm, tiny_run.config, tmp_path, '--resume')
     job.until(1)
-    slurm.run('scontrol', 'requeue', job.number)
-    job.until(2)
     slurm.run('scancel', '--signal=USR1', '--batch', job.number)
+    job.until(2)
+    slurm.run('scontrol', 'requeue', job.number)
     job.end()
-    for iteration in (1, 2, 3):
+    for iteration in (2, 3):
         assert f'interrupted at iteration {iteration}, saved as' in job.said()
     assert_equal(tmp_path, uninterrupted)
 
@@ -106,22 +102,24 @@ def test_a_job_that_is_queued_again_trains_what_an_uninterrupted_one_does(
 @pytest.mark.slow
 @pytest.mark.parametrize('rank', [0, 1])
 def test_a_killed_rank_of_every_node(every_failure, slurm, tiny_run, uninterrupted, tmp_path, rank):
-    fails_and_is_resumed(slurm, tiny_run.config, tmp_path, rank, uninterrupted)
+    fails(slurm, tiny_run.config, tmp_path, rank)
+    again = train(slurm, tmp_path / 'again.txt', *call(tiny_run.config, tmp_path, '--resume'))
+    assert again.wait(LIMIT_S) == 0, (tmp_path / 'again.txt').read_text()
+    assert_equal(tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
 def test_preemption_and_a_lost_node(every_failure, slurm, tiny_run, uninterrupted, tmp_path):
     job = Job(slurm, tiny_run.config, tmp_path)
-    job.until(0)
-    slurm.run('sbatch', '-p', 'urgent', '-N', '2', '--exclusive', '-o', '/dev/null', '--wrap', 'true')
     job.until(1)
-    assert 'interrupted at iteration 1, saved as' in job.said()
+    slurm.run('sbatch', '-p', 'urgent', '-N', '2', '--exclusive', '-o', '/dev/null', '--wrap', 'true')
+    job.until(2)
+    assert 'interrupted at iteration 2, saved as' in job.said()
     slurm.nodes[1].power_off()
     seconds = seconds_to_end(slurm.nodes, job.said, 'launch.py')
     print(f'node 1, power off: all processes are gone after {seconds:.1f} s')
     assert seconds < 30, job.said()
-    state = ['squeue', '-h', '-j', job.number, '-o', '%T']
-    wait_for(lambda: slurm.run(*state).strip() == 'PENDING', 'the job is not queued again', job.said)
+    wait_for(lambda: job.state() == 'PENDING', 'the job is not queued again', job.said)
     slurm.run('scancel', job.number)
     with slurm_cluster(tmp_path / 'repaired') as repaired:
         again = train(repaired, tmp_path / 'again.txt', *call(tiny_run.config, tmp_path, '--resume'))
@@ -132,15 +130,11 @@ def test_preemption_and_a_lost_node(every_failure, slurm, tiny_run, uninterrupte
 @pytest.mark.slow
 def test_a_time_limit(every_failure, slurm, tiny_run, uninterrupted, tmp_path):
     """Of three minutes; Slurm sends its signal up to a minute early."""
-    job = Job(
-        slurm, tiny_run.config, tmp_path, GRACE='60', SRUN_ARGS=f'--output {tmp_path}/output.txt --time 3'
-    )
-    job.until(0)
+    limit = f'--output {tmp_path}/job.txt --time 3'
+    job = Job(slurm, tiny_run.config, tmp_path, GRACE='60', SRUN_ARGS=limit)
     job.until(1)
-    assert 'interrupted at iteration 1, saved as' in job.said()
-    slurm.run('scontrol', 'update', f'job={job.number}', 'TimeLimit=60')
-    slurm.run('scancel', '--signal=USR1', '--batch', job.number)
     job.until(2)
-    slurm.run('scancel', '--signal=USR1', '--batch', job.number)
+    assert 'interrupted at iteration 2, saved as' in job.said()
+    slurm.run('scontrol', 'requeue', job.number)
     job.end()
     assert_equal(tmp_path, uninterrupted)
