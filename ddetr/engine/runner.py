@@ -103,6 +103,7 @@ class DetRunner(Runner):
 
     def train(self) -> nn.Module:
         """Train, and listen for signals to end (interruption.py)."""
+        self._require_one_start()
         if self.rank == 0:
             remove_unfinished(self.work_dir)
         interruption = InterruptionHook()
@@ -220,18 +221,13 @@ class DetRunner(Runner):
                 'not the same things in the same order, the results mean nothing.'
             )
 
-    def load_or_resume(self) -> None:
-        """Load what the config says, and make sure that all processes go on from the same place.
-
-        Raises:
-            CheckpointError: They do not.
-        """
-        super().load_or_resume()
-        starts = gather(self.iter)
+    def _require_one_start(self) -> None:
+        """Raise a CheckpointError if not all processes go on from the same checkpoint."""
+        starts = gather(Path(self._load_from).name if self._resume and self._load_from else 'the beginning')
         if len(set(starts)) > 1:
             raise CheckpointError(
-                f'work directory {self.work_dir}: the processes would go on from different iterations '
-                f'({", ".join(map(str, starts))}). All machines need the same directory, on a shared file system.'
+                f'work directory {self.work_dir}: the processes would go on from different checkpoints '
+                f'({", ".join(starts)}). All machines need the same directory, on a shared file system.'
             )
 
     def resume(self, filename: str, *args, **kwargs) -> None:

@@ -93,7 +93,7 @@ def test_processes_that_would_resume_from_different_places_stop(tiny_run, tmp_pa
     command = Running('bash', 'tools/dist_train.sh', config, '2', '--resume')
     assert command.end() == 1, command.said
     assert re.search(
-        r'error: work directory \S+: the processes would go on from different iterations \(8, 0\)',
+        r'error: work directory \S+: the processes would go on from different checkpoints \(epoch_2\.pth, the beginning\)',
         command.said,
     )
 
