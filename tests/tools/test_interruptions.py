@@ -92,10 +92,7 @@ def test_processes_that_would_resume_from_different_places_stop(tiny_run, tmp_pa
     (tmp_path / '0' / 'last_checkpoint').write_text(str(tiny_run.checkpoint))
     command = Running('bash', 'tools/dist_train.sh', config, '2', '--resume')
     assert command.end() == 1, command.said
-    assert re.search(
-        r'error: work directory \S+: the processes would go on from different checkpoints \(epoch_2\.pth, the beginning\)',
-        command.said,
-    )
+    assert 'the processes would go on from different checkpoints (epoch_2.pth, the beginning)' in command.said
 
 
 def test_only_a_restart_goes_on_by_itself(tiny_run, tmp_path, monkeypatch):
