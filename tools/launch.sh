@@ -11,28 +11,15 @@ find_python() {
     fi
 }
 
-# launch SCRIPT CONFIG PROCESSES [arguments...]: start that many processes of tools/SCRIPT on this machine.
+# launch SCRIPT CONFIG PROCESSES [arguments...]: start that many processes of tools/SCRIPT on this machine (launch.py).
 launch() {
-    local script=$1 config=$2 processes=$3
-    shift 3
-    local rendezvous=(--nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}"
-        --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}")
-    if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
-        rendezvous=(--standalone) # any free port: two runs on one machine do not meet
-    elif [ "${MAX_RESTARTS:-0}" != 0 ]; then
-        # machines that meet again after a failure; the static rendezvous knows no second one
-        rendezvous=(--nnodes "${NNODES:-1}" --rdzv_backend c10d --rdzv_id training
-            --rdzv_endpoint "${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}")
-    fi
-    # a store of its own for every start: in torchrun's, restarted processes find addresses of dead ones (pytorch#135712)
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    local tools
+    tools=$(dirname "${BASH_SOURCE[0]}")
     # without this every process would take all cores
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / processes > 1 ? $(nproc) / processes : 1))}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / $3 > 1 ? $(nproc) / $3 : 1))}
     export LAUNCHED_AT=${LAUNCHED_AT:-$(date +%s)} # a restart goes on from checkpoints that are newer
     # exec: a signal to this script reaches the training
-    exec "$(find_python)" "$(dirname "${BASH_SOURCE[0]}")/launch.py" "${rendezvous[@]}" \
-        --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" \
-        "$(dirname "${BASH_SOURCE[0]}")/$script" "$config" --launcher pytorch "$@"
+    exec "$(find_python)" "$tools/launch.py" "$tools/$1" "${@:2}"
 }
 
 # Set NNODES and GPUS_PER_NODE from GPUS, the number of all processes, where that is given.
@@ -66,7 +53,8 @@ launch_slurm() {
     export LAUNCHED_AT=${LAUNCHED_AT:-$(date +%s)}
     # shellcheck disable=SC2086  # SRUN_ARGS is several words
     if [ -n "${REQUEUE:-}" ]; then
-        sbatch "${job[@]}" --requeue --open-mode append --signal "B:USR1@${GRACE:-120}" ${SRUN_ARGS:-} \
+        export GRACE=${GRACE:-120} # also the time that the processes have to save (launch.py)
+        sbatch "${job[@]}" --requeue --open-mode append --signal "B:USR1@$GRACE" ${SRUN_ARGS:-} \
             "$tools/requeue.sh" "${task[@]}" "$@"
     else
         srun "${job[@]}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} "${task[@]}" "$@"

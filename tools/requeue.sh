@@ -6,7 +6,8 @@ asked=false step=
 # shellcheck disable=SC2329  # called by the trap
 ask() {
     asked=true
-    if [ -n "$step" ]; then kill -TERM "$step" 2> /dev/null; fi
+    # not to srun: it kills its tasks when it gets a SIGTERM
+    if [ -n "$step" ]; then scancel --signal=TERM "$SLURM_JOB_ID"; fi
 }
 trap ask USR1 TERM
 srun --kill-on-bad-exit=1 "$@" &
@@ -16,7 +17,7 @@ while kill -0 "$step" 2> /dev/null; do # a trap ends a wait early
     wait "$step"
     status=$?
 done
-if $asked || [ "$status" = 75 ]; then
+if $asked || [ "$status" = 75 ] || [ "$status" = 76 ]; then # 76: a machine was lost
     echo "interrupted: job $SLURM_JOB_ID is queued again"
     exec scontrol requeue "$SLURM_JOB_ID"
 fi

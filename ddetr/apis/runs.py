@@ -13,6 +13,7 @@ from ddetr.engine import DetRunner, build_runner
 from ddetr.engine.config import load_config
 from ddetr.engine.runner import LAST
 from ddetr.utils import CheckpointError, ConfigError, InputError
+from ddetr.utils.machines import RESTARTED
 from ddetr.weights import read_checkpoint, read_weights
 
 LAUNCHED = 'LAUNCHED_AT'  # environment variable: when the command was started first, in seconds since 1970
@@ -132,8 +133,8 @@ def _start(cfg: Config, resume: str | None) -> dict[str, Any]:
 
 def _restarted() -> bool:
     """Whether torchrun or Slurm runs the same command again; tools/launch.sh notes when it ran first."""
-    counts = (os.environ.get(f'{launcher}_RESTART_COUNT', '0') for launcher in ('TORCHELASTIC', 'SLURM'))
-    return LAUNCHED in os.environ and any(map(int, counts))
+    again = RESTARTED in os.environ or int(os.environ.get('SLURM_RESTART_COUNT', '0'))
+    return LAUNCHED in os.environ and bool(again)
 
 
 def _noted_checkpoint(noted: Path) -> Path:

@@ -18,6 +18,7 @@ from torch import nn
 
 from ddetr.utils.errors import CheckpointError, ConfigError, first_line
 from ddetr.utils.files import remove_unfinished, write_atomically
+from ddetr.utils.processes import gather
 from ddetr.weights import load_weights, read_checkpoint
 from ddetr.weights.pretrained import warn_of_random_backbone
 
@@ -102,6 +103,7 @@ class DetRunner(Runner):
 
     def train(self) -> nn.Module:
         """Train, and listen for signals to end (interruption.py)."""
+        self._require_one_start()
         if self.rank == 0:
             remove_unfinished(self.work_dir)
         interruption = InterruptionHook()
@@ -217,6 +219,15 @@ class DetRunner(Runner):
                 f'{filename} was trained on classes of other names than the dataset that it is tested on: '
                 f'{len(differing)} differ, first {differing[0][0]!r} there and {differing[0][1]!r} here. If they are '
                 'not the same things in the same order, the results mean nothing.'
+            )
+
+    def _require_one_start(self) -> None:
+        """Raise a CheckpointError if not all processes go on from the same checkpoint."""
+        starts = gather(Path(self._load_from).name if self._resume and self._load_from else 'the beginning')
+        if len(set(starts)) > 1:
+            raise CheckpointError(
+                f'work directory {self.work_dir}: the processes would go on from different checkpoints '
+                f'({", ".join(starts)}). All machines need the same directory, on a shared file system.'
             )
 
     def resume(self, filename: str, *args, **kwargs) -> None:

@@ -13,6 +13,7 @@ import torch.distributed
 from mmengine.config import DictAction
 
 from .errors import InputError, TrainingInterrupted
+from .machines import end_with_launcher
 
 INTERRUPTED_NOTE = 'INTERRUPTED_NOTE'  # environment variable: a file to make when a training was interrupted
 
@@ -82,6 +83,7 @@ def run_cli(main: Callable[[], Any]) -> None:
     Exit status 2 for the former, as argparse's own errors have; 75 after a training that a signal ended, which
     `--resume` goes on with.
     """
+    end_with_launcher()
     try:
         main()
         _part_together()

@@ -1,33 +1,140 @@
 """Trainings on a real Slurm cluster of two nodes."""
 
 import os
+import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm_cluster import slurm_cluster, why_not
-from tests.conftest import ROOT
+from tests.cluster.slurm import slurm_cluster, why_not
+from tests.cluster.trainings import (
+    LIMIT_S,
+    OPTIONS,
+    Pause,
+    assert_equal,
+    rank_process,
+    seconds_to_end,
+    wait_for,
+    with_pauses,
+)
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+SIZE = {'GPUS': '2', 'GPUS_PER_NODE': '1', 'CPUS_PER_TASK': '1'}
 
 
-@pytest.fixture(scope='module')
-def cluster(tmp_path_factory):
-    with slurm_cluster(tmp_path_factory.mktemp('slurm')) as environment:
-        path = os.pathsep.join([str(Path(sys.executable).parent), environment['PATH']])
-        yield {**environment, 'PATH': path, 'OMP_NUM_THREADS': '1', 'VIRTUAL_ENV': sys.prefix}
+@pytest.fixture
+def slurm(tmp_path_factory):
+    with slurm_cluster(tmp_path_factory.mktemp('slurm')) as cluster:
+        yield cluster
 
 
-def test_the_call_of_mmdetection_trains_on_both_nodes(cluster, tiny_run, tmp_path):
-    call = ['bash', 'tools/slurm_train.sh', 'test', 'job', str(tiny_run.config), str(tmp_path / 'run')]
-    options = ['--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=9']
-    sizes = {'GPUS': '2', 'GPUS_PER_NODE': '1', 'CPUS_PER_TASK': '1'}
-    run = subprocess.run(
-        [*call, *options], cwd=ROOT, env={**cluster, **sizes}, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    log = next(tmp_path.glob('run/*/*.log')).read_text()
-    assert 'Epoch(train) [1][2/2]' in log  # half as many iterations as one process needs
-    assert (tmp_path / 'run' / 'epoch_1.pth').exists()
+def call(config, work_dir, *more):
+    """MMDetection's call."""
+    return ['bash', 'tools/slurm_train.sh', 'test', 'job', config, work_dir, *more, '--cfg-options', *OPTIONS]
+
+
+def train(slurm, output, *words):
+    """Start a training with srun, its output in a file."""
+    with output.open('w') as file:
+        return subprocess.Popen(**slurm.command(*words, **SIZE), stdout=file, stderr=subprocess.STDOUT)
+
+
+def fails(slurm, config, work_dir, rank):
+    """Kill a process of a training: all the others must end, too."""
+    output, pause = work_dir / 'output.txt', Pause(1, rank, work_dir / 'killed')
+    paused = with_pauses(config, pause)
+    job = train(slurm, output, *call(paused, work_dir))
+    pause.until([job], output.read_text)
+    os.kill(rank_process(slurm.nodes[rank]), signal.SIGKILL)
+    seconds = seconds_to_end(slurm.network.machines, output.read_text, str(paused))
+    print(f'node {rank}, rank killed: all processes are gone after {seconds:.1f} s')
+    assert seconds < 30, output.read_text()
+    assert job.wait(LIMIT_S) != 0
+    slurm.wait_until_idle()
+
+
+class Job:
+    """A batch job that can be queued again, and stands still at iterations 1 and 2, each time that it has begun."""
+
+    def __init__(self, slurm, config, work_dir, *arguments, **variables):
+        self.slurm, self.output = slurm, work_dir / 'job.txt'
+        self.pauses = {
+            iteration: Pause(iteration, 1, work_dir / f'reached{iteration}') for iteration in (1, 2)
+        }
+        arguments = call(with_pauses(config, *self.pauses.values()), work_dir, *arguments)
+        variables = {'REQUEUE': '1', 'SRUN_ARGS': f'--output {self.output}', **SIZE, **variables}
+        self.number = slurm.run(*arguments, **variables).split()[-1]
+
+    def said(self):
+        return self.output.read_text() if self.output.exists() else ''
+
+    def until(self, iteration):
+        """Wait until it stands still there."""
+        self.pauses[iteration].until([], self.said)
+
+    def state(self):
+        """As Slurm calls it; empty if it is through."""
+        return self.slurm.run('squeue', '-h', '-j', self.number, '-o', '%T').strip()
+
+    def end(self):
+        """Wait until it is through."""
+        states = ['squeue', '-h', '-o', '%T']
+        wait_for(lambda: not self.slurm.run(*states).strip(), 'the job is not through', self.said)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_and_queued_again_is_the_uninterrupted_one(
+    slurm, tiny_run, uninterrupted, tmp_path
+):
+    """A process killed, then Slurm's signal ahead of a time limit, then a person's `scontrol requeue`."""
+    fails(slurm, tiny_run.config, tmp_path, 1)
+    job = Job(slurm, tiny_run.config, tmp_path, '--resume')
+    job.until(1)
+    slurm.run('scancel', '--signal=USR1', '--batch', job.number)
+    job.until(2)
+    slurm.run('scontrol', 'requeue', job.number)
+    job.end()
+    for iteration in (2, 3):
+        assert f'interrupted at iteration {iteration}, saved as' in job.said()
+    assert_equal(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_killed_rank_of_every_node(every_failure, slurm, tiny_run, uninterrupted, tmp_path, rank):
+    fails(slurm, tiny_run.config, tmp_path, rank)
+    again = train(slurm, tmp_path / 'again.txt', *call(tiny_run.config, tmp_path, '--resume'))
+    assert again.wait(LIMIT_S) == 0, (tmp_path / 'again.txt').read_text()
+    assert_equal(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_preemption_and_a_lost_node(every_failure, slurm, tiny_run, uninterrupted, tmp_path):
+    job = Job(slurm, tiny_run.config, tmp_path)
+    job.until(1)
+    slurm.run('sbatch', '-p', 'urgent', '-N', '2', '--exclusive', '-o', '/dev/null', '--wrap', 'true')
+    job.until(2)
+    assert 'interrupted at iteration 2, saved as' in job.said()
+    slurm.nodes[1].power_off()
+    seconds = seconds_to_end(slurm.nodes, job.said, 'launch.py')
+    print(f'node 1, power off: all processes are gone after {seconds:.1f} s')
+    assert seconds < 30, job.said()
+    wait_for(lambda: job.state() == 'PENDING', 'the job is not queued again', job.said)
+    slurm.run('scancel', job.number)
+    with slurm_cluster(tmp_path / 'repaired') as repaired:
+        again = train(repaired, tmp_path / 'again.txt', *call(tiny_run.config, tmp_path, '--resume'))
+        assert again.wait(LIMIT_S) == 0, (tmp_path / 'again.txt').read_text()
+    assert_equal(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_time_limit(every_failure, slurm, tiny_run, uninterrupted, tmp_path):
+    """Of three minutes; Slurm sends its signal up to a minute early."""
+    limit = f'--output {tmp_path}/job.txt --time 3'
+    job = Job(slurm, tiny_run.config, tmp_path, GRACE='60', SRUN_ARGS=limit)
+    job.until(1)
+    job.until(2)
+    assert 'interrupted at iteration 2, saved as' in job.said()
+    slurm.run('scontrol', 'requeue', job.number)
+    job.end()
+    assert_equal(tmp_path, uninterrupted)

@@ -16,6 +16,7 @@ from ddetr.analysis.trainings import differences
 from ddetr.apis import TrainOptions, train_detector
 from ddetr.apis.runs import LAUNCHED
 from ddetr.utils import ConfigError
+from ddetr.utils.machines import RESTARTED
 from tests.conftest import ROOT
 
 SAVED_OFTEN = ('default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=1')
@@ -83,12 +84,24 @@ def test_a_dead_process_group_is_restarted_from_its_last_checkpoint(tiny_run, tw
     assert apart['weights'] == apart['optimizer'] == apart['logs'] == 0
 
 
+def test_processes_that_would_resume_from_different_places_stop(tiny_run, tmp_path):
+    """As on machines whose work directories have the same name but are not the same."""
+    config = tmp_path / 'local.py'
+    config.write_text(f'_base_ = {str(tiny_run.config)!r}\nwork_dir = "{tmp_path}/{{{{$RANK:0}}}}"\n')
+    (tmp_path / '0').mkdir()
+    (tmp_path / '0' / 'last_checkpoint').write_text(str(tiny_run.checkpoint))
+    command = Running('bash', 'tools/dist_train.sh', config, '2', '--resume')
+    assert command.end() == 1, command.said
+    assert 'the processes would go on from different checkpoints (epoch_2.pth, the beginning)' in command.said
+
+
 def test_only_a_restart_goes_on_by_itself(tiny_run, tmp_path, monkeypatch):
     """With `load_from` of its own: the training begins with it, and its restart with the last checkpoint."""
     nothing = {'train_cfg.max_epochs': 2, 'load_from': str(tiny_run.checkpoint)}
     (tmp_path / 'last_checkpoint').write_text(str(tiny_run.checkpoint))
-    for count, launched, begins in (('0', 0, 0), ('1', time.time() + 60, 0), ('1', 0, 8)):
-        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', count)
+    for restarted, launched, begins in ((False, 0, 0), (True, time.time() + 60, 0), (True, 0, 8)):
+        if restarted:
+            monkeypatch.setenv(RESTARTED, '1')
         monkeypatch.setenv(LAUNCHED, str(launched))
         options = TrainOptions(str(tmp_path / 'new'), cfg_options={**nothing, 'train_cfg.max_epochs': 1})
         if begins:
@@ -134,10 +147,11 @@ def cluster(tmp_path):
     for name, does in (
         ('sbatch', ''),
         ('scontrol', ''),
+        ('scancel', 'kill -TERM "$(cat "${0%/*}/srun.runs")"'),
         # a step that takes the time of a training, unless it is asked to end
         (
             'srun',
-            'sleep "${STEP_S:-60}" & trap "kill $!; exit ${STEP_ENDS_WITH:-75}" TERM; touch "$0.runs"; wait',
+            'sleep "${STEP_S:-60}" & trap "kill $!; exit ${STEP_ENDS_WITH:-75}" TERM; echo $$ > "$0.runs"; wait',
         ),
     ):
         path = tmp_path / name
@@ -163,10 +177,11 @@ def test_slurm_jobs_that_can_be_queued_again(run, cluster, tmp_path):
 @pytest.mark.parametrize('code', ['75', '1'])
 def test_a_job_that_was_asked_to_end_is_queued_again(cluster, tmp_path, number, code):
     job = Running('bash', 'tools/requeue.sh', 'task', PATH=cluster, SLURM_JOB_ID='7', STEP_ENDS_WITH=code)
-    while not (tmp_path / 'srun.runs').exists():
+    while not (tmp_path / 'srun.runs').exists() or not (tmp_path / 'srun.runs').read_text():
         assert job.process.poll() is None
     job.process.send_signal(number)
     assert job.end() == 0
+    assert (tmp_path / 'scancel.said').read_text() == '--signal=TERM\n7\n'  # srun itself would kill its tasks
     assert (tmp_path / 'scontrol.said').read_text() == 'requeue\n7\n'
     assert (tmp_path / 'srun.said').read_text() == '--kill-on-bad-exit=1\ntask\n'
 
