@@ -90,24 +90,26 @@ def test_training_stops_before_the_weights_change(data, tmp_path, breaks, option
     assert str(image) in [sample.img_path for sample in capsule.step.batch['data_samples']]
 
 
-def test_a_capsule_is_replayed_in_a_new_process(data, tmp_path, run):
-    loaders, _ = data
-    for breaks in ('output', 'gradient'):
-        stopped(tmp_path / breaks, {**loaders, 'model.backbone.breaks': breaks})
-        (path,) = (tmp_path / breaks).glob('*.capsule')
-        said = run(sys.executable, 'tools/analysis/replay.py', path)
-        assert re.search(rf'\nfirst module: {MODULE}, ', said), said
-        then_and_now = re.findall(r'^(\S*loss\S*) +(\S+) +(\S+)$', said, re.MULTILINE)
-        assert len(then_and_now) > 6
-        assert all(then == now for _, then, now in then_and_now[1:])
-        capsule = read_capsule(path)
-        weights = {name: value.clone() for name, value in capsule.weights.items()}
-        content = torch.load(path, weights_only=False)
-        content['config']['model']['backbone']['breaks'] = 'nothing'
-        torch.save(content, path)
-        said = run(sys.executable, 'tools/analysis/replay.py', path, expect=1)
-        assert 'all is finite now' in said
-        assert same(weights, read_capsule(path).weights)
+@pytest.mark.parametrize('breaks', ['output', 'gradient'])
+def test_a_capsule_is_replayed_in_a_new_process(data, tmp_path, run, breaks):
+    stopped(tmp_path, {**data[0], 'model.backbone.breaks': breaks})
+    (path,) = tmp_path.glob('*.capsule')
+    said = run(sys.executable, 'tools/analysis/replay.py', path)
+    assert re.search(rf'\nfirst module: {MODULE}, ', said), said
+    then_and_now = re.findall(r'^(\S*loss\S*) +(\S+) +(\S+)$', said, re.MULTILINE)[1:]
+    assert len(then_and_now) > 6
+    assert all(then == now for _, then, now in then_and_now)
+    assert all((then == 'nan') == (breaks == 'output') for _, then, _ in then_and_now)
+
+
+def test_a_capsule_of_a_mended_model_is_finite(data, tmp_path, run):
+    stopped(tmp_path, data[0])
+    (path,) = tmp_path.glob('*.capsule')
+    content = torch.load(path, weights_only=False)
+    content['config']['model']['backbone']['breaks'] = 'nothing'
+    torch.save(content, path)
+    said = run(sys.executable, 'tools/analysis/replay.py', path, expect=1)
+    assert 'all is finite now' in said
 
 
 @pytest.mark.parametrize('breaks', ['output', 'gradient'])
@@ -215,7 +217,7 @@ def test_diverged_weights_and_boxes_are_named(data, tmp_path):
     loaders, _ = data
     runner = runner_of(tmp_path, {**loaders, 'model.backbone.breaks': 'nothing'})
     with torch.no_grad():
-        runner.model.bbox_head.cls_branches[0].weight[0, 0] = torch.nan
+        runner.model.bbox_head.cls_branches[0].weight[:] = torch.nan
     with pytest.raises(NonFiniteError) as error:
         runner.train()
     assert 'Weights that were not finite before this step: bbox_head.cls_branches.0.weight' in str(
