@@ -26,7 +26,7 @@ MODULE = re.escape('backbone.fragile (Fragile)')
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """Options for a dataset whose eighth image has a white corner, and its path: iterations 3, 12 and 16."""
+    """Options for a dataset whose eighth image has a white corner, and its path: iterations 3, 12 and 17."""
     root = tmp_path_factory.mktemp('data') / 'shapes'
     make_shapes(root, ShapesRecipe(num_train=IMAGES, num_val=1, size=64))
     path = sorted((root / 'train2017').iterdir())[7]
@@ -146,7 +146,7 @@ def test_steps_are_skipped_counted_and_remembered(data, tmp_path):
         'custom_hooks': [{'type': 'EMAHook'}],
     }
     runner, text = stopped(tmp_path, options)
-    assert runner.iter == 15
+    assert runner.iter == 16
     assert '2 steps were skipped before' in text
     assert runner.message_hub.get_info('skipped_steps') == 2
     log = next(tmp_path.glob('*/*.log')).read_text()
