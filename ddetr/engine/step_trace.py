@@ -44,7 +44,7 @@ def run_again(model: BaseModel, step: Step) -> Finding:
     seed_everything(step.seed)
     with trace.on(model), step.effective.active(), torch.compiler.set_stance('force_eager'):
         losses = model.train_step(step.batch, optim_wrapper=rerun)
-    values = {name: float(value) for name, value in losses.items() if torch.as_tensor(value).numel() == 1}
+    values = {name: float(torch.as_tensor(value).detach()) for name, value in losses.items()}
     place, what, rows = trace.first()
     if not place and (bad := [name for name, p in model.named_parameters() if not _finite(p.grad)]):
         place, what = bad[0], 'gradient'
