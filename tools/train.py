@@ -3,6 +3,7 @@
 import argparse
 
 from ddetr.apis import TrainOptions, train_detector
+from ddetr.engine.optim_wrapper import DTYPES
 from ddetr.utils.cli import add_cfg_options, run_cli
 
 
@@ -17,6 +18,11 @@ def main() -> None:
         help="go on from this training checkpoint; the work dir's last if none is named",
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument(
+        '--amp-dtype',
+        choices=DTYPES,
+        help="with or in place of --amp; by default the config's, else float16 on a GPU and bfloat16 on the CPU",
+    )
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size'
     )

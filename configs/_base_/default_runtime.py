@@ -8,6 +8,7 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
+    black_box=dict(type='BlackBoxHook', max_skipped=0),  # NaN: stop, name the module, write a capsule
 )
 
 env_cfg = dict(

@@ -31,6 +31,7 @@ class TrainOptions(NamedTuple):
     auto_scale_lr: bool = False  # scale the learning rate by the batch size that is really trained with
     launcher: str = 'none'  # or what started several processes: 'pytorch' (torchrun), 'slurm', 'mpi'
     cfg_options: Mapping[str, Any] = {}  # values by dotted config key
+    amp_dtype: str | None = None  # 'float16' or 'bfloat16', also without `amp`
 
 
 class EvalOptions(NamedTuple):
@@ -51,7 +52,9 @@ def train_detector(config: str | Path, options: TrainOptions) -> DetRunner:
     Raises:
         InputError: Something in config or options cannot be used; nothing has been trained then.
     """
-    changes: dict[str, Any] = {'optim_wrapper.type': 'AmpOptimWrapper'} if options.amp else {}
+    amp = options.amp or options.amp_dtype is not None
+    changes: dict[str, Any] = {'optim_wrapper.type': 'AmpOptimWrapper'} if amp else {}
+    changes |= {'optim_wrapper.dtype': options.amp_dtype} if options.amp_dtype else {}
     changes |= {'auto_scale_lr.enable': True} if options.auto_scale_lr else {}
     cfg = _load(config, options, changes)
     if options.auto_scale_lr and 'base_batch_size' not in cfg.auto_scale_lr:

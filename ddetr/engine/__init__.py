@@ -1,14 +1,16 @@
 from ddetr.weights import read_checkpoint
 
 from . import compat, loops, optim_wrapper  # noqa: F401 (register)
-from .hooks import CheckpointHook, DetVisualizationHook, EarlyStoppingHook
+from .hooks import BlackBoxHook, CheckpointHook, DetVisualizationHook, EarlyStoppingHook, EMAHook
 from .log_processor import LogProcessor
 from .runner import DetRunner, build_runner
 
 __all__ = [
+    'BlackBoxHook',
     'CheckpointHook',
     'DetRunner',
     'DetVisualizationHook',
+    'EMAHook',
     'EarlyStoppingHook',
     'LogProcessor',
     'build_runner',

@@ -27,6 +27,7 @@ class InterruptionHook(Hook):
 
     def __init__(self) -> None:
         self.asked = False
+        self.agreed: bool | None = None  # what all processes have said in this iteration, if they have
         self._earlier_handlers: dict[int, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
@@ -41,7 +42,8 @@ class InterruptionHook(Hook):
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """End here if any process was asked to."""
-        if any_process(self.asked):
+        agreed, self.agreed = self.agreed, None
+        if agreed or (agreed is None and any_process(self.asked)[0]):
             self._end(runner, {'epoch': runner.epoch, 'iter': runner.iter + 1})
 
     def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:

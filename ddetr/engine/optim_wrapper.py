@@ -1,24 +1,105 @@
 """Optimizer wrappers whose windows of accumulated gradients the training loop begins (loops.py)."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from mmengine import optim as engine
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
 from ddetr.registry import OPTIM_WRAPPERS
+from ddetr.utils.errors import ConfigError
+from ddetr.utils.nonfinite import watched
+
+DTYPES = ('float16', 'bfloat16')
+
+
+class Watch(Protocol):
+    """What looks at each step before the weights change."""
+
+    notes: list[str]  # faults in the current forward pass, see `ddetr.utils.nonfinite`
+
+    def allows(self, loss: float, gradient_norm: float) -> bool:
+        """Whether a batch with this loss and these gradients, of the window so far, may be used."""
 
 
 @OPTIM_WRAPPERS.register_module()
 class OptimWrapper(engine.OptimWrapper):
-    """mmengine's wrapper. Its loops count all iterations, so that a window may lie across the end of an epoch."""
+    """mmengine's wrapper, whose updates can be watched.
+
+    Its loops count all iterations, so that a window may lie across the end of an epoch.
+
+    Attributes:
+        watch: Decides after each backward pass whether its batch may be used.
+        spoilt: Whether an earlier batch of the current window may not be used, so that nothing of it is.
+        updated: Whether the last batch updated the weights.
+    """
+
+    watch: Watch | None = None
+    spoilt = False
+    updated = False
+    _norm: tuple[Tensor, float] | None = None  # of the window's gradients, where they are watched
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
         """Begin a window of `max_counts` batches, of which `init_counts` are done; the last one updates the weights."""
         self._inner_count, self._max_counts = init_counts, max_counts
         self._remainder_counts = max_counts % self._accumulative_counts
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """No synchronisation of gradients before the last batch of a window; a watch is told of faults."""
+        notes = None if self.watch is None else self.watch.notes
+        with engine.OptimWrapper.optim_context(self, model), watched(notes):
+            yield
+
+    def update_params(
+        self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None
+    ) -> None:
+        """Backward pass, and at the end of a window the update, unless a batch of it was not to be used."""
+        self.backward(self.scale_loss(loss))
+        last, norm = self.should_update(), 0.0
+        if last:
+            self._unscale()
+        if self.watch is not None:
+            norm_there = self._gradient_norm().to(loss.device)
+            both = torch.stack((loss.detach().to(norm_there.dtype), norm_there))
+            value, norm = both.tolist()  # here the CPU waits for the GPU
+            self._norm = norm_there, norm
+            self.spoilt = not self.watch.allows(value, norm) or self.spoilt
+        self.updated = last and math.isfinite(norm) and not self.spoilt
+        if last:
+            self._discard() if self.spoilt else self.step(**(step_kwargs or {}))
+            self.zero_grad(**(zero_kwargs or {}))
+            self.spoilt, self._norm = False, None
+
+    def _gradient_norm(self) -> Tensor:
+        options = {**(self.clip_grad_kwargs or {})}
+        gradients = [p.grad for p in self._with_gradient() if p.grad is not None]
+        return get_total_norm(gradients, options.get('norm_type', 2.0), foreach=options.get('foreach'))
+
+    def _with_gradient(self) -> list[nn.Parameter]:
+        groups = self.optimizer.param_groups
+        return [p for group in groups for p in group['params'] if p.requires_grad and p.grad is not None]
+
+    def _clip_grad(self) -> None:
+        """mmengine's, with the norm that is known already where updates are watched."""
+        if self._norm is None or self.clip_func is not clip_grad_norm_:
+            super()._clip_grad()
+            return
+        norm_there, norm = self._norm
+        options = self.clip_grad_kwargs
+        clip_grads_with_norm_(self._with_gradient(), options['max_norm'], norm_there, options.get('foreach'))
+        if math.isfinite(norm):
+            self.message_hub.update_scalar(f'train/{self.grad_name}', norm)
+
+    def _unscale(self) -> None:
+        """There is no loss scale."""
+
+    def _discard(self) -> None:
+        """End a window without an update."""
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -32,13 +113,20 @@ class AmpOptimWrapper(OptimWrapper, engine.AmpOptimWrapper):
         loss_scale: 'dynamic', a constant, or keywords of `torch.amp.GradScaler`.
         dtype: 'float16' or 'bfloat16'.
         **kwargs: Of `OptimWrapper`.
+
+    Raises:
+        ConfigError: Another dtype.
     """
+
+    _unscaled = False
 
     def __init__(self, loss_scale: Any = 'dynamic', dtype: str | torch.dtype | None = None, **kwargs) -> None:
         engine.OptimWrapper.__init__(self, **kwargs)
         self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        given = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        self.cast_dtype = given or torch.get_autocast_dtype(self.device)
+        name = str(dtype or torch.get_autocast_dtype(self.device)).removeprefix('torch.')
+        if name not in DTYPES:
+            raise ConfigError(f'optim_wrapper.dtype={name!r} is none of {", ".join(DTYPES)}: correct it.')
+        self.cast_dtype = getattr(torch, name)
         self._scale_update_param = loss_scale if isinstance(loss_scale, float) else None
         scaling: Any = {} if self._scale_update_param is None else {'init_scale': loss_scale}
         scaling = loss_scale if isinstance(loss_scale, dict) else scaling
@@ -47,6 +135,24 @@ class AmpOptimWrapper(OptimWrapper, engine.AmpOptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast, and no synchronisation of gradients before the last batch of a window."""
+        """Autocast, beside what `OptimWrapper` does."""
         with OptimWrapper.optim_context(self, model), torch.autocast(self.device, self.cast_dtype):
             yield
+
+    def step(self, **kwargs: Any) -> None:
+        """Update the weights, or lower the loss scale where gradients have overflown."""
+        self._unscale()
+        if self.clip_grad_kwargs:
+            self._clip_grad()
+        self.loss_scaler.step(self.optimizer, **kwargs)
+        self.loss_scaler.update(self._scale_update_param)
+        self._unscaled = False
+
+    def _unscale(self) -> None:
+        if not self._unscaled:
+            self.loss_scaler.unscale_(self.optimizer)
+            self._unscaled = True
+
+    def _discard(self) -> None:
+        self.loss_scaler.update(self.loss_scaler.get_scale())  # forgets the gradients, keeps the scale
+        self._unscaled = False

@@ -42,6 +42,14 @@ class DetRunner(Runner):
     )
     _resumed_position: Mapping[str, Any] | None = None
 
+    def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
+        """mmengine's defaults and the black box; a name that is None registers nothing."""
+        given = dict(hooks or {})
+        black_box = given.pop('black_box', {})
+        if isinstance(black_box, Mapping):
+            black_box = {'type': 'BlackBoxHook', **black_box}
+        super().register_default_hooks(given if black_box is None else {**given, 'black_box': black_box})
+
     def setup_env(self, env_cfg: dict) -> None:
         """Join the other processes, over gloo where there is no GPU."""
         if self.distributed and not is_distributed() and not torch.cuda.is_available():

@@ -26,12 +26,14 @@ class EffectiveBatch:
         processes: Their number.
         accumulated: Batches of each process.
         counts: Totals by name that only a forward pass tells, see `BaseDetector`; without accumulation none.
+        found: Totals that a forward pass without accumulation has told.
     """
 
     boxes_per_image: Sequence[int]
     processes: int = 1
     accumulated: int = 1
     counts: Mapping[str, int] = field(default_factory=dict)
+    found: dict[str, int] = field(default_factory=dict)
 
     def total(self, name: str, here: int) -> int:
         """The sum over all parts of a count that is `here` in this one; all processes call it.
@@ -46,7 +48,8 @@ class EffectiveBatch:
                 f'the losses are divided by a count, {name!r}, that is not known before the other accumulated batches '
                 'are through the model: give it in count_ahead() of the detector, or set accumulative_counts=1'
             )
-        return sum(gather(here))
+        self.found[name] = sum(gather(here))
+        return self.found[name]
 
     def share(self, total: float) -> float:
         """What a sum over this part is divided by, where `total` is the whole batch's count."""

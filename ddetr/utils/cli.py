@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed
 from mmengine.config import DictAction
 
-from .errors import InputError, TrainingInterrupted
+from .errors import InputError, NonFiniteError, TrainingInterrupted
 from .machines import end_with_launcher
 
 INTERRUPTED_NOTE = 'INTERRUPTED_NOTE'  # environment variable: a file to make when a training was interrupted
@@ -81,7 +81,7 @@ def run_cli(main: Callable[[], Any]) -> None:
     """Run a command. What the user's input causes is printed as its one sentence, anything else as a traceback.
 
     Exit status 2 for the former, as argparse's own errors have; 75 after a training that a signal ended, which
-    `--resume` goes on with.
+    `--resume` goes on with; 3 after one whose numbers were no longer finite.
     """
     end_with_launcher()
     try:
@@ -93,6 +93,10 @@ def run_cli(main: Callable[[], Any]) -> None:
             Path(os.environ[INTERRUPTED_NOTE]).touch()
         _part_together()
         sys.exit(end.EXIT_CODE)
+    except NonFiniteError as error:
+        print(f'error: {error}', file=sys.stderr)
+        _part_together()
+        sys.exit(error.EXIT_CODE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise

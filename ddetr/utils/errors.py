@@ -22,6 +22,12 @@ class TrainingInterrupted(Exception):  # noqa: N818 (what was asked for is no er
     EXIT_CODE = 75  # "temporary failure, try again" in BSD's sysexits.h
 
 
+class NonFiniteError(Exception):
+    """A training whose loss or gradients are NaN or infinite has been stopped before its weights were."""
+
+    EXIT_CODE = 3
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = '.') -> str:
     """The end of a sentence about an unknown name: the nearest known ones, or else `otherwise`."""
     near = difflib.get_close_matches(name, set(known), n=3, cutoff=0.6)

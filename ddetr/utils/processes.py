@@ -23,13 +23,13 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def any_process(flag: bool) -> bool:
-    """Whether `flag` is set in any process; all processes call it."""
+def any_process(*flags: bool) -> list[bool]:
+    """Whether each of `flags` is set in any process, told in one message; all processes call it."""
     if not is_distributed():
-        return flag
-    highest = torch.tensor(int(flag))
+        return list(flags)
+    highest = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(highest, dist.ReduceOp.MAX, group=_cpu_group())
-    return bool(highest)
+    return [bool(flag) for flag in highest]
 
 
 def _cpu_group() -> Any:

@@ -1,5 +1,7 @@
+from .black_box_hook import BlackBoxHook
 from .checkpoint_hook import CheckpointHook
 from .early_stopping_hook import EarlyStoppingHook
+from .ema_hook import EMAHook
 from .visualization_hook import DetVisualizationHook
 
-__all__ = ['CheckpointHook', 'DetVisualizationHook', 'EarlyStoppingHook']
+__all__ = ['BlackBoxHook', 'CheckpointHook', 'DetVisualizationHook', 'EMAHook', 'EarlyStoppingHook']

@@ -86,7 +86,7 @@ class DeformableDETRHead(SetHead):
 
     def predict_proposals(self, memory: Tensor, anchors_logit: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (B, S, K) and boxes (B, S, 4) of `memory` (B, S, C) and `anchors_logit` (B, S, 4)."""
-        boxes = (self.reg_branches[-1](memory) + anchors_logit).float().sigmoid()
+        boxes = (self.reg_branches[-1](memory).float() + anchors_logit).sigmoid()
         return self.cls_branches[-1](memory), boxes
 
     def forward(self, states: DecoderStates, init: DecoderInput) -> SetPredictions:

@@ -141,13 +141,18 @@ class SetCriterion(nn.Module):
     def forward(self, preds: SetPredictions, samples: Samples) -> dict[str, Tensor]:
         """Losses of the last layer (`loss_*`), of the others (`d{i}.loss_*`) and of the proposals (`enc_loss_*`).
 
-        Names of a group's losses begin with the group's name: `dn_loss_cls`, `d0.dn_loss_cls`.
+        Names of a group's losses begin with the group's name: `dn_loss_cls`, `d0.dn_loss_cls`. Matching and terms are
+        computed in float32, whatever autocast says.
 
         Raises:
             ValueError: There is no assigner, because the head was built without `train_cfg`.
         """
         if self.assigner is None:
             raise ValueError('this head was built without train_cfg.assigner: it can predict but not train')
+        with torch.autocast(preds.cls_logits.device.type, enabled=False):
+            return self._match_and_compare(preds, samples)
+
+    def _match_and_compare(self, preds: SetPredictions, samples: Samples) -> dict[str, Tensor]:
         shapes = [s.img_shape[1::-1] * 2 for s in samples]
         sizes = torch.tensor(shapes, device=preds.cls_logits.device)  # (B, 4), w h w h in pixels
         targets = make_targets(samples, sizes)
@@ -157,7 +162,7 @@ class SetCriterion(nn.Module):
             alone = EffectiveBatch([len(target.labels) for target in targets])
             batch = gather_batch([samples]) if is_distributed() else alone
         for group in preds.groups:
-            extras = {name: value[:, :, group.queries] for name, value in preds.extras.items()}
+            extras = {name: _in_float32(value[:, :, group.queries]) for name, value in preds.extras.items()}
             part = logits[:, :, group.queries], boxes[:, :, group.queries]
             sets.append(self._match(group, *part, targets, extras, batch))
         if preds.proposals is not None:
@@ -196,6 +201,10 @@ class SetCriterion(nn.Module):
                 for term in self.terms:
                     losses |= {prefix + name: v * one.loss_weight for name, v in term(matched).items()}
         return losses
+
+
+def _in_float32(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def _total_pairs(group: QueryGroup, num_queries: int, batch: EffectiveBatch) -> int:

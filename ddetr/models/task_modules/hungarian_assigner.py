@@ -9,6 +9,7 @@ from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from ddetr.registry import TASK_UTILS
 from ddetr.structures import Matching, SetTargets
+from ddetr.utils.nonfinite import raise_or_note
 
 
 class MatchCost(ABC):
@@ -112,17 +113,33 @@ class HungarianAssigner:
             N matchings of min(Q, G) pairs each, on the device of the logits.
 
         Raises:
-            ValueError: a cost is not finite, which means that the predictions diverged.
+            ValueError: A cost is not finite. In a training step that is watched (`BlackBoxHook`) it is noted, and the
+                infinite costs are taken for very large ones.
         """
         layers, queries, _ = cls_logits.shape
         logits, boxes = cls_logits.flatten(0, 1).float(), boxes_cxcywh_norm.flatten(0, 1).float()
         cost = sum(term(logits, boxes, targets) for term in self.match_costs)  # (N * Q, G)
         cost = cost.view(layers, queries, -1).cpu()  # one transfer for all layers
         if not cost.isfinite().all():
-            raise ValueError(
-                f'{int((~cost.isfinite()).sum())} of {cost.numel()} matching costs are not finite: the '
-                'predictions are NaN or infinite, so training has diverged (lower the learning rate or check '
-                'the boxes of the data)'
-            )
+            raise_or_note(_fault(cost, logits, boxes, targets))
+            cost = torch.where(cost.isfinite(), cost, torch.finfo(cost.dtype).max / 4)
         pairs = [linear_sum_assignment(layer.numpy()) for layer in cost]  # each Q indices, G indices
         return [Matching(*(torch.as_tensor(i, device=cls_logits.device) for i in pair)) for pair in pairs]
+
+
+def _fault(cost: Tensor, logits: Tensor, boxes: Tensor, targets: SetTargets) -> str:
+    """What is wrong where matching costs are not finite."""
+    parts = {
+        'predicted logits': logits,
+        'predicted boxes': boxes,
+        "ground-truth boxes (check the image's annotations)": targets.boxes_cxcywh_norm,
+    }
+    bad = [
+        f'{int((~value.isfinite()).sum())} of {value.numel()} {name}'
+        for name, value in parts.items()
+        if not value.isfinite().all()
+    ]
+    return (
+        f'{int((~cost.isfinite()).sum())} of {cost.numel()} matching costs are not finite, as are '
+        f'{" and ".join(bad) or "no predictions: the costs themselves overflow"}'
+    )

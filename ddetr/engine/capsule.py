@@ -1,0 +1,78 @@
+"""Files that hold one training step, to be run again elsewhere (tools/analysis/replay.py)."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.structures import BaseDataElement, InstanceData
+
+import ddetr
+from ddetr.structures import Annotations, DetDataSample
+from ddetr.structures.effective_batch import EffectiveBatch
+from ddetr.utils.errors import CheckpointError, first_line
+from ddetr.utils.files import write_atomically
+from ddetr.weights.checkpoint import SAFE_TYPES
+
+from .step_trace import Step
+
+PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmcv-lite', 'numpy')
+BATCH_TYPES = (DetDataSample, InstanceData, BaseDataElement, Annotations)
+
+
+class Capsule(NamedTuple):
+    """A step of one process with all that it needs."""
+
+    step: Step
+    weights: Mapping[str, Any]  # the model's state dict before the step, buffers included
+    config: Mapping[str, Any]  # the whole config, as plain dicts
+    config_file: str | None  # beside it may lie modules that `custom_imports` names
+    loss_scaler: Mapping[str, Any]  # state; empty without one
+    losses: Mapping[str, float]  # of the step, when it was run again right away
+    place: str  # module that was found then; empty if all was finite
+    report: str  # what was said of it
+    iteration: int  # from 1
+    rank: int
+    versions: Mapping[str, str]  # of ddetr and the packages below it
+
+
+def versions() -> dict[str, str]:
+    """Versions of ddetr and of what it computes with."""
+    found = {'ddetr': ddetr.__version__}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def write_capsule(capsule: Capsule, path: Path) -> None:
+    """Write a capsule, whole or not at all.
+
+    Raises:
+        OSError, RuntimeError: The disk is full or cannot be written.
+    """
+    step = {**capsule.step._asdict(), 'effective': asdict(capsule.step.effective)}
+    content = {**capsule._asdict(), 'step': step}
+    write_atomically(path, lambda unfinished: torch.save(content, unfinished))
+
+
+def read_capsule(path: str | Path, trust: bool = False) -> Capsule:
+    """Read a capsule onto the CPU; unless it is trusted, no code in it is executed.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds objects of other types than ddetr's without being trusted.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f'capsule {path} does not exist: check the path.')
+    try:
+        with torch.serialization.safe_globals([*SAFE_TYPES, *BATCH_TYPES]):
+            content = torch.load(path, map_location='cpu', weights_only=not trust)
+        step = content['step']
+        step = Step(**{**step, 'effective': EffectiveBatch(**step['effective'])})
+        return Capsule(**{**content, 'step': step})
+    except Exception as error:  # torch.load can raise any exception on a malformed file
+        hint = '' if trust else ' If you wrote it yourself, with samples of types of your own, add --trust.'
+        raise CheckpointError(f'capsule {path} cannot be read: {first_line(error)}.{hint}') from error
