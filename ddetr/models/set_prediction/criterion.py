@@ -150,27 +150,29 @@ class SetCriterion(nn.Module):
         if self.assigner is None:
             raise ValueError('this head was built without train_cfg.assigner: it can predict but not train')
         with torch.autocast(preds.cls_logits.device.type, enabled=False):
-            return self._match_and_compare(preds, samples)
-
-    def _match_and_compare(self, preds: SetPredictions, samples: Samples) -> dict[str, Tensor]:
-        shapes = [s.img_shape[1::-1] * 2 for s in samples]
-        sizes = torch.tensor(shapes, device=preds.cls_logits.device)  # (B, 4), w h w h in pixels
-        targets = make_targets(samples, sizes)
-        logits, boxes = preds.cls_logits.float(), preds.boxes_cxcywh_norm.float()
-        batch, sets = ACTIVE.get(), []
-        if batch is None:  # outside a training loop
-            alone = EffectiveBatch([len(target.labels) for target in targets])
-            batch = gather_batch([samples]) if is_distributed() else alone
-        for group in preds.groups:
-            extras = {name: _in_float32(value[:, :, group.queries]) for name, value in preds.extras.items()}
-            part = logits[:, :, group.queries], boxes[:, :, group.queries]
-            sets.append(self._match(group, *part, targets, extras, batch))
-        if preds.proposals is not None:
-            part = preds.proposals.cls_logits[None].float(), preds.proposals.boxes_cxcywh_norm[None].float()
-            if not preds.proposals.by_class:
-                targets = [t._replace(labels=torch.zeros_like(t.labels)) for t in targets]
-            sets.append(self._match(QueryGroup(slice(None), 'enc_'), *part, targets, {}, batch))
-        return self._losses(sets, sizes, batch)
+            shapes = [s.img_shape[1::-1] * 2 for s in samples]
+            sizes = torch.tensor(shapes, device=preds.cls_logits.device)  # (B, 4), w h w h in pixels
+            targets = make_targets(samples, sizes)
+            logits, boxes = preds.cls_logits.float(), preds.boxes_cxcywh_norm.float()
+            batch, sets = ACTIVE.get(), []
+            if batch is None:  # outside a training loop
+                alone = EffectiveBatch([len(target.labels) for target in targets])
+                batch = gather_batch([samples]) if is_distributed() else alone
+            for group in preds.groups:
+                extras = {
+                    name: _in_float32(value[:, :, group.queries]) for name, value in preds.extras.items()
+                }
+                part = logits[:, :, group.queries], boxes[:, :, group.queries]
+                sets.append(self._match(group, *part, targets, extras, batch))
+            if preds.proposals is not None:
+                part = (
+                    preds.proposals.cls_logits[None].float(),
+                    preds.proposals.boxes_cxcywh_norm[None].float(),
+                )
+                if not preds.proposals.by_class:
+                    targets = [t._replace(labels=torch.zeros_like(t.labels)) for t in targets]
+                sets.append(self._match(QueryGroup(slice(None), 'enc_'), *part, targets, {}, batch))
+            return self._losses(sets, sizes, batch)
 
     def _match(
         self,
