@@ -35,13 +35,18 @@ def read_yolo_split(data_yaml: Path, split: str) -> WrittenSplit:
         InputError: There is no such file, split, folder or list of images, or the file is not valid YAML.
     """
     data = read_data_yaml(data_yaml)
-    key = next((key for key in SPLIT_KEYS.get(split, (split,)) if data.get(key)), None)
+    key = split_key(data, split)
     if key is None:
         raise InputError(f'{data_yaml} has no split {split!r}: it has the keys {", ".join(map(repr, data))}.')
     images: list[Path] = []
     for entry in data[key] if isinstance(data[key], list) else [data[key]]:
         images += _images(resolve(Path(data_yaml), data, str(entry)), f'{data_yaml}: {key}')
     return read_yolo_images(images, categories_of(data), split, Path(data_yaml))
+
+
+def split_key(data: dict, split: str) -> str | None:
+    """Under which key a `data.yaml` has a split: 'val', 'valid' and 'validation' are the same."""
+    return next((key for key in SPLIT_KEYS.get(split, (split,)) if data.get(key)), None)
 
 
 def read_yolo_images(
@@ -70,17 +75,22 @@ def read_data_yaml(path: Path) -> dict:
 def categories_of(data: dict) -> tuple[Category, ...]:
     """The classes of a `data.yaml`: `names` as list or dict, or `nc` without names."""
     names: Any = data.get('names')
-    if isinstance(names, dict):
-        return tuple(
-            Category(int(number), str(name)) for number, name in sorted(names.items(), key=_by_number)
-        )
-    if isinstance(names, list):
-        return tuple(Category(number, str(name)) for number, name in enumerate(names))
-    return tuple(Category(number, str(number)) for number in range(int(data.get('nc') or 0)))
+    try:
+        if isinstance(names, dict):
+            return tuple(Category(int(number), str(names[number])) for number in sorted(names, key=int))
+        if isinstance(names, list):
+            return tuple(Category(number, str(name)) for number, name in enumerate(names))
+        return tuple(Category(number, str(number)) for number in range(int(data.get('nc') or 0)))
+    except (TypeError, ValueError):
+        raise InputError(
+            f'names: {names!r} is neither a list of names nor a dict from numbers to names.'
+        ) from None
 
 
-def _by_number(item: tuple[Any, Any]) -> int:
-    return int(item[0])
+def read_names(path: Path) -> list[str]:
+    """The classes in a text file with one name a line; blank lines at the end are none."""
+    lines = path.read_text(encoding='utf-8-sig').rstrip().splitlines()
+    return [line.strip() for line in lines]
 
 
 def resolve(data_yaml: Path, data: dict, entry: str) -> Path:
