@@ -20,8 +20,8 @@ class YOLODataset(LocalDataset):
     Args:
         ann_file: `data.yaml`, or a text file with one class name a line.
         split: 'train', 'val' or 'test', key of `data.yaml`.
-        data_prefix: `dict(img=folder of the images)`, instead of what `data.yaml` says; else all below `data_root`. The text files are in the
-            folder of the same path with `labels` in place of `images`, or else beside the images.
+        data_prefix: `dict(img=folder of the images)`, instead of what `data.yaml` says; else all below `data_root`. The
+            text files are in the folder of the same path with `labels` in place of `images`, or else beside the images.
         **kwargs: Of `DetectionDataset`.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 BoxXYXY = tuple[float, float, float, float]
 
 # Decimals of a pixel: far finer than a text file's digits, and coarser than float64's rounding errors.
-DECIMALS = 6
+DECIMALS = 9
 
 
 class Category(NamedTuple):
