@@ -3,6 +3,7 @@
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ddetr.datasets.formats.headers import ImageFinder, is_image
 from ddetr.datasets.formats.records import Category, WrittenBox, WrittenImage, WrittenSplit
 from ddetr.utils.errors import InputError
 
+# What `ET.parse` raises: LookupError for encodings that Python does not know.
+_UNREADABLE = (ET.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError)
 CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
@@ -50,18 +53,20 @@ def read_voc_split(
     for path in files:
         where = _relative(path, root)
         try:
-            image = _image(ET.parse(path).getroot(), path, annotations, images, where, find, unreadable)
+            root_element = ET.parse(path).getroot()
+            image = _image(root_element, path, annotations, images, where, find, unreadable)
         except FileNotFoundError:
             unreadable.append(
                 f'{_relative(Path(list_file or ""), root)} lists {path.stem}, but there is no {where}.'
             )
-        except (ET.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError) as error:
+        except _UNREADABLE as error:
             unreadable.append(f'{where} is not valid XML (truncated?): {error}.')
         else:
             read.append(image)
-            names |= {str(box.category) for box in image.boxes if box.category is not None}
+            names |= _names(root_element)
     for path in sorted(set(everything) - set(files)):
-        names |= _names(path)
+        with suppress(*_UNREADABLE):
+            names |= _names(ET.parse(path).getroot())
     listed = _class_list((root, annotations.parent, annotations))
     ordered = [*listed, *sorted(names - {*listed})]
     categories = tuple(Category(None, class_name) for class_name in ordered)
@@ -166,13 +171,9 @@ def _class_list(folders: Iterable[Path]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _names(path: Path) -> set[str]:
-    """The class names in one file; none if it cannot be read."""
-    try:
-        objects = ET.parse(path).getroot().iter('object')
-    except (ET.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError):
-        return set()
-    return {name for element in objects if (name := _class_name(element))}
+def _names(root: ET.Element) -> set[str]:
+    """The class names of a file's objects."""
+    return {name for element in root.iter('object') if (name := _class_name(element))}
 
 
 def _relative(path: Path, root: Path) -> str:
