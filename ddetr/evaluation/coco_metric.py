@@ -132,12 +132,13 @@ class CocoMetric(BaseMetric):
             logger.info(f'{len(rows)} predictions written to {path}')
         if self.format_only:
             return {}
-        truth, ids = self._truth_of_file(results) if self._file else _truth_of_samples(results, category_ids)
+        truth, ids = self._truth_of_file(results) if self._file else truth_of_samples(results, category_ids)
         if not truth['annotations']:
             logger.warning('the ground truth has no object at all: every AP and AR is -1')
         last_of = dict(zip(ids, rows_of, strict=True))  # an image that was tested twice counts once
         rows = [{**row, 'image_id': id_} for id_, found in last_of.items() for row in found]
-        evaluation = self._evaluation(truth, rows, category_ids, sorted(set(ids)))
+        limits = self.proposal_nums, self.iou_thrs
+        evaluation = evaluate_boxes(truth, rows, category_ids, sorted(set(ids)), *limits)
         with contextlib.redirect_stdout(io.StringIO()) as summary:
             evaluation.summarize()
         logger.info('\n' + summary.getvalue().rstrip())
@@ -167,21 +168,27 @@ class CocoMetric(BaseMetric):
             )
         return self._file, image_ids
 
-    def _evaluation(
-        self, ground_truth: dict, rows: list[dict], category_ids: list[int], image_ids: list[int]
-    ) -> COCOeval:
-        """pycocotools' evaluation of `rows`, accumulated."""
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
-            truth = _index(ground_truth, ground_truth['annotations'])
-            found = truth.loadRes(rows) if rows else _index(ground_truth, [])
-            evaluation = COCOeval(truth, found, 'bbox')
-            evaluation.params.imgIds, evaluation.params.catIds = image_ids, category_ids
-            evaluation.params.maxDets = self.proposal_nums
-            if self.iou_thrs is not None:
-                evaluation.params.iouThrs = self.iou_thrs
-            evaluation.evaluate()
-            evaluation.accumulate()
-        return evaluation
+
+def evaluate_boxes(
+    ground_truth: dict,
+    rows: list[dict],
+    category_ids: list[int],
+    image_ids: list[int],
+    proposal_nums: Sequence[int] = (1, 10, 100),
+    iou_thrs: np.ndarray | None = None,
+) -> COCOeval:
+    """pycocotools' evaluation of `rows` in COCO's result format, accumulated; truth and detections numbered from 1."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
+        truth = _index(ground_truth, ground_truth['annotations'])
+        found = truth.loadRes(rows) if rows else _index(ground_truth, [])
+        evaluation = COCOeval(truth, found, 'bbox')
+        evaluation.params.imgIds, evaluation.params.catIds = image_ids, category_ids
+        evaluation.params.maxDets = list(proposal_nums)
+        if iou_thrs is not None:
+            evaluation.params.iouThrs = iou_thrs
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
 
 
 def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
@@ -193,7 +200,7 @@ def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
     return coco
 
 
-def _truth_of_samples(results: list[ImageDetections], category_ids: list[int]) -> tuple[dict, list[int]]:
+def truth_of_samples(results: list[ImageDetections], category_ids: list[int]) -> tuple[dict, list[int]]:
     """The samples' ground truth in COCO's format, its images numbered in the order of their ids; each result's number.
 
     pycocotools takes detections of equal scores in the order of the images.
