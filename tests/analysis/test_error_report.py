@@ -298,6 +298,11 @@ def test_two_models_must_agree_on_classes_and_images(scene, dataset):
     fewer = read_dataset(load_config(scene.config(metainfo={'classes': CLASSES[:2]})))
     with pytest.raises(InputError, match='the two models have different classes'):
         check_same_dataset(dataset, fewer)
+    swapped = read_dataset(
+        load_config(scene.config(metainfo={'classes': (CLASSES[0], *CLASSES[2:0:-1], *CLASSES[3:])}))
+    )
+    with pytest.raises(InputError, match='different classes, the first at place 1: '):
+        check_same_dataset(dataset, swapped)
     part = read_dataset(load_config(scene.config(indices=10)))
     with pytest.raises(InputError, match='30 are only in the first and 0 only in the second'):
         check_same_dataset(dataset, part)

@@ -16,7 +16,7 @@ from .charts import Line, number
 from .kinds import KINDS, Costs, Errors, error_costs, find_errors
 from .runs import Dataset, Run
 
-PHOTO_BYTES = 2_600_000  # of all images together; as base64 a third more
+PHOTO_BYTES = 2_200_000  # of all images together; as base64 a third more
 MAX_CLASSES = 30  # of the confusion matrix
 MAX_CURVES = 24  # classes with a curve of their own
 _CLASS_HEADER = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
@@ -289,5 +289,7 @@ class _Photos:
         for j in self.judged:
             boxes = pictures.detection_boxes(self.dataset, image, j.run, j.errors, score_thr)
             caption = j.run.name if len(self.judged) > 1 else 'detections'
+            if len(boxes) == pictures.MAX_BOXES:
+                caption += f', the best {pictures.MAX_BOXES}'
             result.append((caption, pictures.draw_photo(self.embedded[image], name, boxes, False)))
         return result

@@ -16,6 +16,7 @@ from .runs import FOUND, IGNORED, Dataset, Run
 
 WIDTH = 300  # of a picture, in the page's units
 LONGEST_PX = 480  # of the embedded image
+MAX_BOXES = 100  # detections of a picture
 LETTER, LINE_HEIGHT = 6.0, 14  # of the labels
 
 
@@ -92,9 +93,9 @@ def truth_boxes(dataset: Dataset, image: int, run: Run, score_thr: float) -> lis
 
 
 def detection_boxes(dataset: Dataset, image: int, run: Run, errors: Errors, score_thr: float) -> list[Box]:
-    """An image's detections above a score, coloured by what is wrong with them, the best last."""
+    """An image's `MAX_BOXES` best detections above a score, coloured by what is wrong with them, the best last."""
     kinds, boxes = list(KINDS), []
-    for n in np.flatnonzero((run.image == image) & (run.scores >= score_thr))[::-1]:
+    for n in np.flatnonzero((run.image == image) & (run.scores >= score_thr))[:MAX_BOXES][::-1]:
         label = f'{dataset.classes[run.label[n]]} {run.scores[n]:.2f}'
         if run.state[n] == FOUND:
             color, note = '--found', 'right'

@@ -197,11 +197,13 @@ def read_detections(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
 
 def check_same_dataset(first: Dataset, second: Dataset) -> None:
     """InputError unless two configs test on the same images, objects and classes."""
-    if first.classes != second.classes:
-        raise InputError(
-            f'the two models have different classes, {_listed(first.classes)} and {_listed(second.classes)}: only '
-            'models of the same classes can be compared.'
-        )
+    for what in ('classes', 'category_ids'):
+        ours, theirs = getattr(first, what), getattr(second, what)
+        if ours != theirs:
+            raise InputError(
+                f'the two models have different {what}, {_differing(ours, theirs)}: only models of the same classes in '
+                'the same order can be compared.'
+            )
     ids, others = set(first.image_ids), set(second.image_ids)
     if ids != others:
         raise InputError(
@@ -213,6 +215,14 @@ def check_same_dataset(first: Dataset, second: Dataset) -> None:
         and np.array_equal(first.boxes_xywh_px, second.boxes_xywh_px)
     ):
         raise InputError('the two configs test on the same images with different annotations.')
+
+
+def _differing(ours: Sequence[Any], theirs: Sequence[Any]) -> str:
+    """The first place where two lists differ."""
+    if len(ours) != len(theirs):
+        return f'{len(ours)} ({_listed(ours)}) and {len(theirs)} ({_listed(theirs)})'
+    place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    return f'the first at place {place}: {ours[place]!r} and {theirs[place]!r}'
 
 
 def _listed(values: Sequence[Any], limit: int = 6) -> str:
