@@ -62,11 +62,13 @@ class SamplingCall(NamedTuple):
             return False
         start = 0
         for level, (height, width) in enumerate(self.spatial_shapes.tolist()):
-            pixels = self.reference[0, start : start + height * width, level] * torch.tensor([width, height])
+            pixels = self.reference[0, start : start + height * width, level].cpu() * torch.tensor(
+                [width, height]
+            )
             start += height * width
             cells = torch.arange(height * width)
             centres = torch.stack([cells % width, cells // width], -1) + 0.5
-            if not torch.allclose(pixels.float().cpu(), centres, atol=0.05):
+            if not torch.allclose(pixels, centres, atol=0.05):
                 return False
         return True
 

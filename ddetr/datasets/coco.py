@@ -2,12 +2,15 @@
 
 import os
 from collections import defaultdict
+from contextlib import suppress
+from typing import Literal
 
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 
 from ddetr.datasets.coco_format import category_ids_of, classes_of, clip_box, read_coco
 from ddetr.datasets.image_cache import ImageCache
+from ddetr.datasets.transforms.loading import LoadImageFromFile
 from ddetr.registry import DATASETS
 from ddetr.utils.coco_classes import COCO_CLASSES
 from ddetr.utils.errors import InputError
@@ -32,7 +35,8 @@ class CocoDataset(BaseDataset):
             `min_size=n` those whose shorter side is below n pixels.
         backend_args: of mmengine's file backend. Images on the local disk are checked to exist when the dataset is
             built, images elsewhere when they are read.
-        cache_mode: keep the images' files in memory, once per machine, from their first reading on.
+        cache_mode: keep the images' files in memory, once per machine, from their first reading on; 'ahead' reads them
+            all before the training starts.
         cache_limit_gib: memory for them; None for half of what is available. See `ImageCache`.
         **kwargs: of mmengine's `BaseDataset`.
 
@@ -52,10 +56,12 @@ class CocoDataset(BaseDataset):
         data_prefix: dict | None = None,
         filter_cfg: dict | None = None,
         backend_args: dict | None = None,
-        cache_mode: bool = False,
+        cache_mode: bool | Literal['ahead'] = False,
         cache_limit_gib: float | None = None,
         **kwargs,
     ):
+        if cache_mode not in (True, False, 'ahead'):
+            raise InputError(f'{cache_mode=} of the dataset is none of True, False, "ahead"')
         self.backend_args = backend_args
         self.cache_mode, self.cache_limit_gib = cache_mode, cache_limit_gib
         self.image_cache: ImageCache | None = None
@@ -121,6 +127,14 @@ class CocoDataset(BaseDataset):
         super().full_init()
         if self.cache_mode and self.image_cache is None:
             self.image_cache = ImageCache(self._num_files, self.cache_limit_gib, self.ann_file)
+            if self.cache_mode == 'ahead':
+                self.image_cache.fill(len(self), self._read_file)
+
+    def _read_file(self, idx: int) -> None:
+        """Get the file of one item, for the cache; what is wrong with it is said when its turn comes."""
+        loader = next(step for step in self.pipeline.transforms if isinstance(step, LoadImageFromFile))
+        with suppress(OSError, InputError):
+            loader.read_file(self.get_data_info(idx))
 
     def get_data_info(self, idx: int) -> dict:
         """One item, with what its transforms need: the `image_cache` of `cache_mode`, the `batch_seed` of the index."""

@@ -3,8 +3,10 @@
 import fcntl
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from mmengine.dist import all_gather_object, get_rank
 from mmengine.logging import MMLogger
 
 from ddetr.utils.errors import InputError
+from ddetr.utils.progress import track
 
+READERS = 16  # threads that fill a cache ahead; they wait for the file system, not for a core
 GIB = 2**30
 USED, FULL, FIRST = (
     0,
@@ -54,7 +58,8 @@ class ImageCache:
         self.limit = int(limit_gib * GIB) if limit_gib is not None else _available_memory() // 2
         file = os.memfd_create('ddetr_images')
         os.ftruncate(file, self._start)  # filled with zeros
-        self._attach(_share_with_machine(file))
+        file, self._place = _share_with_machine(file)
+        self._attach(file)
 
     def get(self, index: int, read: Callable[[], bytes]) -> bytes:
         """The bytes of image `index`, from memory, or from `read()` and then kept."""
@@ -66,6 +71,18 @@ class ImageCache:
         if not self._numbers[FULL]:
             self._keep(index, content)
         return content
+
+    def fill(self, length: int, read: Callable[[int], object]) -> None:
+        """Call `read(i)`, which gets an image, for all `i` below `length` or until the memory is full.
+
+        The ranks of a machine share the work; the first of them shows its progress.
+        """
+        first, ranks = self._place
+        mine = range(first, length, ranks)
+        with ThreadPoolExecutor(READERS) as pool:
+            done = pool.map(lambda i: self._numbers[FULL] or bool(read(i)), mine)
+            for _ in done if first else track(done, f'{self.name}: images read ahead', total=len(mine)):
+                pass
 
     def occupied(self) -> tuple[int, int]:
         """How many images are in memory, and how many bytes of memory they take."""
@@ -96,21 +113,22 @@ class ImageCache:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Exclude other processes; the kernel releases the lock of one that is killed."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 8)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 8)
+        """Exclude other threads, and other processes; the kernel releases the lock of one that is killed."""
+        with self._threads:
+            fcntl.lockf(self._file, fcntl.LOCK_EX, 8)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 8)
 
     def _attach(self, file: int) -> None:
-        self._file = file
+        self._file, self._threads = file, threading.Lock()
         self._numbers = np.frombuffer(mmap.mmap(file, self._start), np.int64, FIRST + self.num_images)
         weakref.finalize(self, os.close, file)
 
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are spawned: where this process has the file."""
-        state = {k: v for k, v in vars(self).items() if k not in ('_file', '_numbers')}
+        state = {k: v for k, v in vars(self).items() if k not in ('_file', '_numbers', '_threads')}
         return {**state, 'path': f'/proc/{os.getpid()}/fd/{self._file}'}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,17 +136,18 @@ class ImageCache:
         self._attach(os.open(vars(self).pop('path'), os.O_RDWR))
 
 
-def _share_with_machine(file: int) -> int:
-    """The file of the first rank of this machine; `file`, if that is this one."""
+def _share_with_machine(file: int) -> tuple[int, tuple[int, int]]:
+    """The file of the first rank of this machine, which may be `file`; and which of its ranks this is, of how many."""
     # processes of another container have other process ids: they keep a cache of their own
     machine = Path('/proc/sys/kernel/random/boot_id').read_text() + os.readlink('/proc/self/ns/pid')
     everyone = all_gather_object((machine, os.getpid(), file))
-    first = [other for other, *_ in everyone].index(machine)
-    if first == get_rank():
-        return file
+    ranks = [rank for rank, (other, *_) in enumerate(everyone) if other == machine]
+    place = ranks.index(get_rank()), len(ranks)
+    if place[0] == 0:
+        return file, place
     os.close(file)
-    _, pid, theirs = everyone[first]
-    return os.open(f'/proc/{pid}/fd/{theirs}', os.O_RDWR)
+    _, pid, theirs = everyone[ranks[0]]
+    return os.open(f'/proc/{pid}/fd/{theirs}', os.O_RDWR), place
 
 
 def _available_memory() -> int:

@@ -1,16 +1,14 @@
-"""COCO's average precision, computed by pycocotools."""
+"""COCO's average precision, computed by pycocotools, or by faster-coco-eval where that is installed."""
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ddetr.datasets.coco_format import category_ids_of, read_coco
 from ddetr.registry import METRICS
@@ -18,6 +16,8 @@ from ddetr.structures import Annotations
 from ddetr.utils.errors import InputError
 from ddetr.utils.files import write_json
 from ddetr.utils.tables import render_table
+
+from .backend import COCO, new_evaluation
 
 AP_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')  # in the order of pycocotools' table
 
@@ -124,32 +124,31 @@ class CocoMetric(BaseMetric):
             category_ids = category_ids_of(self._file, classes, str(self.ann_file))
         else:
             category_ids = list(self.dataset_meta.get('category_ids') or range(1, len(classes) + 1))
-        rows_of = [_coco_rows(detections, category_ids) for detections in results]
         logger = MMLogger.get_current_instance()
         if self.outfile_prefix is not None:
             path = f'{self.outfile_prefix}.bbox.json'
-            write_json(rows := [row for rows in rows_of for row in rows], path)
+            write_json(rows := _coco_rows(results, category_ids), path)
             logger.info(f'{len(rows)} predictions written to {path}')
         if self.format_only:
             return {}
         truth, ids = self._truth_of_file(results) if self._file else truth_of_samples(results, category_ids)
         if not truth['annotations']:
             logger.warning('the ground truth has no object at all: every AP and AR is -1')
-        last_of = dict(zip(ids, rows_of, strict=True))  # an image that was tested twice counts once
-        rows = [{**row, 'image_id': id_} for id_, found in last_of.items() for row in found]
-        limits = self.proposal_nums, self.iou_thrs
-        evaluation = evaluate_boxes(truth, rows, category_ids, sorted(set(ids)), *limits)
+        last_of = dict(zip(ids, results, strict=True))  # an image that was tested twice counts once
+        rows = _coco_rows(last_of.values(), category_ids, last_of)
+        evaluation = self._evaluation(truth, rows, category_ids, sorted(set(ids)))
         with contextlib.redirect_stdout(io.StringIO()) as summary:
             evaluation.summarize()
-        logger.info('\n' + summary.getvalue().rstrip())
+        table = summary.getvalue().splitlines()[: len(self.items)]  # faster-coco-eval has two rows more
+        logger.info('\n' + '\n'.join(table))
         numbers = dict(zip(self.items, evaluation.stats.tolist(), strict=True))
         metrics = {f'bbox_{name}': numbers[name] for name in self.metric_items}
         if self.classwise:
-            table = class_table(evaluation, dict(zip(category_ids, classes, strict=True)))
-            cells = [(name, *('-' if v < 0 else f'{v:.3f}' for v in aps)) for name, aps in table.items()]
+            aps_of = class_table(evaluation, dict(zip(category_ids, classes, strict=True)))
+            cells = [(name, *('-' if v < 0 else f'{v:.3f}' for v in aps)) for name, aps in aps_of.items()]
             header = ('class', 'AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
             logger.info('\n' + render_table(header, cells, 'text'))
-            metrics |= {f'{name}_precision': aps[0] for name, aps in table.items()}
+            metrics |= {f'{name}_precision': aps[0] for name, aps in aps_of.items()}
         return metrics
 
     def _truth_of_file(self, results: list[ImageDetections]) -> tuple[dict, list[Any]]:
@@ -168,33 +167,30 @@ class CocoMetric(BaseMetric):
             )
         return self._file, image_ids
 
-
-def evaluate_boxes(
-    ground_truth: dict,
-    rows: list[dict],
-    category_ids: list[int],
-    image_ids: list[int],
-    proposal_nums: Sequence[int] = (1, 10, 100),
-    iou_thrs: np.ndarray | None = None,
-) -> COCOeval:
-    """pycocotools' evaluation of `rows` in COCO's result format, accumulated; truth and detections numbered from 1."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
-        truth = _index(ground_truth, ground_truth['annotations'])
-        found = truth.loadRes(rows) if rows else _index(ground_truth, [])
-        evaluation = COCOeval(truth, found, 'bbox')
-        evaluation.params.imgIds, evaluation.params.catIds = image_ids, category_ids
-        evaluation.params.maxDets = list(proposal_nums)
-        if iou_thrs is not None:
-            evaluation.params.iouThrs = iou_thrs
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation
+    def _evaluation(
+        self, ground_truth: dict, rows: list[dict], category_ids: list[int], image_ids: list[int]
+    ) -> Any:
+        """The backend's `COCOeval` of `rows`, accumulated."""
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
+            truth = _index(ground_truth, ground_truth['annotations'])
+            found = _index(ground_truth, rows)
+            evaluation = new_evaluation(truth, found)
+            evaluation.params.imgIds, evaluation.params.catIds = image_ids, category_ids
+            evaluation.params.maxDets = self.proposal_nums
+            if self.iou_thrs is not None:
+                evaluation.params.iouThrs = self.iou_thrs
+            evaluation.evaluate()
+            evaluation.accumulate()
+        return evaluation
 
 
 def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
-    """A pycocotools index, its annotations numbered from 1: COCOeval takes an object with id 0 as never found."""
+    """An index of objects or detections, numbered from 1: COCOeval takes an object with id 0 as never found."""
     coco = COCO()
-    numbered = [{**annotation, 'id': i} for i, annotation in enumerate(annotations, start=1)]
+    numbered = [
+        {'area': found['bbox'][2] * found['bbox'][3], 'iscrowd': 0, **found, 'id': i}
+        for i, found in enumerate(annotations, start=1)
+    ]
     coco.dataset = {**ground_truth, 'annotations': numbered}
     coco.createIndex()
     return coco
@@ -228,23 +224,29 @@ def truth_of_samples(results: list[ImageDetections], category_ids: list[int]) ->
     return truth, [number_of[key] for key in keys]
 
 
-def _coco_rows(detections: ImageDetections, category_ids: list[int]) -> list[dict]:
-    """One image's detections in COCO's result format: x, y, w, h in pixels, COCO's category ids."""
-    labels = detections.labels.tolist()
-    if labels and not 0 <= min(labels) <= max(labels) < len(category_ids):
-        raise InputError(
-            f'the detector predicted label {max(labels)}, but the dataset has {len(category_ids)} classes, numbered '
-            "from 0: set the head's num_classes to the number of the dataset's classes"
-        )
-    boxes_xywh = detections.boxes_xyxy_px.copy()  # (N, 4)
-    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-    return [
-        {'image_id': detections.img_id, 'category_id': category_ids[label], 'bbox': box, 'score': score}
-        for label, box, score in zip(labels, boxes_xywh.tolist(), detections.scores.tolist(), strict=True)
-    ]
+def _coco_rows(
+    results: Iterable[ImageDetections], category_ids: list[int], image_ids: Iterable | None = None
+) -> list[dict]:
+    """Detections in COCO's result format: x, y, w, h in pixels, COCO's category ids, other image ids if given."""
+    rows = []
+    results = list(results)
+    for image_id, found in zip(image_ids or [found.img_id for found in results], results, strict=True):
+        labels = found.labels.tolist()
+        if labels and not 0 <= min(labels) <= max(labels) < len(category_ids):
+            raise InputError(
+                f'the detector predicted label {max(labels)}, but the dataset has {len(category_ids)} classes, '
+                "numbered from 0: set the head's num_classes to the number of the dataset's classes"
+            )
+        boxes_xywh = found.boxes_xyxy_px.copy()  # (N, 4)
+        boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+        rows += [
+            {'image_id': image_id, 'category_id': category_ids[label], 'bbox': box, 'score': score}
+            for label, box, score in zip(labels, boxes_xywh.tolist(), found.scores.tolist(), strict=True)
+        ]
+    return rows
 
 
-def class_table(evaluation: COCOeval, name_of: dict[int, str]) -> dict[str, list[float]]:
+def class_table(evaluation: Any, name_of: dict[int, str]) -> dict[str, list[float]]:
     """By class name, the six numbers of `AP_ITEMS` from an accumulated evaluation; -1 where there is no ground truth.
 
     `name_of` maps category ids to names. The numbers average to pycocotools' own over classes with ground truth.

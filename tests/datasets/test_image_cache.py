@@ -5,7 +5,10 @@ import copy
 import multiprocessing
 import os
 import pickle
+import re
 import signal
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from torch.utils.data import DataLoader
 from ddetr.datasets import CocoDataset, LoadImageFromFile, image_cache
 from ddetr.datasets.image_cache import ImageCache
 from ddetr.utils import InputError
+from ddetr.utils.progress import track
 
 FORK, SPAWN = (multiprocessing.get_context(method) for method in ('fork', 'spawn'))
 
@@ -141,6 +145,8 @@ def test_memory_has_no_name_and_goes_with_its_last_user():
 def test_limits_that_are_none_are_errors():
     with pytest.raises(InputError, match='cache_limit_gib=0 is not positive'):
         ImageCache(1, 0, 'train.json')
+    with pytest.raises(InputError, match='cache_mode=\'yes\' of the dataset is none of True, False, "ahead"'):
+        CocoDataset(cache_mode='yes')
 
 
 class CountingBackend(LocalBackend):
@@ -160,7 +166,7 @@ register_backend('counting', CountingBackend, force=True)
 
 def counted(coco, log, **changes):
     load = {'type': LoadImageFromFile, 'backend_args': {'backend': 'counting', 'log': str(log)}}
-    return CocoDataset(**coco.config(cache_mode=True, pipeline=[load], **changes))
+    return CocoDataset(**coco.config(**{'cache_mode': True, 'pipeline': [load], **changes}))
 
 
 def names_read(log):
@@ -190,9 +196,13 @@ def test_filtered_sets_and_subsets_see_their_own_images(tiny_coco, tmp_path):
     assert last[0]['img'].shape == copied[2]['img'].shape == (90, 60, 3)
 
 
-def read_as_rank(rank, folder, coco):
+def join(rank, folder):
     meet = {'init_method': f'file://{folder}/meet', 'rank': rank, 'world_size': 2}
     torch.distributed.init_process_group('gloo', **meet)
+
+
+def read_as_rank(rank, folder, coco):
+    join(rank, folder)
     dataset = counted(coco, folder / 'log')
     for turn in range(2):  # rank 0 reads images 0 and 2, rank 1 image 1; then both read all
         for i in range(3) if turn else range(rank, 3, 2):
@@ -205,6 +215,53 @@ def test_ranks_of_a_machine_share_one_cache(tiny_coco, tmp_path):
     tiny_coco.write()
     torch.multiprocessing.spawn(read_as_rank, (tmp_path, tiny_coco), nprocs=2)
     assert names_read(tmp_path / 'log') == ['a.jpg', 'b.jpg', 'c.jpg']
+
+
+def fill_as_rank(rank, folder, coco):
+    join(rank, folder)
+    counted(coco, folder / f'log{rank}', cache_mode='ahead')
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_of_a_machine_share_the_reading_ahead(tiny_coco, tmp_path):
+    tiny_coco.write()
+    torch.multiprocessing.spawn(fill_as_rank, (tmp_path, tiny_coco), nprocs=2)
+    assert names_read(tmp_path / 'log0') == ['a.jpg', 'c.jpg']
+    assert names_read(tmp_path / 'log1') == ['b.jpg']
+
+
+def test_reading_ahead_waits_for_many_files_at_once_and_shows_progress(capsys, monkeypatch):
+    monkeypatch.setattr(image_cache, 'track', partial(track, every_s=0.1))
+    cache, waiting, most = ImageCache(64, 1.0, 'train.json'), [], []
+
+    def read(i):
+        waiting.append(i)
+        most.append(len(waiting))
+        time.sleep(0.05)
+        waiting.remove(i)
+        return b'%d' % i
+
+    cache.fill(64, lambda i: cache.get(i, partial(read, i)))
+    assert holds(cache, {i: b'%d' % i for i in range(64)})
+    assert max(most) > 8
+    assert re.search(r'train.json: images read ahead: \d+/64, \d s left', capsys.readouterr().err)
+
+
+def test_reading_ahead_ends_with_the_memory():
+    cache, read = ImageCache(1000, 1e-6, 'train.json'), []  # a thousand bytes
+    cache.fill(1000, lambda i: cache.get(i, lambda: read.append(i) or bytes(100)))
+    assert 9 <= len(read) < 100
+    assert cache.occupied()[0] == 9
+
+
+def test_an_unreadable_image_is_an_error_when_its_turn_comes(tiny_coco, tmp_path, monkeypatch):
+    tiny_coco.write()
+    (tmp_path / 'images' / 'a.jpg').unlink()
+    monkeypatch.setattr(CocoDataset, '_check_images_exist', lambda *_: None)
+    dataset = counted(tiny_coco, tmp_path / 'log', cache_mode='ahead')
+    assert dataset[1]['img'].shape == (80, 100, 3)
+    with pytest.raises(InputError, match=r'a\.jpg does not exist'):
+        dataset[0]
 
 
 def test_ranks_of_two_machines_do_not(monkeypatch):

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ddetr.datasets import COCO_CLASSES, CocoDataset
 from ddetr.datasets.shapes import ShapesRecipe, make_shapes
-from ddetr.evaluation import CocoMetric
+from ddetr.evaluation import CocoMetric, backend, coco_metric
 from ddetr.structures import Annotations, DetDataSample
 from ddetr.utils.errors import InputError
 
@@ -24,6 +24,17 @@ from .simple_ap import average_precision
 
 NUMBERS = ('AR@1', 'AR@10', 'AR@100', 'AR_s@100', 'AR_m@100', 'AR_l@100')
 ROWS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+
+
+@pytest.fixture(params=['faster-coco-eval', 'pycocotools'], autouse=True)
+def library(request, monkeypatch):
+    """The library under the metric; the truth that the tests compare with is always pycocotools'."""
+    if request.param == 'pycocotools':
+        monkeypatch.setattr(backend, 'COCOeval_faster', None)
+        monkeypatch.setattr(backend, 'COCOeval', COCOeval, raising=False)
+        monkeypatch.setattr(coco_metric, 'COCO', COCO)
+    else:
+        pytest.importorskip('faster_coco_eval')
 
 
 @pytest.fixture(scope='module')
@@ -431,6 +442,7 @@ def _evaluate_share(rank, world_size, ann_file, detections, folder, from_samples
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize('library', ['faster-coco-eval'], indirect=True)
 @pytest.mark.parametrize('from_samples', [False, True])
 def test_two_processes_give_what_one_gives(any_file, tmp_path, from_samples):
     detections = _noisy_detections(any_file, num_images=31)

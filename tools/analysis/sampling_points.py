@@ -12,10 +12,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from ddetr.analysis.sampling import ImageLook, look_at
 from ddetr.apis import init_detector
+from ddetr.datasets.transforms import LoadImageFromFile
 from ddetr.utils.cli import add_cfg_options, run_cli
 from ddetr.utils.errors import InputError
 from ddetr.visualization.sampling_points import Panel, SampledPoints, draw_panels, panels_of
@@ -65,8 +64,8 @@ def main() -> None:
         rows.append(_panels(look, detection, args.layer, args.split))
         titles.append(_title(look, detection, model.dataset_meta['classes']))
     out = args.out or Path('outputs', f'{Path(args.image).stem}_points.png')
-    image: Any = cv2.imread(args.image)
-    print(draw_panels(image[..., ::-1], rows, out, titles, args.zoom))
+    image: Any = LoadImageFromFile().transform({'img_path': args.image})
+    print(draw_panels(image['img'][..., ::-1], rows, out, titles, args.zoom))
 
 
 def _panels(look: ImageLook, detection: int, layer: int | None, split: str) -> list[Panel]:

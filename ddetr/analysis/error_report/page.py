@@ -267,7 +267,7 @@ class _Photos:
         """For each image its file's name, what is wrong, and the pictures with their captions."""
         return [
             {
-                'name': Path(self.dataset.image_paths[image]).name,
+                'name': Path(str(self.dataset.image_files[image].get('img_path'))).name,
                 'errors': [self._sentence(j, image) for j in self.judged],
                 'pictures': self._pictures(image),
             }
@@ -282,7 +282,7 @@ class _Photos:
     def _pictures(self, image: int) -> list[tuple[str, Markup]]:
         first = image not in self.embedded
         if first:
-            self.embedded[image] = pictures.read_photo(self.dataset.image_paths[image], self.limit)
+            self.embedded[image] = pictures.read_photo(self.dataset.image_files[image], self.limit)
         last, name, score_thr = self.judged[-1], f'photo-{image}', self.options.score_thr
         truth = pictures.truth_boxes(self.dataset, image, last.run, score_thr)
         result = [('truth', pictures.draw_photo(self.embedded[image], name, truth, first))]

@@ -2,13 +2,14 @@
 
 import base64
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
-import mmcv
 import numpy as np
 from markupsafe import Markup
-from mmengine.fileio import get
+
+from ddetr.datasets.transforms import LoadImageFromFile
+from ddetr.utils.errors import InputError
 
 from .charts import shorten, svg
 from .kinds import KINDS, Errors
@@ -37,14 +38,14 @@ class Photo(NamedTuple):
     size_px: tuple[int, int]  # (w, h) of the original
 
 
-def read_photo(path: str, limit_bytes: int) -> Photo:
-    """Read an image and shrink it until its JPEG fits the limit."""
+def read_photo(file: dict[str, Any], limit_bytes: int) -> Photo:
+    """Read an image (of `Dataset.image_files`) as for testing, and shrink it until its JPEG fits the limit."""
     try:
-        image = mmcv.imfrombytes(get(path), flag='color')
-    except OSError:
-        image = None
-    if image is None:
+        loaded = LoadImageFromFile().transform(dict(file))
+    except (OSError, InputError, KeyError):
         return Photo('', (4, 3))
+    assert loaded is not None
+    image = loaded['img']
     size = image.shape[1], image.shape[0]
     scale = min(1.0, LONGEST_PX / max(size))
     while True:

@@ -1,5 +1,7 @@
 """The test set of a config, and detections on it, matched by pycocotools."""
 
+import contextlib
+import io
 import json
 import math
 import tempfile
@@ -11,11 +13,12 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ddetr.apis import EvalOptions, evaluate_detector
 from ddetr.engine.config import check_config, explain_build_errors
-from ddetr.evaluation.coco_metric import ImageDetections, evaluate_boxes, truth_of_samples
+from ddetr.evaluation.coco_metric import ImageDetections, truth_of_samples
 from ddetr.registry import DATASETS, SCOPE
 from ddetr.structures import Annotations
 from ddetr.utils.errors import InputError
@@ -34,7 +37,9 @@ class Dataset:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the classes
     image_ids: tuple[int | str, ...]  # as the dataset names them, in pycocotools' order
-    image_paths: tuple[str, ...]
+    image_files: tuple[
+        dict[str, Any], ...
+    ]  # `img_path` and, where the dataset knows them, `height` and `width`
     image: np.ndarray  # (G,) int64
     label: np.ndarray  # (G,) int64
     boxes_xywh_px: np.ndarray  # (G, 4)
@@ -106,7 +111,7 @@ def read_dataset(cfg: Config) -> Dataset:
         classes,
         category_ids,
         tuple(ids),
-        tuple(str(item.get('img_path')) for item in ordered),
+        tuple({key: item[key] for key in ('img_path', 'height', 'width') if key in item} for item in ordered),
         np.array([row['image_id'] - 1 for row in rows]),
         np.array([label_of[row['category_id']] for row in rows]),
         np.array([row['bbox'] for row in rows], dtype=float),
@@ -150,9 +155,7 @@ def evaluate_run(
                 config, source, EvalOptions(work_dir=folder, out=str(out), cfg_options=cfg_options)
             )
             rows = read_detections(out, dataset)
-    everything = list(range(1, len(dataset.image_ids) + 1))
-    evaluation = evaluate_boxes(dataset.coco, rows, list(dataset.category_ids), everything)
-    return _matched(name or source.stem, evaluation, rows, dataset)
+    return _matched(name or source.stem, _evaluate(dataset, rows), rows, dataset)
 
 
 def read_detections(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
@@ -229,6 +232,27 @@ def _listed(values: Sequence[Any], limit: int = 6) -> str:
     return ', '.join(map(str, values[:limit])) + (
         f' and {len(values) - limit} more' if len(values) > limit else ''
     )
+
+
+def _evaluate(dataset: Dataset, rows: list[dict[str, Any]]) -> COCOeval:
+    """pycocotools' evaluation, accumulated, with objects and detections numbered from 1.
+
+    Of faster-coco-eval, which gives the same numbers, the matches of single detections cannot be read.
+    """
+    objects = [{**row, 'id': number} for number, row in enumerate(dataset.coco['annotations'], start=1)]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
+        truth, found = COCO(), COCO()
+        truth.dataset, found.dataset = (
+            {**dataset.coco, 'annotations': objects},
+            {**dataset.coco, 'annotations': []},
+        )
+        truth.createIndex()
+        found.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(rows) if rows else found, 'bbox')
+        evaluation.params.catIds = list(dataset.category_ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
 
 
 def _matched(name: str, evaluation: COCOeval, rows: list[dict[str, Any]], dataset: Dataset) -> Run:

@@ -60,14 +60,18 @@ class LoadImageFromFile(BaseTransform):
         results['img_shape'] = results['ori_shape'] = img.shape[:2]
         return results
 
-    def _read(self, results: dict) -> np.ndarray:
+    def read_file(self, results: dict) -> bytes:
+        """The content of the image's file, from the `image_cache` if there is one."""
         path, cache = results['img_path'], results.get('image_cache')
-        height, width = results.get('height'), results.get('width')
         read = partial(fileio.get, path, backend_args=self.backend_args)
         try:
-            data = read() if cache is None else cache.get(results['cache_index'], read)
+            return read() if cache is None else cache.get(results['cache_index'], read)
         except FileNotFoundError:
             raise InputError(f'image {path} does not exist') from None
+
+    def _read(self, results: dict) -> np.ndarray:
+        path, height, width = results['img_path'], results.get('height'), results.get('width')
+        data = self.read_file(results)
         try:
             img = self._decode(data, self.color_type)
         except Exception as error:  # OpenCV, Pillow and others each have errors of their own
