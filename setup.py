@@ -34,4 +34,5 @@ setup(
         'timm': [line for line in requirements('optional') if line.startswith('timm')],
     },
     packages=find_packages(include=['ddetr', 'ddetr.*']),
+    package_data={'ddetr.analysis.error_report': ['report.html']},
 )

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 source tools/launch.sh
 
 python=$(find_python)
-if ! "$python" -c 'import ddetr, ddetr_ops, hypothesis, mypy, onnxruntime, pytest, ruff, timm, transformers' 2> /dev/null; then
+if ! "$python" -c 'import ddetr, ddetr_ops, hypothesis, mypy, onnxruntime, playwright, pytest, ruff, timm, transformers' 2> /dev/null; then
     bash tools/install.sh --tests
     python=$(find_python)
 fi

@@ -131,7 +131,7 @@ class CocoMetric(BaseMetric):
             logger.info(f'{len(rows)} predictions written to {path}')
         if self.format_only:
             return {}
-        truth, ids = self._truth_of_file(results) if self._file else _truth_of_samples(results, category_ids)
+        truth, ids = self._truth_of_file(results) if self._file else truth_of_samples(results, category_ids)
         if not truth['annotations']:
             logger.warning('the ground truth has no object at all: every AP and AR is -1')
         last_of = dict(zip(ids, results, strict=True))  # an image that was tested twice counts once
@@ -196,7 +196,7 @@ def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
     return coco
 
 
-def _truth_of_samples(results: list[ImageDetections], category_ids: list[int]) -> tuple[dict, list[int]]:
+def truth_of_samples(results: list[ImageDetections], category_ids: list[int]) -> tuple[dict, list[int]]:
     """The samples' ground truth in COCO's format, its images numbered in the order of their ids; each result's number.
 
     pycocotools takes detections of equal scores in the order of the images.

@@ -50,7 +50,8 @@ class DetDataSample(BaseDataElement):
         gt_instances: `bboxes` (N, 4), `labels` (N,) int64.
         ignored_instances: crowd regions, `bboxes` and `labels` alike; they are neither targets nor background.
         proposals: `bboxes` (N, 4) and `scores` (N,) of a first stage.
-        pred_instances: `bboxes` (N, 4), `labels` (N,), `scores` (N,), best first.
+        pred_instances: `bboxes` (N, 4), `labels` (N,), `scores` (N,), best first; of set predictors also `query_index`
+            (N,), the decoder query of each detection.
 
     Metainfo: `img_id`, `img_path`, `ori_shape` (h, w), `img_shape` (h, w) after the pipeline, `pad_shape`,
     `batch_input_shape` (h, w) of the padded batch, `scale_factor` (w, h) = resized / original, `flip`,

@@ -1,9 +1,15 @@
-"""The operators as functions. `_registrations` gives them autograd, fake kernels, autocast and vmap."""
+"""The operators as functions. `_registrations` gives them autograd, fake kernels, autocast and vmap.
+
+As PyTorch's own functions do, they call an active `torch.overrides.TorchFunctionMode`, which sees their arguments and
+result whatever runs them: a kernel or plain PyTorch.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 from . import _library
 from .reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
@@ -36,6 +42,11 @@ def _settle_dtypes(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[T
     return locations.float(), weights.float()
 
 
+def _value_of(*args: Any, **kwargs: Any) -> tuple[Tensor]:
+    return (args[0] if args else kwargs['value'],)
+
+
+@wrap_torch_function(_value_of)
 def ms_deform_attn(
     value: Tensor,
     spatial_shapes: Tensor,
@@ -80,6 +91,7 @@ def ms_deform_attn(
     )
 
 
+@wrap_torch_function(_value_of)
 def ms_deform_attn_fused(
     value: Tensor,
     spatial_shapes: Tensor,

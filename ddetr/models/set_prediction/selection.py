@@ -31,6 +31,9 @@ def select_detections(
         sample: Has `img_shape` and, where the image was resized, `scale_factor`.
         max_per_img: Largest number of detections.
         use_sigmoid: The kind of head.
+
+    Returns:
+        `bboxes` (N, 4), `scores` (N,), `labels` (N,) and `query_index` (N,), the query of each detection.
     """
     logits, boxes = cls_logits.float(), boxes_cxcywh_norm.float()
     if use_sigmoid:
@@ -44,4 +47,4 @@ def select_detections(
     size = boxes.new_tensor(sample.img_shape[1::-1] * 2)  # w h w h
     boxes_px = (box_convert(boxes[query], 'cxcywh', 'xyxy') * size).clamp(min=0)
     boxes_px = sample.to_original(torch.minimum(boxes_px, size))
-    return InstanceData(bboxes=boxes_px, scores=scores, labels=labels)
+    return InstanceData(bboxes=boxes_px, scores=scores, labels=labels, query_index=query)

@@ -1,0 +1,271 @@
+"""Where deformable attention looks: what the op is given during a forward pass, in pixels of the image.
+
+`record_sampling` sees every call of the op in the forward pass of any model, so a detector needs no code for it.
+"""
+
+import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ddetr_ops import ms_deform_attn, ms_deform_attn_fused
+from ddetr_ops.reference import sampling_locations_of
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision.ops import box_convert
+
+from ddetr.apis import prepare_image
+from ddetr.apis.inference import Image
+from ddetr.models.layers.positional_encoding import pad_mask_on
+from ddetr.structures import DetDataSample, SetPredictions
+from ddetr.utils.errors import InputError
+from ddetr.visualization.sampling_points import SampledPoints
+
+
+class SamplingCall(NamedTuple):
+    """One call of the op.
+
+    B batch, Q queries, S tokens, M heads, D channels of a head, L levels, K points of all levels together.
+
+    Coordinates are 0 and 1 at the outer borders of the padded feature maps.
+    """
+
+    layer: str  # name of the module that called
+    value: Tensor  # (B, S, M, D)
+    spatial_shapes: Tensor  # (L, 2) int64, (h, w)
+    reference: (
+        Tensor | None
+    )  # (B, Q, L, 2) x y or (B, Q, L, 4) cx cy w h; None if the caller gave only locations
+    locations: Tensor  # (B, Q, M, K, 2), x y
+    weights: Tensor  # (B, Q, M, K), after the softmax
+    points_of_level: tuple[int, ...]  # L numbers
+    output: Tensor  # (B, Q, M * D)
+
+    @property
+    def level_of_point(self) -> Tensor:
+        """(K,) int64."""
+        counts = torch.tensor(self.points_of_level)
+        return torch.arange(len(counts)).repeat_interleave(counts)
+
+    @property
+    def queries_are_tokens(self) -> bool:
+        """Whether this is an encoder's self-attention: a query for each token, around the token's own pixel."""
+        if self.locations.shape[1] != self.value.shape[1]:
+            return False
+        if self.reference is None:
+            return True
+        if self.reference.shape[-1] != 2:
+            return False
+        start = 0
+        for level, (height, width) in enumerate(self.spatial_shapes.tolist()):
+            pixels = self.reference[0, start : start + height * width, level].cpu() * torch.tensor(
+                [width, height]
+            )
+            start += height * width
+            cells = torch.arange(height * width)
+            centres = torch.stack([cells % width, cells // width], -1) + 0.5
+            if not torch.allclose(pixels, centres, atol=0.05):
+                return False
+        return True
+
+
+@dataclass
+class SamplingRecord:
+    """What `record_sampling` has seen, in the order of the forward pass."""
+
+    calls: list[SamplingCall] = field(default_factory=list)
+    predictions: SetPredictions | None = None  # of a detector whose modules hand such a record on
+
+
+class _Recorder(TorchFunctionMode):
+    """Calls of the op in this thread, each with the innermost module that is running."""
+
+    def __init__(self, record: SamplingRecord) -> None:
+        super().__init__()
+        self.record, self.running, self.thread = record, [''], threading.get_ident()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in (ms_deform_attn, ms_deform_attn_fused):
+            given = inspect.signature(func).bind(*args, **(kwargs or {})).arguments
+            self.record.calls.append(_call(self.running[-1], given, output))
+        return output
+
+    def watch(self, name: str, module: nn.Module) -> list[Any]:
+        """Hooks that tell when the module runs."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if threading.get_ident() == self.thread:
+                self.running.append(name)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() == self.thread:
+                self.running.pop()
+                if isinstance(output, SetPredictions):
+                    self.record.predictions = output
+
+        return [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+
+
+@contextmanager
+def record_sampling(model: nn.Module) -> Iterator[SamplingRecord]:
+    """Record the op's calls in forward passes of `model` inside the `with`, in this thread.
+
+    It works for every module that calls `ddetr_ops.ms_deform_attn` or `ms_deform_attn_fused`, on any device. Nothing of
+    it is left after the `with`.
+    """
+    record = SamplingRecord()
+    recorder = _Recorder(record)
+    hooks = [hook for name, module in model.named_modules() for hook in recorder.watch(name, module)]
+    try:
+        with recorder:
+            yield record
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _call(layer: str, given: dict[str, Any], output: Tensor) -> SamplingCall:
+    """From the arguments of either form of the op, by their names."""
+    value, shapes = given['value'].detach(), given['spatial_shapes'].cpu().long()
+    counts, reference = given.get('num_points'), None
+    if 'sampling_locations' in given:
+        locations, weights = (
+            given['sampling_locations'].detach().float(),
+            given['attention_weights'].detach().float(),
+        )
+    else:
+        reference = given['reference_points'].detach().float()
+        offsets = given['sampling_offsets'].detach().float()
+        locations = sampling_locations_of(reference, offsets, shapes.to(offsets.device), counts)
+        weights = given['attention_logits'].detach().float().softmax(-1)
+    if counts is None:
+        counts = [locations.shape[-2]] * len(shapes)  # (..., L, P, 2)
+    heads = locations.shape[:3]
+    parts = locations.reshape(*heads, -1, 2), weights.reshape(*heads, -1)
+    return SamplingCall(layer, value, shapes, reference, *parts, tuple(counts), output.detach())
+
+
+@dataclass(frozen=True)
+class ImageLook:
+    """The detections of one image, and where the detector looked for them."""
+
+    sample: DetDataSample  # `pred_instances` as `inference_detector` gives them
+    calls: list[SamplingCall]
+    pad_mask: Tensor  # (1, H, W) bool, True = padding
+    boxes_xyxy_px: (
+        Tensor | None
+    )  # (N, Q, 4) of all decoder layers, in pixels of the original image, where known
+
+    def query_of(self, detection: int) -> int:
+        """The decoder query of a detection, which are numbered from 0, the best first; InputError without such one."""
+        found = self.sample.pred_instances
+        if not 0 <= detection < len(found):
+            raise InputError(
+                f'there is no detection {detection}: this image has {len(found)}, numbered from 0.'
+            )
+        if 'query_index' not in found:
+            raise InputError(
+                "the detector does not say which query a detection is of: let its pred_instances have 'query_index'."
+            )
+        return int(found.query_index[detection])
+
+    def detection(self, detection: int) -> list[SampledPoints]:
+        """Where the query of a detection looks, in each decoder layer."""
+        return self.query(self.query_of(detection))
+
+    def query(self, query: int) -> list[SampledPoints]:
+        """Where a decoder query looks, in each decoder layer; InputError without such a query or layer."""
+        calls = [call for call in self.calls if not call.queries_are_tokens]
+        if not calls:
+            raise InputError('this detector has no decoder that samples by deformable attention.')
+        if not 0 <= query < calls[0].locations.shape[1]:
+            raise InputError(
+                f'there is no query {query}: there are {calls[0].locations.shape[1]}, numbered from 0.'
+            )
+        return [self._points(call, query) for call in calls]
+
+    def token(self, x_px: float, y_px: float, level: int = 0) -> list[SampledPoints]:
+        """Where the token at a pixel of the original image looks, in each encoder layer.
+
+        Args:
+            x_px, y_px: The pixel.
+            level: The feature level of the token, 0 being the finest.
+        """
+        calls = [call for call in self.calls if call.queries_are_tokens]
+        if not calls:
+            raise InputError(
+                'this detector has no encoder of deformable attention: it has no tokens to look from.'
+            )
+        width, height = self._sides_px
+        if not (0 <= x_px < width and 0 <= y_px < height):
+            raise InputError(
+                f'pixel ({x_px:g}, {y_px:g}) is outside the image of {width:g} x {height:g} pixels.'
+            )
+        shapes = calls[0].spatial_shapes.tolist()
+        if not 0 <= level < len(shapes):
+            raise InputError(f'there is no level {level}: there are {len(shapes)}, numbered from 0.')
+        cells = self._valid_ratios(calls[0])[level] * np.array(
+            shapes[level][::-1]
+        )  # w and h, without padding
+        column, row = (np.array([x_px / width, y_px / height]) * cells).astype(int)
+        start = sum(h * w for h, w in shapes[:level])
+        return [self._points(call, start + row * shapes[level][1] + column) for call in calls]
+
+    @property
+    def _sides_px(self) -> np.ndarray:
+        """(w, h) of the original image, by the scale that detections are mapped back with."""
+        return np.array(self.sample.img_shape[1::-1]) / self.sample.get('scale_factor', (1.0, 1.0))
+
+    def _valid_ratios(self, call: SamplingCall) -> np.ndarray:
+        """(L, 2), (w, h): the unpadded part of each level's sides."""
+        ratios = []
+        for height, width in call.spatial_shapes.tolist():
+            valid = ~pad_mask_on(self.pad_mask.new_empty(1, 1, height, width), self.pad_mask)[0]  # (h, w)
+            ratios.append((int(valid[0].sum()) / width, int(valid[:, 0].sum()) / height))
+        return np.array(ratios)
+
+    def _points(self, call: SamplingCall, query: int) -> SampledPoints:
+        """One query's points: from padded maps to the unpadded image, by each level's own ratio, and to its pixels."""
+        ratios, levels = self._valid_ratios(call), call.level_of_point.numpy()
+        xy = call.locations[0, query].double().cpu().numpy() / ratios[levels] * self._sides_px  # (M, K, 2)
+        reference = None
+        if call.reference is not None:
+            reference = call.reference[0, query, 0].double().cpu().numpy()
+            reference = (reference.reshape(-1, 2) / ratios[0] * self._sides_px).ravel()
+            if len(reference) == 4:
+                reference = np.concatenate(
+                    [reference[:2] - reference[2:] / 2, reference[:2] + reference[2:] / 2]
+                )
+        return SampledPoints(call.layer, xy, call.weights[0, query].cpu().numpy(), levels, reference)
+
+
+@torch.no_grad()
+def look_at(model: Any, image: Image) -> ImageLook:
+    """Detect objects in one image with a model from `init_detector`, and keep where it looked: one forward pass.
+
+    Raises:
+        InputError: The image cannot be read, or nothing in the model samples by deformable attention.
+    """
+    batch = model.data_preprocessor(prepare_image(model, image), False)
+    with record_sampling(model) as record:
+        sample = model(**batch, mode='predict')[0]
+    if not record.calls:
+        raise InputError(
+            f'{type(model).__name__} has no deformable attention on ddetr_ops: there are no sampling points to show.'
+        )
+    pad_mask = batch.get('pad_mask')
+    if pad_mask is None:
+        pad_mask = torch.zeros(1, *batch['inputs'].shape[-2:], dtype=torch.bool)
+    boxes = None
+    if record.predictions is not None:
+        boxes = box_convert(record.predictions.boxes_cxcywh_norm[:, 0].float(), 'cxcywh', 'xyxy')  # (N, Q, 4)
+        boxes = sample.to_original(boxes * boxes.new_tensor(sample.img_shape[1::-1] * 2)).cpu()
+    return ImageLook(sample.cpu(), record.calls, pad_mask.cpu(), boxes)
