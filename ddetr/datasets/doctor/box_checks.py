@@ -7,12 +7,14 @@ import numpy as np
 
 from .checks import check
 from .evidence import Boxes, Evidence, where
-from .report import Example, Picture
+from .faults import Example, Picture
 
 OUTSIDE_PX = 1.0  # what rounding, and counting pixels from 1 or from 0, may put outside
 TINY_PX = 2.0
 WHOLE = 0.98  # share of the image's width and height from which on a box covers all of it
-SAME_IOU = 0.9  # of two boxes of one class on one object; in COCO, of a parent and the child it holds it is 0.89
+SAME_IOU = (
+    0.9  # of two boxes of one class on one object; in COCO, of a parent and the child it holds it is 0.89
+)
 NEAR_IOU = 0.8  # which may be one object or two
 TWO_CLASSES_IOU = 0.9  # of two boxes of different classes on one object
 CROWD_SHARE = 0.1  # of a split's boxes; COCO has 1%
@@ -63,6 +65,7 @@ def _is_text(boxes: Boxes, index: int) -> bool:
     consequence='The boxes are less than a pixel in size in the top left corner: AP stays 0.',
     cure='Multiply x and width by the width of the image, y and height by its height.',
     fix='multiplies them',
+    spoils=True,
 )  # fmt: skip
 def _normalised(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -74,6 +77,7 @@ def _normalised(evidence: Evidence) -> Iterator[Example]:
     consequence='The boxes lie far outside the image: AP stays 0.',
     cure='Divide x and width by the width of the image, y and height by its height.',
     fix='divides them',
+    spoils=True,
 )  # fmt: skip
 def _pixels(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -143,8 +147,8 @@ def _images_all_of(boxes: Boxes, sound: np.ndarray, wrong: np.ndarray) -> np.nda
 def _fits(corners: np.ndarray, image_size: np.ndarray, tolerance: float) -> np.ndarray:
     """(N,) bool, boxes with an area inside their image, but for a share `tolerance` of its sides."""
     slack = np.maximum(tolerance * image_size, OUTSIDE_PX)
-    inside = (corners[:, :2] >= -slack).all(axis=1) & (corners[:, 2:] <= image_size + slack).all(axis=1)
-    return inside & (corners[:, 2:] > corners[:, :2]).all(axis=1)
+    low, high = corners[:, :2], corners[:, 2:]
+    return np.all((low >= -slack) & (high <= image_size + slack) & (high > low), axis=1)
 
 
 @check(
@@ -152,6 +156,7 @@ def _fits(corners: np.ndarray, image_size: np.ndarray, tolerance: float) -> np.n
     consequence='The boxes are in wrong places and of wrong sizes: they fit their images only when read otherwise.',
     cure='Write the four numbers that the format asks for.',
     fix='converts them',
+    spoils=True,
 )  # fmt: skip
 def _other_reading(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -319,9 +324,9 @@ def _area(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'many crowd regions', 'warning',
-    consequence='Crowd regions are not trained on, and detections in them are not counted.',
-    cure='Set iscrowd to 0 for single objects.',
+    'many crowd regions or difficult objects', 'warning',
+    consequence='They are not trained on, and detections of them are not counted.',
+    cure='Set iscrowd and difficult to 0 for objects that are to be found.',
 )  # fmt: skip
 def _crowds(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -351,8 +356,9 @@ def _beyond_metric(evidence: Evidence) -> Iterator[Example]:
 
 
 def _full_images(evidence: Evidence, limit: int, what: str) -> Iterator[Example]:
-    for split, image in evidence.images():
-        n = sum(not box.iscrowd for box in image.boxes) if len(image.boxes) > limit else 0
-        if n > limit:
+    for boxes in evidence.boxes:
+        per_image = np.bincount(boxes.image[~boxes.crowds], minlength=len(boxes.split.images))
+        for i in np.flatnonzero(per_image > limit):
+            image, n = boxes.split.images[i], int(per_image[i])
             picture = Picture(image.path, tuple(box.corners for box in image.boxes))
-            yield Example(f'{where(split, image)}: {n} objects, {limit} {what}', (picture,), n)
+            yield Example(f'{where(boxes.split, image)}: {n} objects, {limit} {what}', (picture,), n)

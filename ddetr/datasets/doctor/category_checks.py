@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from .checks import check
 from .evidence import Evidence
-from .report import Example
+from .faults import Example
 
 IMBALANCE = 10  # times as many boxes of the most frequent class
 NAMED = 8  # names that one example lists

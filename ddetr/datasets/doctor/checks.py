@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from .evidence import Evidence
-from .report import SEVERITIES, Example, Fault, Severity, collect
+from .faults import SEVERITIES, Example, Fault, Severity, collect
 
 Find = Callable[[Evidence], Iterable[Example]]
 
@@ -18,18 +18,19 @@ class Check(NamedTuple):
     consequence: str
     cure: str
     fix: str  # what `--fix` does; '' where a person has to decide
+    spoils: bool  # many of these make a training worthless
 
 
 CHECKS: list[Check] = []
 
 
 def check(
-    name: str, severity: Severity, *, consequence: str, cure: str, fix: str = ''
+    name: str, severity: Severity, *, consequence: str, cure: str, fix: str = '', spoils: bool = False
 ) -> Callable[[Find], Find]:
     """List a function that yields one `Example` for each occurrence of the fault `name`."""
 
     def add(find: Find) -> Find:
-        CHECKS.append(Check(name, severity, find, consequence, cure, fix))
+        CHECKS.append(Check(name, severity, find, consequence, cure, fix, spoils))
         return find
 
     return add
@@ -42,6 +43,5 @@ def find_faults(evidence: Evidence) -> Iterator[Fault]:
             if each.severity == severity:
                 count, worst, paths = collect(each.find(evidence))
                 if count:
-                    yield Fault(
-                        each.name, severity, count, worst, each.consequence, each.cure, each.fix, paths
-                    )
+                    words = (each.consequence, each.cure, each.fix)
+                    yield Fault(each.name, severity, count, worst, *words, paths, each.spoils)

@@ -7,10 +7,11 @@ import numpy as np
 
 from .checks import check
 from .evidence import Boxes, Evidence, where
-from .report import Example, Picture
+from .faults import Example, Picture
 
 OUTLIER = 6.0  # robust standard deviations of log area, which must also be a factor in area
 MIN_SIGMA = 0.25  # of log area: classes of one size have no spread to measure
+BORDER_PX = 2
 MIN_BOXES = 20  # to speak of what is usual
 UNRESOLVED_SHARE = 0.25  # of a class's boxes
 USUAL_SHARE = 0.9  # of the images that have a class which is then missed in the others
@@ -45,7 +46,7 @@ def _usual_sizes(evidence: Evidence) -> dict[str, Usual]:
 def _at_border(boxes: Boxes) -> np.ndarray:
     """(N,) bool, boxes that touch the edge of their image, which may cut the object."""
     low, high = boxes.corners[:, :2], boxes.corners[:, 2:]
-    return (low <= 2).any(axis=1) | (high >= boxes.image_size - 2).any(axis=1)
+    return (low.min(axis=1) <= BORDER_PX) | ((boxes.image_size - high).min(axis=1) <= BORDER_PX)
 
 
 @check(

@@ -11,9 +11,9 @@ import numpy as np
 
 from ddetr.datasets.formats.records import WrittenBox, WrittenImage, WrittenSplit
 
+from .faults import Example, Picture
 from .image_facts import ImageFacts
 from .near_copies import Copy, near_copies
-from .report import Example, Picture
 
 
 class Limits(NamedTuple):
@@ -65,7 +65,7 @@ class Boxes:
     @functools.cached_property
     def flat_shape(self) -> np.ndarray:
         """(N,) bool, boxes without width or height; VOC's last pixel belongs to the box, so one pixel is none."""
-        return (self.extent <= (self.split.format == 'voc')).any(axis=1)
+        return self.extent.min(axis=1) <= (1 if self.split.format == 'voc' else 0)
 
     @functools.cached_property
     def solid(self) -> np.ndarray:
@@ -95,8 +95,8 @@ class Boxes:
 
     @functools.cached_property
     def crowds(self) -> np.ndarray:
-        """(N,) bool, crowd regions."""
-        return np.array([box.iscrowd for box in self.flat], dtype=bool)
+        """(N,) bool, crowd regions and objects marked difficult, which are neither trained on nor counted."""
+        return np.array([box.iscrowd or box.difficult for box in self.flat], dtype=bool)
 
     def examples(
         self, mask: np.ndarray, why: str = '', weights: np.ndarray | None = None
@@ -188,7 +188,7 @@ def gather(splits: Sequence[WrittenSplit], facts: dict[Path, ImageFacts], limits
 
 def where(split: WrittenSplit, image: WrittenImage) -> str:
     """File and record of an image, for messages."""
-    return image.where if image.file_name in image.where else f'{image.where} ({image.file_name})'
+    return image.where if Path(image.file_name).stem in image.where else f'{image.where} ({image.file_name})'
 
 
 def _boxes_of(split: WrittenSplit, facts: dict[Path, ImageFacts]) -> Boxes:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddetr.datasets.formats import find_dataset
 from ddetr.datasets.formats.records import WrittenSplit
 
 from . import (  # noqa: F401 (they list their checks)
@@ -27,43 +28,38 @@ def examine(
     images: bool = True,
     num_queries: int | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
+    stride: int | None = None,
     workers: int | None = None,
 ) -> Report:
     """Find every fault of a dataset.
 
     Args:
-        data: Folder of a dataset in COCO's, VOC's or YOLO's format, a config file that names one, or its splits as
-            they were read.
+        data: Folder of a dataset in COCO's, VOC's or YOLO's format, or its splits as they were read. For a config,
+            see `ddetr.apis.check_data`.
         images: Open the images. Without, only what the annotation files and folder listings say is checked.
-        num_queries: Queries of the detector to be trained; None for the config's, or 300.
-        sizes: Long and short side in pixels that training fits images into; None for the config's, or 1333 x 800.
-        workers: Threads that open images; None for one per CPU.
+        num_queries: Queries of the detector to be trained; by default 300.
+        sizes: Long and short sides in pixels that training fits images into; by default 1333 x 800.
+        stride: Of the detector's finest feature level, in pixels; by default 8.
+        workers: Threads that open images; by default one per CPU.
 
     Raises:
-        InputError: There is no such dataset or config.
+        InputError: There is no such dataset.
     """
-    splits, limits = _resolve(data)
-    if num_queries is not None:
-        limits = limits._replace(num_queries=num_queries)
-    if sizes is not None:
-        limits = limits._replace(sizes=tuple(sizes))
-    return examine_splits(splits, images, limits, workers)
-
-
-def examine_splits(
-    splits: Sequence[WrittenSplit], images: bool, limits: Limits, workers: int | None = None
-) -> Report:
-    """Find every fault of splits that were read already."""
+    default = Limits()
+    limits = Limits(
+        num_queries or default.num_queries, tuple(sizes or default.sizes), stride or default.stride
+    )
+    notes: tuple[str, ...] = ()
+    if isinstance(data, (str, Path)):
+        found = find_dataset(data)
+        splits, notes = tuple(split.read() for split in found.splits.values()), found.notes
+    else:
+        splits = tuple(data)
     paths = list(dict.fromkeys(image.path for split in splits for image in split.images))
     facts = read_all_facts(paths, workers) if images else {}
     evidence = gather(splits, facts, limits)
-    return Report(tuple(find_faults(evidence)), _split_rows(evidence), _class_rows(evidence), len(facts))
-
-
-def _resolve(data: str | Path | Sequence[WrittenSplit]) -> tuple[Sequence[WrittenSplit], Limits]:
-    if isinstance(data, (str, Path)):
-        raise NotImplementedError
-    return data, Limits()
+    faults = tuple(find_faults(evidence))
+    return Report(faults, _split_rows(evidence), _class_rows(evidence), evidence, notes)
 
 
 def _split_rows(evidence: Evidence) -> tuple[SplitSummary, ...]:

@@ -8,8 +8,8 @@ from ddetr.datasets.formats.yolo import label_file
 
 from .checks import check
 from .evidence import Evidence, file_names, where
+from .faults import Example, Picture
 from .image_facts import ImageFacts
-from .report import Example, Picture
 
 SUFFIXES = {
     'JPEG': {'.jpg', '.jpeg', '.jpe', '.jfif'}, 'MPO': {'.jpg', '.jpeg', '.mpo'}, 'PNG': {'.png'},

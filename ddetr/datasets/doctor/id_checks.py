@@ -7,7 +7,7 @@ from ddetr.datasets.formats.records import WrittenSplit
 
 from .checks import check
 from .evidence import Evidence, where
-from .report import Example, Picture
+from .faults import Example, Picture
 
 NAMED = 5  # ids that one example names
 
@@ -65,6 +65,19 @@ def _duplicate_annotation_ids(evidence: Evidence) -> Iterator[Example]:
 )  # fmt: skip
 def _restarted_annotation_ids(evidence: Evidence) -> Iterator[Example]:
     return _annotation_ids(evidence, restarted=True)
+
+
+@check(
+    'unknown image id',
+    'error',
+    consequence='These boxes belong to no image that the file lists; ddetr refuses the file.',
+    cure='Add the images to the list, or remove the annotations.',
+    fix='leaves them out',
+)
+def _unknown_image(evidence: Evidence) -> Iterator[Example]:
+    for split in evidence.splits:
+        for sentence in split.lost:
+            yield Example(sentence)
 
 
 @check(

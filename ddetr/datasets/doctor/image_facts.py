@@ -65,7 +65,7 @@ def read_facts(path: Path) -> ImageFacts:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             image.draft('RGB', (4 * SIDE, 4 * SIDE))
-            pixels = _to_rgb(image)
+            pixels = to_rgb(image)
     except Exception as error:
         cut = 'truncated' in str(error) or isinstance(error, EOFError) or _lacks_end(header.format, data)
         return header._replace(problem='truncated' if cut else 'unreadable', detail=_words(error))
@@ -93,7 +93,8 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of any mode; 16 bits are spread between the darkest and the brightest pixel."""
     if image.mode.startswith(('I', 'F')):  # Pillow clips 16 bits at 255
         values = np.asarray(image, dtype=np.float64)
         spread = max(float(np.ptp(values)), 1.0)

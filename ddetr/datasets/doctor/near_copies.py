@@ -11,6 +11,7 @@ from .image_facts import SIDE, ImageFacts
 NEAR_BITS = 40  # of SIDE * SIDE; among COCO's images the nearest two differ in 68
 NEAR_CORRELATION = 0.9  # of the small pictures; keeps pages and skies apart, whose few details differ
 ROWS = 256  # images compared with all others at a time
+TRIED = 4  # nearest hashes of an image whose pictures are compared
 
 
 class Copy(NamedTuple):
@@ -39,34 +40,43 @@ def near_copies(facts: dict[Path, ImageFacts], splits_of: Callable[[Path], objec
     correlate.
     """
     copies = equal_files(facts)
-    paths = [path for path, f in facts.items() if f.hash is not None and path not in copies]
+    known = {p: f for p, f in facts.items() if f.hash is not None and f.small is not None and p not in copies}
+    paths = list(known)
     if len(paths) < 2:
         return []
-    hashes = np.stack([facts[path].hash for path in paths])  # (I, SIDE * SIDE / 8) uint8
+    hashes = np.stack([np.asarray(f.hash) for f in known.values()])  # (I, SIDE * SIDE / 8) uint8
     mirrored = np.packbits(1 - np.unpackbits(hashes, axis=1).reshape(-1, SIDE, SIDE)[:, :, ::-1], axis=2)
     words = [h.reshape(len(paths), -1).view(np.uint64) for h in (hashes, mirrored)]  # (I, SIDE * SIDE / 64)
-    small = np.stack([facts[path].small for path in paths]).astype(np.float32)
-    groups = [splits_of(path) for path in paths]
-    found = []
+    small = np.stack([np.asarray(f.small, dtype=np.float32) for f in known.values()])
+    groups = np.unique([repr(splits_of(path)) for path in paths], return_inverse=True)[1]
+    found: list[tuple[bool, Copy]] = []
     for start in range(0, len(paths), ROWS):
-        rows = slice(start, min(start + ROWS, len(paths)))
+        end = min(start + ROWS, len(paths))
         for flipped in (False, True):
-            near_rows, near_columns = _candidates(words[flipped][rows], words[0][: rows.stop], start)
-            for a, b in zip(near_rows + start, near_columns, strict=True):
-                other = small[b][:, ::-1] if flipped else small[b]
-                if _correlation(small[a], other) >= NEAR_CORRELATION:
-                    bits = int(np.bitwise_count(words[flipped][a] ^ words[0][b]).sum())
-                    found.append((groups[a] != groups[b], Copy(paths[a], paths[b], bits, flipped)))
+            bits = _different_bits(words[flipped][start:end], words[0][:end])
+            for row in np.flatnonzero((bits <= NEAR_BITS).any(axis=1)):
+                image = start + row
+                for other in _tried(bits[row, :image], groups[:image] != groups[image]):
+                    picture = small[other][:, ::-1] if flipped else small[other]
+                    if _correlation(small[image], picture) >= NEAR_CORRELATION:
+                        copy = Copy(paths[image], paths[other], int(bits[row, other]), flipped)
+                        found.append((bool(groups[image] != groups[other]), copy))
     return _nearest(found)
 
 
-def _candidates(rows: np.ndarray, columns: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of a row (R, W) and an earlier column (C, W) uint64 that differ in at most NEAR_BITS bits."""
+def _different_bits(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(R, C) uint16, in how many bits the hashes (R, W) and (C, W) uint64 differ."""
     bits = np.zeros((len(rows), len(columns)), dtype=np.uint16)
     for word in range(rows.shape[1]):
         bits += np.bitwise_count(rows[:, word, None] ^ columns[None, :, word])
-    earlier = np.arange(len(columns))[None] < np.arange(start, start + len(rows))[:, None]
-    return np.nonzero((bits <= NEAR_BITS) & earlier)
+    return bits
+
+
+def _tried(bits: np.ndarray, across: np.ndarray) -> list[int]:
+    """The nearest few earlier ones (C,) in an image's own split and in others: frames of a video are all near."""
+    near = np.flatnonzero(bits <= NEAR_BITS)
+    near = near[np.argsort(bits[near], kind='stable')]
+    return [int(i) for kind in (False, True) for i in near[across[near] == kind][:TRIED]]
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,47 +1,15 @@
-"""What the doctor found, as records and as text for a terminal."""
+"""The report on a dataset, and the same as text for a terminal."""
 
 import textwrap
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from ddetr.datasets.coco_format import BoxXYXY
 from ddetr.utils.tables import render_table
 
-Severity = Literal['error', 'warning', 'note']
-SEVERITIES: tuple[Severity, ...] = ('error', 'warning', 'note')
-KEPT = 20  # examples of a fault that a report holds
+from .evidence import Evidence
+from .faults import SEVERITIES, Fault, Severity
+
 WIDTH = 110  # characters of a line in the terminal
-
-
-class Picture(NamedTuple):
-    """An image that shows a fault, and where in it."""
-
-    path: Path
-    boxes: tuple[BoxXYXY, ...] = ()  # x1 y1 x2 y2 in pixels, possibly outside the image or NaN
-
-
-class Example(NamedTuple):
-    """One occurrence of a fault."""
-
-    text: str  # file, record and numbers
-    pictures: tuple[Picture, ...] = ()
-    weight: float = 0.0  # the heaviest examples of a fault are kept
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One kind of fault, with all that a dataset has of it."""
-
-    name: str
-    severity: Severity
-    count: int
-    examples: tuple[Example, ...]  # the worst, at most KEPT
-    consequence: str
-    cure: str
-    fix: str  # what `--fix` does about it; empty where a person has to decide
-    paths: frozenset[Path]  # all images concerned, where images are
 
 
 class ClassSummary(NamedTuple):
@@ -69,7 +37,13 @@ class Report:
     faults: tuple[Fault, ...]
     splits: tuple[SplitSummary, ...]
     classes: tuple[ClassSummary, ...]
-    opened: int  # number of images that were opened
+    evidence: Evidence = field(repr=False)  # what they were found in: records, images
+    notes: tuple[str, ...] = ()  # what was decided when the dataset was read
+
+    @property
+    def opened(self) -> int:
+        """The number of images that were opened."""
+        return len(self.evidence.facts)
 
     def of(self, severity: Severity) -> list[Fault]:
         """The faults of one severity."""
@@ -85,7 +59,7 @@ class Report:
 
     def text(self, examples: int = 3) -> str:
         """The whole report for a terminal, with up to `examples` examples of each fault."""
-        blocks = [self.summary(), self.headline()]
+        blocks = [*self.notes, self.summary(), self.headline()]
         blocks += [_fault_text(fault, examples) for fault in self.faults]
         if not self.opened:
             blocks.append(
@@ -102,13 +76,6 @@ class Report:
         heads = ['class', *(f'{split.name} boxes' for split in self.splits), 'median side (pixels)']
         more = f'\n... and {len(shown) - 20} more classes' if len(shown) > 20 else ''
         return f'{table}\n\n{render_table(heads, rows, "text")}{more}'
-
-
-def collect(examples: Iterable[Example]) -> tuple[int, tuple[Example, ...], frozenset[Path]]:
-    """Count examples, keep the worst, in their order of appearance among equals, and all paths."""
-    found = list(examples)
-    worst = sorted(found, key=lambda example: -example.weight)[:KEPT]
-    return len(found), tuple(worst), frozenset(p.path for example in found for p in example.pictures)
 
 
 def _fault_text(fault: Fault, shown: int) -> str:

@@ -9,9 +9,9 @@ from ddetr.datasets.formats.records import WrittenImage, WrittenSplit
 
 from .checks import check
 from .evidence import Evidence, where
+from .faults import Example, Picture
 from .image_facts import SIDE
 from .near_copies import equal_files
-from .report import Example, Picture
 
 ROBOFLOW_COPY = re.compile(r'\.rf\.[0-9a-zA-Z]{8,}$')  # end of the stem of an augmented copy
 
