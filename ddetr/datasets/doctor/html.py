@@ -23,8 +23,9 @@ THUMBNAIL_PX = 360  # longer side
 QUALITY = 75  # JPEG
 PICTURES = 6  # examples of a fault with pictures
 BUDGET = 3_300_000  # bytes of all JPEG files; base64 makes them a third longer
-CONTEXT = 6  # sides of a box that a close-up shows around it
+CONTEXT = 6  # sides of a small box that its close-up shows
 BOX_BGR = (60, 40, 255)
+OTHER_BGR = (230, 120, 0)  # of the second box of a pair
 MARK_PX = 12  # boxes that are shorter in the thumbnail get a circle and a close-up
 
 STYLE = """
@@ -35,7 +36,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; p
 h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .25rem .8rem .25rem 0; text-align: right;
-  border-bottom: 1px solid #d8dde2; } th:first-child, td:first-child, td.text, th.text { text-align: left; }
+  border-bottom: 1px solid #d8dde2; white-space: nowrap; } th:first-child, td:first-child, td.text, th.text { text-align: left; }
 nav ul { padding-left: 1.2rem; } nav a { color: inherit; }
 section { border: 1px solid #d8dde2; border-left: .4rem solid; border-radius: .3rem; padding: 1rem; margin: 1rem 0; }
 .error { border-left-color: #b3261e; } .warning { border-left-color: #b26a00; } .note { border-left-color: #2f6fab; }
@@ -140,7 +141,7 @@ def _pictures(example: Example) -> tuple[str, int]:
 
 
 def _thumbnails(picture: Picture) -> Iterator[bytes]:
-    """JPEG files: the image with its boxes, and a close-up of the first box where it is small; none if unreadable."""
+    """JPEG files: the image with its boxes, and a close-up of small boxes and pairs; none if unreadable."""
     image = _read(picture.path)
     if image is None:
         return
@@ -149,9 +150,10 @@ def _thumbnails(picture: Picture) -> Iterator[bytes]:
     yield _encode(image, boxes, (0, 0, image.shape[1], image.shape[0]), scale)
     if len(picture.boxes) in (1, 2) and boxes:
         side = max(abs(boxes[0][2] - boxes[0][0]), abs(boxes[0][3] - boxes[0][1]), 4)
-        around = _around(boxes[0], CONTEXT * side, image.shape)
+        small, pair = side * scale < 4 * MARK_PX, len(boxes) == 2
+        around = _around(boxes[0], (CONTEXT if small else 1.5) * side, image.shape)
         width, height = around[2] - around[0], around[3] - around[1]
-        if side * scale < 4 * MARK_PX and min(width, height) > 0:
+        if (small or pair) and min(width, height) > 0:
             yield _encode(image, boxes, around, min(8.0, THUMBNAIL_PX / 2 / max(width, height)))
 
 
@@ -186,13 +188,14 @@ def _encode(image: np.ndarray, boxes: list[BoxXYXY], part: tuple[int, int, int, 
     size = max(1, round((x2 - x1) * scale)), max(1, round((y2 - y1) * scale))
     mode = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     canvas = cv2.resize(image[y1:y2, x1:x2], size, interpolation=mode)
-    for box in boxes:
+    for index, box in reversed(list(enumerate(boxes))):
+        color = OTHER_BGR if index and len(boxes) == 2 else BOX_BGR
         corners = (
             np.clip((np.array(box).reshape(2, 2) - (x1, y1)) * scale, -(2**14), 2**14).round().astype(int)
         )
         (left, top), (right, bottom) = corners.tolist()
-        cv2.rectangle(canvas, (left, top), (right, bottom), BOX_BGR, 2)
+        cv2.rectangle(canvas, (left, top), (right, bottom), color, 2)
         if max(abs(right - left), abs(bottom - top)) < MARK_PX:
-            cv2.circle(canvas, ((left + right) // 2, (top + bottom) // 2), 2 * MARK_PX, BOX_BGR, 2)
+            cv2.circle(canvas, ((left + right) // 2, (top + bottom) // 2), 2 * MARK_PX, color, 2)
     done, data = cv2.imencode('.jpg', canvas, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return data.tobytes() if done else b''
