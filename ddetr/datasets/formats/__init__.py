@@ -3,6 +3,7 @@
 from .coco import read_coco_split
 from .find import FoundDataset, FoundSplit, find_dataset
 from .headers import image_size, images_in
+from .options import data_options
 from .records import Category, WrittenBox, WrittenImage, WrittenSplit
 from .voc import read_voc_split
 from .yolo import read_yolo_split
@@ -14,6 +15,7 @@ __all__ = [
     'WrittenBox',
     'WrittenImage',
     'WrittenSplit',
+    'data_options',
     'find_dataset',
     'image_size',
     'images_in',

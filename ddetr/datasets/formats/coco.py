@@ -24,9 +24,13 @@ def read_coco_split(ann_file: Path, image_dir: Path, name: str) -> WrittenSplit:
     Raises:
         InputError: There is no such file.
     """
-    ann_file, image_dir = Path(ann_file), Path(image_dir)
     unreadable: list[str] = []
-    coco = _read_json(ann_file, unreadable)
+    coco = _read_json(Path(ann_file), unreadable)
+    return split_of(coco, Path(ann_file), Path(image_dir), name, unreadable)
+
+
+def split_of(coco: dict, ann_file: Path, image_dir: Path, name: str, unreadable: list[str]) -> WrittenSplit:
+    """The content of an annotation file as records; what cannot be understood is added to `unreadable`."""
     categories = tuple(
         Category(record['id'], str(record['name']))
         for _, record in _records(coco, 'categories', ('id', 'name'), ann_file, unreadable)

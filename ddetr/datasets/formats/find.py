@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 
 from ddetr.datasets.formats.coco import read_coco_split
 from ddetr.datasets.formats.headers import images_in
-from ddetr.datasets.formats.records import Category, WrittenSplit
+from ddetr.datasets.formats.records import WrittenSplit
 from ddetr.datasets.formats.voc import read_voc_split
 from ddetr.datasets.formats.yolo import (
     categories_of,
     label_file,
     read_data_yaml,
-    read_names,
-    read_yolo_images,
+    read_yolo_folder,
     read_yolo_split,
     resolve,
     split_key,
@@ -145,7 +144,9 @@ def _split_in(text: str) -> str | None:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith('.'))
+    """The folders in a folder; `scandir` knows them without a `stat` of every image."""
+    with os.scandir(root) as entries:
+        return sorted(Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
 
 
 # ---------------------------------------------------------------------------------------------------------------- COCO
@@ -310,8 +311,7 @@ def _find_yolo(root: Path, notes: list[str]) -> Iterator[FoundSplit]:
         )
     for split, folder in folders:
         assert names is not None
-        categories = tuple(Category(number, name) for number, name in enumerate(read_names(names)))
-        read = partial(_read_yolo_folder, folder, categories, split, names)
+        read = partial(read_yolo_folder, folder, names, split)
         prefix = {'img': _prefix(folder, root)}
         dataset = {
             'type': 'YOLODataset',
@@ -320,12 +320,6 @@ def _find_yolo(root: Path, notes: list[str]) -> Iterator[FoundSplit]:
             'data_prefix': prefix,
         }
         yield FoundSplit(split, folder, dataset, read)
-
-
-def _read_yolo_folder(
-    folder: Path, categories: tuple[Category, ...], split: str, names: Path
-) -> WrittenSplit:
-    return read_yolo_images(images_in(folder, recursive=True), categories, split, names)
 
 
 def _is_data_yaml(path: Path) -> bool:

@@ -39,6 +39,16 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]] | None:
     return ((height, width) if sideways else (width, height)), (width, height)
 
 
+def size_for_loading(path: Path, written: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The size that `LoadImageFromFile` is to expect.
+
+    That is the annotation file's where it is the image's, with or without EXIF rotation, else the image's own; None if
+    the header cannot be read.
+    """
+    sizes = image_sizes(path)
+    return sizes and (written if written in sizes else sizes[0])
+
+
 class ImageFinder:
     """Finds the image of a name without suffix; lists each folder once."""
 

@@ -1,6 +1,7 @@
 """YOLO's format: one text file an image, with normalised boxes, and a `data.yaml` with the names."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,9 @@ from typing import Any
 import yaml
 
 from ddetr.datasets.formats.headers import image_size, images_in, is_image
-from ddetr.datasets.formats.records import Category, WrittenBox, WrittenImage, WrittenSplit
+from ddetr.datasets.formats.records import DECIMALS, Category, WrittenBox, WrittenImage, WrittenSplit
 from ddetr.utils.errors import InputError
 
-# Decimals of a pixel: far finer than the text's six decimals of an image's width, and coarser than float64's errors.
-DECIMALS = 6
 SPLIT_KEYS = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test': ('test',)}
 
 
@@ -49,12 +48,30 @@ def split_key(data: dict, split: str) -> str | None:
     return next((key for key in SPLIT_KEYS.get(split, (split,)) if data.get(key)), None)
 
 
+def read_yolo_folder(images: Path, names: Path, split: str) -> WrittenSplit:
+    """Read the text files of all images of a folder, with the classes of a `data.yaml` or a file of names.
+
+    Raises:
+        InputError: There is no such folder or file.
+    """
+    if not images.is_dir():
+        raise InputError(f'folder of images {images} does not exist.')
+    categories = categories_of(read_data_yaml(names)) if is_yaml(names) else read_names(names)
+    return read_yolo_images(images_in(images, recursive=True), categories, split, names)
+
+
+def is_yaml(path: Path) -> bool:
+    """Whether a name is a YAML file's."""
+    return path.suffix.lower() in ('.yaml', '.yml')
+
+
 def read_yolo_images(
     images: list[Path], categories: tuple[Category, ...], split: str, source: Path
 ) -> WrittenSplit:
     """Read the text files of these images; see `read_yolo_split`."""
     unreadable: list[str] = []
-    read = tuple(_image(path, unreadable, source.parent) for path in images)
+    same = Counter(path.stem for path in images)
+    read = tuple(_image(path, unreadable, source.parent, same[path.stem] == 1) for path in images)
     return WrittenSplit(split, 'yolo', source, categories, read, tuple(unreadable))
 
 
@@ -87,10 +104,14 @@ def categories_of(data: dict) -> tuple[Category, ...]:
         ) from None
 
 
-def read_names(path: Path) -> list[str]:
-    """The classes in a text file with one name a line; blank lines at the end are none."""
+def read_names(path: Path) -> tuple[Category, ...]:
+    """The classes in a text file with one name a line; blank lines at its end are none."""
+    if not path.is_file():
+        raise InputError(
+            f'file of class names {path} {"is a folder" if path.is_dir() else "does not exist"}.'
+        )
     lines = path.read_text(encoding='utf-8-sig').rstrip().splitlines()
-    return [line.strip() for line in lines]
+    return tuple(Category(number, line.strip()) for number, line in enumerate(lines))
 
 
 def resolve(data_yaml: Path, data: dict, entry: str) -> Path:
@@ -131,7 +152,7 @@ def label_file(image: Path) -> Path:
     return Path(*parts, f'{image.stem}.txt')
 
 
-def _image(path: Path, unreadable: list[str], root: Path) -> WrittenImage:
+def _image(path: Path, unreadable: list[str], root: Path, unique: bool) -> WrittenImage:
     labels = label_file(path)
     where = labels.relative_to(root).as_posix() if labels.is_relative_to(root) else str(labels)
     try:
@@ -139,9 +160,10 @@ def _image(path: Path, unreadable: list[str], root: Path) -> WrittenImage:
     except (OSError, UnicodeDecodeError) as error:
         unreadable.append(f'{where} cannot be read: {error}.')
         text = ''
-    size = image_size(path) if text.strip() else None  # only boxes need it
+    size = image_size(path)
     boxes = tuple(_boxes(text, size or (math.nan, math.nan), where, unreadable))
-    return WrittenImage(path.name, path, None, boxes, where, id=path.stem)
+    name = path.stem if unique else str(path.with_suffix(''))
+    return WrittenImage(path.name, path, None, boxes, where, id=name, header=size)
 
 
 def _boxes(text: str, size: tuple[float, float], where: str, unreadable: list[str]) -> Iterator[WrittenBox]:
