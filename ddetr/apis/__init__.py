@@ -1,5 +1,6 @@
 from ddetr.engine.config import load_config
 
+from .data_check import check_data
 from .inference import DetInferencer, Failure, Prediction, inference_detector, init_detector, prepare_image
 from .prediction import PredictOptions, predict_files
 from .results import to_supervision
@@ -15,6 +16,7 @@ __all__ = [
     'Prediction',
     'Tiling',
     'TrainOptions',
+    'check_data',
     'evaluate_detector',
     'inference_detector',
     'init_detector',

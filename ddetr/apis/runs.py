@@ -16,6 +16,8 @@ from ddetr.engine.saved_config import find_checkpoint, saved_config
 from ddetr.utils import CheckpointError, ConfigError, InputError
 from ddetr.weights import read_checkpoint, read_weights
 
+from .data_check import check_before_training
+
 LAUNCHED = 'LAUNCHED_AT'  # environment variable: when the command was started first, in seconds since 1970
 
 
@@ -69,6 +71,7 @@ def train_detector(config: str | Path, options: TrainOptions = TrainOptions()) -
         raise CheckpointError(f'checkpoint {path} does not exist: check the path.')
     runner = build_runner(cfg, ['train', 'val'] if cfg.get('val_cfg') else ['train'])
     _require_objects(runner.train_loop.dataloader)
+    check_before_training(runner)
     runner.train()
     return runner
 

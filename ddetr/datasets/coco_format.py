@@ -11,8 +11,6 @@ from mmengine.fileio import get_text
 
 from ddetr.utils.errors import InputError
 
-BoxXYXY = tuple[float, float, float, float]
-
 
 def read_coco(path: str, need_annotations: bool = True, backend_args: dict | None = None) -> dict:
     """Read and check an annotation file.
@@ -33,6 +31,9 @@ def read_coco(path: str, need_annotations: bool = True, backend_args: dict | Non
         coco = json.loads(get_text(path, backend_args=backend_args))
     except FileNotFoundError:
         message = f'annotation file {path} does not exist: check data_root and ann_file in the config'
+        raise InputError(message) from None
+    except IsADirectoryError:
+        message = f'annotation file {path} is a folder: name the JSON file in it with ann_file in the config'
         raise InputError(message) from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
         raise InputError(f'annotation file {path} is not valid JSON (truncated?): {error}') from None
@@ -108,27 +109,13 @@ def category_ids_of(coco: dict, classes: Sequence[str], path: str) -> list[int]:
     missing = [name for name in classes if name not in id_of]
     if missing:
         raise InputError(
-            f'annotation file {path} has no category named {_listing(missing)}; it has {_listing(id_of)}: '
+            f'annotation file {path} has no category named {listing(missing)}; it has {listing(id_of)}: '
             "name the file's own categories in metainfo=dict(classes=(...)), or leave metainfo out for all"
         )
     return [id_of[name] for name in classes]
 
 
-def classes_of(coco: dict) -> tuple[str, ...]:
-    """The names of a file's categories, ordered by category id; for COCO, its 80 classes in order."""
-    return tuple(c['name'] for c in sorted(coco['categories'], key=lambda category: category['id']))
-
-
-def clip_box(box_xywh: Sequence[float], width: float, height: float) -> BoxXYXY | None:
-    """The part of a box that lies inside the image, as x1 y1 x2 y2; None where nothing of it does."""
-    x, y, w, h = box_xywh
-    if w <= 0 or h <= 0:
-        return None
-    x1, y1 = max(x, 0.0), max(y, 0.0)
-    x2, y2 = min(x + w, width), min(y + h, height)
-    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
-
-
-def _listing(names: Collection[str], limit: int = 10) -> str:
+def listing(names: Collection[str], limit: int = 10) -> str:
+    """The first names, quoted, for messages."""
     shown = ', '.join(repr(name) for name in list(names)[:limit])
     return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'

@@ -1,1 +1,25 @@
-"""Annotation formats: reading them as they are, finding out which one a folder has, writing them."""
+"""Annotation formats: reading them as they are, finding them in a folder, writing them."""
+
+from .coco import read_coco_split
+from .find import FoundDataset, FoundSplit, find_dataset
+from .headers import image_size, images_in
+from .options import data_options
+from .records import Category, WrittenBox, WrittenImage, WrittenSplit
+from .voc import read_voc_split
+from .yolo import read_yolo_split
+
+__all__ = [
+    'Category',
+    'FoundDataset',
+    'FoundSplit',
+    'WrittenBox',
+    'WrittenImage',
+    'WrittenSplit',
+    'data_options',
+    'find_dataset',
+    'image_size',
+    'images_in',
+    'read_coco_split',
+    'read_voc_split',
+    'read_yolo_split',
+]

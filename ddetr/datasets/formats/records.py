@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from ddetr.datasets.coco_format import BoxXYXY
+BoxXYXY = tuple[float, float, float, float]
+
+# Decimals of a pixel: far finer than a text file's digits, and coarser than float64's rounding errors.
+DECIMALS = 9
 
 
 class Category(NamedTuple):
@@ -11,6 +14,11 @@ class Category(NamedTuple):
 
     id: int | str | None  # as written; None where the format has names only (VOC)
     name: str
+
+    @property
+    def key(self) -> int | str:
+        """What boxes of this class refer to: its id, or its name where there are no ids."""
+        return self.name if self.id is None else self.id
 
 
 class WrittenBox(NamedTuple):
@@ -31,10 +39,15 @@ class WrittenImage(NamedTuple):
 
     file_name: str  # as written
     path: Path  # where it should be
-    size: tuple[int, int] | None  # width, height in pixels by the annotation file; None where it says none (YOLO)
+    size: (
+        tuple[int, int] | None
+    )  # width, height in pixels by the annotation file; None where it says none (YOLO)
     boxes: tuple[WrittenBox, ...]
     where: str  # for messages: "train.json: images[3] (id 17)", "Annotations/a.xml"
-    id: int | str | None = None  # COCO's image id
+    id: int | str | None = None  # COCO's image id; the name without suffix in the other formats
+    header: tuple[int, int] | None = (
+        None  # size by the image itself, where the boxes' pixels depend on it (YOLO)
+    )
 
 
 class WrittenSplit(NamedTuple):
@@ -46,3 +59,23 @@ class WrittenSplit(NamedTuple):
     categories: tuple[Category, ...]
     images: tuple[WrittenImage, ...]
     unreadable: tuple[str, ...] = ()  # one sentence for each file or record that could not be read at all
+    lost: tuple[str, ...] = ()  # one sentence for each object of an image that is not listed (COCO)
+
+    def ordered_categories(self) -> list[Category]:
+        """By id, numbers before text; in the order of the names where there are no ids."""
+        return sorted(self.categories, key=lambda c: (isinstance(c.key, str), c.key))
+
+
+def xywh_of(box: WrittenBox, format: str) -> list[float]:
+    """A box as x, y, width, height in pixels: exactly as in the file in COCO's format, else rounded to `DECIMALS`."""
+    if format == 'coco':
+        return list(box.written)
+    x1, y1, x2, y2 = box.corners
+    return [x1, y1, round(x2 - x1, DECIMALS), round(y2 - y1, DECIMALS)]
+
+
+def clip_corners(corners: BoxXYXY, width: float, height: float) -> BoxXYXY | None:
+    """The part of a box that lies inside the image; None where nothing of it does, or a corner is NaN."""
+    x1, y1 = max(corners[0], 0.0), max(corners[1], 0.0)
+    x2, y2 = min(corners[2], width), min(corners[3], height)
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None

@@ -1,0 +1,258 @@
+"""What the datasets of all annotation formats do alike."""
+
+import os
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from mmengine.dataset import BaseDataset
+from mmengine.logging import MMLogger
+
+from ddetr.datasets.coco_format import listing
+from ddetr.datasets.formats.headers import size_for_loading
+from ddetr.datasets.formats.records import (
+    Category,
+    WrittenBox,
+    WrittenImage,
+    WrittenSplit,
+    clip_corners,
+    xywh_of,
+)
+from ddetr.datasets.formats.units import check_units
+from ddetr.datasets.image_cache import ImageCache
+from ddetr.utils.errors import InputError
+
+
+class DetectionDataset(BaseDataset):
+    """Images and boxes; a subclass reads its format in `read_split`.
+
+    `metainfo=dict(classes=('cat', 'dog'))` takes these classes, in this order, and leaves the others out. Without it
+    all classes are taken, in the order that the subclass documents. A label is an index into
+    `dataset.metainfo['classes']`.
+
+    Each item has `img_id`, `img_path`, `height`, `width`, `instances`: a list of `bbox` (x1 y1 x2 y2 in pixels),
+    `bbox_label`, `ignore_flag` (1 for crowd regions and objects marked difficult, which are neither trained on nor
+    counted). Training sets have valid boxes only, clipped to the image. Test sets have all of the file's, with
+    `bbox_xywh` and `area` for `CocoMetric`.
+
+    Args:
+        ann_file: Relative to `data_root`, as are the folders of `data_prefix`.
+        metainfo: See above.
+        data_root: Folder of the dataset.
+        data_prefix: Folders, by the keys that the subclass documents.
+        filter_cfg: Of training sets only: `filter_empty_gt=True` leaves out the images without any box, `min_size=n`
+            those whose shorter side is below n pixels; `bbox_min_size=n` ignores boxes with a side below n pixels.
+        backend_args: Of mmengine's file backend. Images on the local disk are checked to exist when the dataset is
+            built, images elsewhere when they are read.
+        cache_mode: Keep the images' files in memory, once per machine, from their first reading on.
+        cache_limit_gib: Memory for them; None for half of what is available. See `ImageCache`.
+        **kwargs: Of mmengine's `BaseDataset`.
+
+    Raises:
+        InputError: The annotations or images that they list do not exist, or they are malformed, lack a class, have
+            boxes in other units, or leave no image to train on. Training sets only warn of boxes of zero or negative
+            size or wholly outside the image, and drop them. `filter_cfg` warns of what it leaves out, too.
+    """
+
+    FORMAT: ClassVar[str]  # 'coco', 'voc' or 'yolo'
+    PREFIX: ClassVar[dict[str, str]]  # the keys of `data_prefix` with their defaults
+
+    def __init__(
+        self,
+        ann_file: str = '',
+        metainfo: dict | None = None,
+        data_root: str = '',
+        data_prefix: dict | None = None,
+        filter_cfg: dict | None = None,
+        backend_args: dict | None = None,
+        cache_mode: bool = False,
+        cache_limit_gib: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.backend_args = backend_args
+        self.cache_mode, self.cache_limit_gib = cache_mode, cache_limit_gib
+        self.image_cache: ImageCache | None = None
+        self._takes_classes_from_file = 'classes' not in (metainfo or {})
+        super().__init__(ann_file, metainfo, data_root, data_prefix or {**self.PREFIX}, filter_cfg, **kwargs)
+
+    @abstractmethod
+    def read_split(self) -> WrittenSplit:
+        """Read the annotations; InputError if nothing can be trained on with them."""
+
+    @property
+    def source(self) -> str:
+        """The annotations' place, for messages."""
+        return self.ann_file
+
+    def load_data_list(self) -> list[dict]:
+        """One dict an image, as in the class's docstring, before filtering."""
+        split = self.read_split()
+        self._warn(split.unreadable, 'records cannot be read and are left out, the first: {}')
+        label_of = self._labels(split)
+        dropped: list[str] = []
+        data_list = [self._item(image, label_of, dropped) for image in split.images]
+        check_units(split, [(item['width'], item['height']) for item in data_list])
+        self._warn(
+            dropped, 'boxes of zero or negative size or outside their image are left out, the first is {}'
+        )
+        self._num_files = len(data_list)
+        for i, item in enumerate(data_list if self.cache_mode else ()):
+            item['cache_index'] = i  # of the file, whatever is filtered out or taken as a subset later
+        if self.backend_args is None and not any('://' in prefix for prefix in self.data_prefix.values()):
+            self._check_images_exist([item['img_path'] for item in data_list])
+        return data_list
+
+    def full_init(self) -> None:
+        """Read the annotations, if that has not happened yet, and share the memory of `cache_mode`."""
+        super().full_init()
+        if self.cache_mode and self.image_cache is None:
+            self.image_cache = ImageCache(self._num_files, self.cache_limit_gib, self.source)
+
+    def get_data_info(self, idx: int) -> dict:
+        """One item, with what its transforms need: the `image_cache` of `cache_mode`, the `batch_seed` of the index."""
+        needed = {'image_cache': self.image_cache, 'batch_seed': getattr(idx, 'batch_seed', None)}
+        return super().get_data_info(idx) | {k: v for k, v in needed.items() if v is not None}
+
+    def filter_data(self) -> list[dict]:
+        """Leave out the images that `filter_cfg` names; test sets stay whole."""
+        if not self.data_list:
+            raise InputError(f'annotation file {self.source} lists no images')
+        if self.test_mode or not self.filter_cfg:
+            return self.data_list
+        needs_box = self.filter_cfg.get('filter_empty_gt', False)
+        min_size = self.filter_cfg.get('min_size', 0)
+        kept, small, empty = [], [], []
+        for item in self.data_list:
+            is_small, is_empty = min(item['width'], item['height']) < min_size, not item['instances']
+            small += [item] * is_small
+            empty += [item] * (needs_box and is_empty)
+            kept += [item] * (not is_small and not (needs_box and is_empty))
+        for left_out, why in ((small, f'min_size={min_size}'), (empty, 'filter_empty_gt=True: no valid box')):
+            for first in left_out[:1]:
+                MMLogger.get_current_instance().warning(
+                    f'{self.source}: {len(left_out)} of {len(self.data_list)} images are left out ({why}), the first '
+                    f'is {first["img_path"]}, {first["width"]} x {first["height"]} pixels by the file'
+                )
+        if not kept:
+            raise InputError(
+                f'filter_cfg={dict(self.filter_cfg)} leaves none of the {len(self.data_list)} images of '
+                f'{self.source} to train on'
+            )
+        return kept
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """The labels in one image, for mmengine's `ClassBalancedDataset`."""
+        return [instance['bbox_label'] for instance in self.get_data_info(idx)['instances']]
+
+    def _labels(self, split: WrittenSplit) -> dict[Any, int]:
+        """The label of each category's id, or of its name where the format has no ids; sets `metainfo['classes']`."""
+        if self._takes_classes_from_file:
+            self._metainfo['classes'] = tuple(category.name for category in split.ordered_categories())
+        key_of = {category.name: category.key for category in split.categories}
+        classes = self._metainfo['classes']
+        if absent := [name for name in classes if name not in key_of]:
+            self._lacks(absent, split.categories)
+        return {key_of[name]: label for label, name in enumerate(classes) if name in key_of}
+
+    def _lacks(self, absent: list[str], categories: tuple[Category, ...]) -> None:
+        """The annotations have no such classes."""
+        known = [category.name for category in categories]
+        raise InputError(
+            f'annotation file {self.source} has no category named {listing(absent)}; it has {listing(known)}: '
+            "name the file's own categories in metainfo=dict(classes=(...)), or leave metainfo out for all"
+        )
+
+    def _item(self, image: WrittenImage, label_of: dict[Any, int], dropped: list[str]) -> dict[str, Any]:
+        width, height = image.size or (0, 0)
+        instances = []
+        for box in image.boxes:
+            if (label := label_of.get(box.category)) is None:
+                continue
+            instance = self._instance(box, label, (width, height))
+            if instance is None:
+                dropped.append(self._name(image, box))
+            else:
+                instances.append(instance)
+        return {
+            'img_id': image.id,
+            'img_path': self._image_path(image),
+            'height': height,
+            'width': width,
+            'instances': instances,
+        }
+
+    def _instance(self, box: WrittenBox, label: int, size: tuple[int, int]) -> dict[str, Any] | None:
+        """What an item says of a box; None for a box that cannot be trained on."""
+        instance: dict[str, Any] = {'bbox_label': label, 'ignore_flag': int(box.iscrowd or box.difficult)}
+        if self.test_mode:
+            xywh = xywh_of(box, self.FORMAT)
+            area = xywh[2] * xywh[3] if box.area is None else box.area
+            return instance | {'bbox': list(box.corners), 'bbox_xywh': xywh, 'area': area}
+        if (clipped := clip_corners(box.corners, *size)) is None:
+            return None
+        x1, y1, x2, y2 = clipped
+        if min(x2 - x1, y2 - y1) < (self.filter_cfg or {}).get('bbox_min_size', 0):
+            instance['ignore_flag'] = 1
+        return instance | {'bbox': list(clipped)}
+
+    def _image_path(self, image: WrittenImage) -> str:
+        return str(image.path)
+
+    def _name(self, image: WrittenImage, box: WrittenBox) -> str:
+        """A box, for messages."""
+        return f'{image.where}, {box.where}: {list(box.written)}'
+
+    def _warn(self, faults: tuple[str, ...] | list[str], sentence: str) -> None:
+        """One warning about all faults of a kind, with the first as an example."""
+        if faults:
+            text = sentence.replace('{}', faults[0])
+            MMLogger.get_current_instance().warning(f'{self.source}: {len(faults)} {text}')
+
+    def _check_images_exist(self, paths: list[str]) -> None:
+        """List each folder once: COCO's 118,287 training images cost one listing, not as many `stat`s."""
+        wanted = {os.path.split(path) for path in paths}
+        folders = [folder for folder in {folder for folder, _ in wanted} if os.path.isdir(folder or '.')]
+        present = {(folder, name) for folder in folders for name in os.listdir(folder or '.')}
+        if missing := sorted(wanted - present):
+            raise InputError(
+                f'{len(missing)} of the {len(paths)} images that {self.source} lists do not exist, the '
+                f'first is {os.path.join(*missing[0])}: check data_root and data_prefix=dict(img=...) in the config'
+            )
+
+
+class LocalDataset(DetectionDataset):
+    """A dataset in a format with one annotation file an image, on the local disk.
+
+    Where an annotation file has no size, or another than its image, the size is that of the image's header; the images
+    are not decoded for this.
+    """
+
+    def require_local(self) -> None:
+        """Raise an InputError for addresses of other file backends."""
+        if self.backend_args is not None or any('://' in prefix for prefix in self.data_prefix.values()):
+            raise InputError(
+                f'{type(self).__name__} reads folders on the local disk only: remove backend_args, or convert the '
+                'annotations to COCO with tools/data/convert.py.'
+            )
+
+    def with_sizes(self, split: WrittenSplit) -> WrittenSplit:
+        """The split with all images' sizes as `LoadImageFromFile` expects them.
+
+        Raises:
+            InputError: An image is there, but has no header that can be read.
+        """
+        images, broken, other = [], [], []
+        for image in split.images:
+            known = image.header or size_for_loading(image.path, image.size)
+            if known is None and image.path.exists():
+                broken.append(str(image.path))
+            if known and image.size and known != image.size:
+                written = ' x '.join(map(str, image.size))
+                other.append(f'{image.where}: {written}, the image is {known[0]} x {known[1]}')
+            images.append(image._replace(size=known))
+        if broken:
+            raise InputError(
+                f'{self.source}: {len(broken)} images cannot be read, the first is {broken[0]}: repair it, or '
+                'remove it and its annotations.'
+            )
+        self._warn(other, 'files have another size than their image, which is taken; the first is {}')
+        return split._replace(images=tuple(images))

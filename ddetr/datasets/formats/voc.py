@@ -1,0 +1,157 @@
+"""Pascal VOC's format: one XML file an image."""
+
+import math
+import xml.etree.ElementTree as ET
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from ddetr.datasets.formats.headers import ImageFinder, is_image
+from ddetr.datasets.formats.records import Category, WrittenBox, WrittenImage, WrittenSplit
+from ddetr.utils.errors import InputError
+
+CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
+
+
+def read_voc_split(
+    annotations: Path, images: Path, name: str, list_file: Path | None = None, relative_to: Path | None = None
+) -> WrittenSplit:
+    """Read a folder of XML files, leaving their faults as they are.
+
+    One is subtracted from all four corners, since VOC numbers pixels from 1. The width is xmax - xmin. MMDetection,
+    Ultralytics and supervision read VOC in the same way; the development kit would count the last pixel too, which
+    the tools that people annotate with today do not.
+
+    Args:
+        annotations: Folder of the XML files.
+        images: Folder of the images, named as the XML files.
+        name: Of the split.
+        list_file: Text with one name a line, without suffix, as in VOC's `ImageSets/Main`. None takes all XML files.
+        relative_to: Folder that messages leave out of paths.
+
+    Returns:
+        The split. XML files that cannot be read are sentences in `unreadable`. The categories are the names of all
+        objects in the folder `annotations`, other splits' included, in alphabetical order.
+
+    Raises:
+        InputError: There is no such file or folder.
+    """
+    annotations, images = Path(annotations), Path(images)
+    if not annotations.is_dir():
+        raise InputError(f'folder of annotations {annotations} does not exist.')
+    root = relative_to or annotations.parent
+    everything = sorted(annotations.rglob('*.xml'))
+    files = everything if list_file is None else _listed(Path(list_file), annotations)
+    find = ImageFinder()
+    unreadable: list[str] = []
+    names: set[str] = set()
+    read = []
+    for path in files:
+        where = _relative(path, root)
+        try:
+            image = _image(ET.parse(path).getroot(), path, annotations, images, where, find, unreadable)
+        except FileNotFoundError:
+            unreadable.append(
+                f'{_relative(Path(list_file or ""), root)} lists {path.stem}, but there is no {where}.'
+            )
+        except (ET.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError) as error:
+            unreadable.append(f'{where} is not valid XML (truncated?): {error}.')
+        else:
+            read.append(image)
+            names |= {str(box.category) for box in image.boxes if box.category is not None}
+    for path in sorted(set(everything) - set(files)):
+        names |= _names(path)
+    categories = tuple(Category(None, class_name) for class_name in sorted(names))
+    return WrittenSplit(
+        name, 'voc', Path(list_file or annotations), categories, tuple(read), tuple(unreadable)
+    )
+
+
+def _listed(list_file: Path, annotations: Path) -> list[Path]:
+    """The XML files of a list; a line may carry the 1 or -1 of VOC's lists of one class, or an image's suffix."""
+    if not list_file.is_file():
+        raise InputError(
+            f'list of images {list_file} {"is a folder" if list_file.is_dir() else "does not exist"}.'
+        )
+    found = []
+    for line in list_file.read_text(encoding='utf-8-sig').splitlines():
+        if not (text := line.strip()):
+            continue
+        stem, _, flag = text.rpartition(' ')
+        if stem and flag in ('-1', '0', '1') and not (annotations / f'{text}.xml').exists():
+            if flag == '-1':
+                continue
+            text = stem.strip()
+        text = str(Path(text).with_suffix('')) if is_image(Path(text)) else text
+        found.append(annotations / f'{text}.xml')
+    return found
+
+
+def _image(
+    root: ET.Element,
+    path: Path,
+    annotations: Path,
+    images: Path,
+    where: str,
+    find: ImageFinder,
+    unreadable: list[str],
+) -> WrittenImage:
+    stem = path.relative_to(annotations).with_suffix('').as_posix()
+    file_name = _text(root, 'filename') or ''
+    boxes = []
+    for number, element in enumerate(root.iter('object'), start=1):
+        if element.find('bndbox') is None:
+            unreadable.append(f'{where}: object {number} has no bndbox.')
+        else:
+            boxes.append(_box(element, number))
+    return WrittenImage(
+        file_name=file_name or stem,
+        path=find(images, stem, (file_name, _text(root, 'path') or '')),
+        size=_size(root),
+        boxes=tuple(boxes),
+        where=where,
+        id=stem,
+    )
+
+
+def _box(element: ET.Element, number: int) -> WrittenBox:
+    written = tuple(_text(element, f'bndbox/{corner}') for corner in CORNERS)
+    x1, y1, x2, y2 = (float(_number(text) - 1) for text in written)
+    return WrittenBox(
+        category=element.findtext('name') or None,
+        corners=(x1, y1, x2, y2),
+        written=written,
+        where=f'object {number}',
+        difficult=_text(element, 'difficult') in ('1', 'true', 'True'),
+    )
+
+
+def _number(text: str | None) -> Decimal:
+    """A number of a file, exactly; NaN for what is none."""
+    try:
+        number = Decimal(text or 'nan')
+    except InvalidOperation:
+        return Decimal('nan')
+    return number if math.isfinite(number) else Decimal('nan')
+
+
+def _size(root: ET.Element) -> tuple[int, int] | None:
+    width, height = (_number(_text(root, f'size/{side}')) for side in ('width', 'height'))
+    return None if width.is_nan() or height.is_nan() else (int(width), int(height))
+
+
+def _text(element: ET.Element, key: str) -> str | None:
+    text = element.findtext(key)
+    return text.strip() if text else None
+
+
+def _names(path: Path) -> set[str]:
+    """The class names in one file; none if it cannot be read."""
+    try:
+        objects = ET.parse(path).getroot().iter('object')
+    except (ET.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError):
+        return set()
+    return {name for element in objects if (name := element.findtext('name'))}
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -1,0 +1,60 @@
+"""Detection data in YOLO's format, as Ultralytics defines it."""
+
+from pathlib import Path
+from typing import Any
+
+from ddetr.datasets.detection import LocalDataset
+from ddetr.datasets.formats.records import WrittenSplit
+from ddetr.datasets.formats.yolo import is_yaml, read_yolo_folder, read_yolo_split
+from ddetr.registry import DATASETS
+from ddetr.utils.errors import InputError
+
+
+@DATASETS.register_module()
+class YOLODataset(LocalDataset):
+    """Images with one text file each, in YOLO's format; see `DetectionDataset` and `LocalDataset`.
+
+    Without `metainfo` the classes are those of `data.yaml` or of the file of names, in their order. Images without a
+    text file have no boxes.
+
+    Args:
+        ann_file: `data.yaml`, or a text file with one class name a line.
+        split: 'train', 'val' or 'test', key of `data.yaml`.
+        data_prefix: `dict(img=folder of the images)`, instead of what `data.yaml` says; else all below `data_root`. The
+            text files are in the folder of the same path with `labels` in place of `images`, or else beside the images.
+        **kwargs: Of `DetectionDataset`.
+
+    Raises:
+        InputError: See `DetectionDataset`; a text file has a class number without a name. Lines that cannot be read are
+            left out with a warning.
+    """
+
+    METAINFO = {'dataset_type': 'YOLODataset', 'classes': ()}
+    FORMAT = 'yolo'
+    PREFIX = {'img': ''}
+
+    def __init__(self, *args: Any, split: str = 'train', **kwargs: Any) -> None:
+        self.split = split
+        super().__init__(*args, **kwargs)
+
+    def read_split(self) -> WrittenSplit:
+        """The text files, with the sizes that the images have."""
+        self.require_local()
+        path, folder = Path(self.ann_file), Path(self.data_prefix.get('img', ''))
+        by_yaml = is_yaml(path) and folder == Path(self.data_root)
+        split = read_yolo_split(path, self.split) if by_yaml else read_yolo_folder(folder, path, self.split)
+        self._check_numbers(split)
+        return self.with_sizes(split)
+
+    def _check_numbers(self, split: WrittenSplit) -> None:
+        known = [category.id for category in split.categories]
+        names = [category.name for category in split.categories]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f'{split.source}: name {twice!r} occurs twice in the names of the classes.')
+        for image in split.images:
+            for box in image.boxes:
+                if box.category not in known:
+                    raise InputError(
+                        f'{image.where}: {box.where} has class {box.category}, which {split.source.name} does not '
+                        f'name: it names {", ".join(map(str, known[:10])) or "none"}{"..." if len(known) > 10 else ""}.'
+                    )
