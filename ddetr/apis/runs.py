@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from ddetr.datasets.formats import data_options
 from ddetr.engine import DetRunner, build_runner
 from ddetr.engine.config import load_config, merge_options
 from ddetr.engine.runner import LAST
@@ -125,6 +126,8 @@ def _load(
     cfg: Config, source: str, options: TrainOptions | EvalOptions, changes: Mapping[str, Any]
 ) -> Config:
     """A config with what a command changes in it; `source` names the work directory, unless something else does."""
+    if options.data is not None:
+        cfg.merge_from_dict(data_options(cfg, options.data))
     merge_options(cfg, {**options.cfg_options, **changes, 'allow_partial': options.allow_partial}, source)
     where = options.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(source).stem))
     cfg.merge_from_dict({'work_dir': where, 'launcher': options.launcher})

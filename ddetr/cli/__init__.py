@@ -11,9 +11,9 @@ from types import ModuleType
 from ddetr import __version__
 from ddetr.utils.cli import run_cli
 
-from . import configs, convert, identify, predict, test, train
+from . import check, configs, convert, convert_data, identify, predict, test, train
 
-COMMANDS = (train, test, predict, configs, convert, identify)
+COMMANDS = (check, train, test, predict, configs, convert, convert_data, identify)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
     for command in COMMANDS:
         summary = (command.__doc__ or '').split('\n')[0]
-        fill(subparsers.add_parser(command.__name__.rpartition('.')[2], help=summary), command)
+        name = command.__name__.rpartition('.')[2].replace('_', '-')
+        fill(subparsers.add_parser(name, help=summary), command)
     args = parser.parse_args(arguments)
     run_cli(lambda: args.run(args))
 

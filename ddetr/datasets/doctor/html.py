@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddetr.datasets.coco_format import BoxXYXY
+from ddetr.datasets.formats.records import BoxXYXY
 from ddetr.datasets.formats import image_size
 from ddetr.utils.files import write_atomically
 
