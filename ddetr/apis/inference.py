@@ -331,8 +331,7 @@ def _component(step: dict[str, Any]) -> Any:
 def _category_ids(content: Mapping[str, Any] | None, classes: Sequence[str] | None) -> dict[str, list[int]]:
     """The classes' ids in the annotation file that a checkpoint was trained on, if it tells."""
     meta = (content or {}).get('meta')
-    dataset = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
-    ids = dataset.get('category_ids') if isinstance(dataset, Mapping) else None
+    ids = meta.get('category_ids') if isinstance(meta, Mapping) else None
     fits = isinstance(ids, (list, tuple)) and classes is not None and len(ids) == len(classes)
     return {'category_ids': [int(number) for number in ids]} if ids is not None and fits else {}
 

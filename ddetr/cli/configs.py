@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     for variable in (
         set(cfg) - READ_KEYS
     ):  # already filled in where it was used: editing it would change nothing
-        del cfg[variable]
+        cfg.pop(variable)
     write_atomically(target, lambda unfinished: unfinished.write_text(cfg.pretty_text))
     print(f'{target}: edit it, then `ddetr train {target}`')
 

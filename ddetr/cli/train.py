@@ -34,4 +34,6 @@ def run(args: argparse.Namespace) -> None:
     from ddetr.apis import TrainOptions, train_detector
 
     options = TrainOptions(**{key: getattr(args, key) for key in TrainOptions._fields})
-    train_detector(args.config, options)
+    runner = train_detector(args.config, options)
+    if runner.rank == 0:
+        print(f'To use the best checkpoint: ddetr predict IMAGES --checkpoint {runner.work_dir}')
