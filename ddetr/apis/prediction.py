@@ -49,9 +49,9 @@ class Summary(NamedTuple):
     failures: tuple[str, ...]  # one sentence each
 
     def __str__(self) -> str:
-        counts = {'images': self.images, 'video frames': self.frames}
+        counts = {'image': self.images, 'video frame': self.frames}
         return f'{self.detected} detections in ' + ' and '.join(
-            f'{count} {what}' for what, count in counts.items() if count
+            f'{count} {what}{"s" * (count != 1)}' for what, count in counts.items() if count
         )
 
 

@@ -117,3 +117,14 @@ def test_category_ids_of_the_annotation_file_reach_the_checkpoint(tiny_run):
     ids = {category['name']: category['id'] for category in annotations['categories']}
     meta = torch.load(tiny_run.checkpoint, weights_only=False)['meta']
     assert dict(zip(meta['dataset_meta']['classes'], meta['category_ids'], strict=True)) == ids
+
+
+def test_an_installed_package_has_the_configs(run, tmp_path):
+    """What setup.py puts into a wheel, used without the repository."""
+    run(sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', tmp_path)
+    code = 'import ddetr, ddetr.cli; print(ddetr.__file__); ddetr.cli.main(["configs", "dino_shapes"])'
+    # `-c` puts the working folder, which is the repository, first
+    code = f'import sys; sys.path[0] = {str(tmp_path)!r}; {code}'
+    printed = run(sys.executable, '-c', code)
+    assert str(tmp_path) in printed.splitlines()[0]
+    assert "type='DINO'" in printed  # from its bases
