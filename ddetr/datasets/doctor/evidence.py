@@ -15,6 +15,8 @@ from .faults import Example, Picture
 from .image_facts import ImageFacts
 from .near_copies import Copy, near_copies
 
+NEAR_IOU = 0.8  # of boxes that may be of one object
+
 
 class Limits(NamedTuple):
     """What the training that the dataset is meant for can take."""
@@ -194,7 +196,7 @@ def where(split: WrittenSplit, image: WrittenImage) -> str:
 def _boxes_of(split: WrittenSplit, facts: dict[Path, ImageFacts]) -> Boxes:
     key_of: dict[object, int] = {}
     for index, category in enumerate(split.categories):
-        key_of.setdefault(_key(category.name if category.id is None else category.id), index)
+        key_of.setdefault(_key(category.key), index)
     flat = tuple(box for image in split.images for box in image.boxes)
     return Boxes(
         split,
@@ -212,7 +214,7 @@ def _key(value: object) -> object:
 
 
 def _size(image: WrittenImage, facts: dict[Path, ImageFacts]) -> tuple[float, float]:
-    found = image.size or (facts[image.path].upright_size if image.path in facts else None)
+    found = image.size or image.header or (facts[image.path].upright_size if image.path in facts else None)
     width, height = (number(side) for side in found or (None, None))
     return (width, height) if width > 0 and height > 0 else (np.nan, np.nan)
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddetr.datasets.coco_format import BoxXYXY
 from ddetr.datasets.formats import image_size
+from ddetr.datasets.formats.records import BoxXYXY
 from ddetr.utils.files import write_atomically
 
 from .faults import Example, Fault, Picture

@@ -111,7 +111,7 @@ def _text_ids(evidence: Evidence) -> Iterator[Example]:
 )  # fmt: skip
 def _unknown_category(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
-        known = {str(c.name if c.id is None else c.id) for c in boxes.split.categories}
+        known = {str(c.key) for c in boxes.split.categories}
         for index in (boxes.category < 0).nonzero()[0]:
             written = boxes.flat[index].category
             hint = ', which exists as text or number' if str(written) in known else ''

@@ -283,7 +283,7 @@ def _mend_categories(splits: list[WrittenSplit], work: Repair) -> list[WrittenSp
     new_of = {category.name: category.name if first is None else category.id for category in categories}
     result = []
     for boxes in evidence.boxes:
-        loose = {str(c.name if c.id is None else c.id): c.name for c in boxes.split.categories}
+        loose = {str(c.key): c.name for c in boxes.split.categories}
         keep = np.ones(len(boxes.flat), dtype=bool)
         flat = list(boxes.flat)
         for index, box in enumerate(flat):
