@@ -15,9 +15,9 @@ from ddetr.utils.errors import InputError
 class XMLDataset(LocalDataset):
     """Images with one XML file each, in Pascal VOC's format; see `DetectionDataset` and `LocalDataset`.
 
-    Without `metainfo` the classes are the names of all objects in the folder of XML files, in alphabetical order (which
-    is the order of VOC's own 20 classes). Objects marked `difficult` are ignored, as crowd regions are. Of all corners
-    1 is subtracted (see `read_voc_split`).
+    Without `metainfo` the classes are the names in `classes.txt` or `labelmap.txt`, if there is such a file, and of all
+    other objects in the folder of XML files in alphabetical order (which is the order of VOC's own 20 classes). Objects
+    marked `difficult` are ignored, as crowd regions are. Of all corners 1 is subtracted (see `read_voc_split`).
 
     Args:
         ann_file: List of images with one name a line, without suffix, such as `ImageSets/Main/train.txt`. Without it

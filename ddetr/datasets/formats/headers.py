@@ -32,11 +32,13 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """Width and height with a camera's EXIF rotation applied, and without; None if the header cannot be read."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+            stored, turned = image.size, image.size[::-1]
+            if image.getexif().get(_ORIENTATION) not in _SIDEWAYS:
+                return stored, stored
+            # Pillow gives TIFF's size as it is after the rotation
+            return (stored, turned) if image.format == 'TIFF' else (turned, stored)
     except Exception:  # Pillow raises many types on malformed files
         return None
-    return ((height, width) if sideways else (width, height)), (width, height)
 
 
 def size_for_loading(path: Path, written: tuple[int, int] | None) -> tuple[int, int] | None:

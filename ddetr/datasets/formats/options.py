@@ -26,7 +26,8 @@ def data_options(cfg: Mapping[str, Any], data_root: str | Path, format: str | No
 
     They set the datasets of all three loaders, in whatever wrappers they are, with the same class names in the same
     order; take annotation files out of the evaluators; and set every `num_classes` of the model. Classes that the
-    config's `metainfo` names stay, in their order, if the data has all of them. What was found is logged. Without a split `test`, `val` is tested on; without `val`, `test` is validated on.
+    config's `metainfo` names stay, in their order, if the data has all of them. What was found is logged. Without a
+    split `test`, `val` is tested on; without `val`, `test` is validated on.
 
     Args:
         cfg: The config.
@@ -65,11 +66,15 @@ def data_options(cfg: Mapping[str, Any], data_root: str | Path, format: str | No
 def class_names(splits: Mapping[str, WrittenSplit]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of a dataset's classes in the order of their labels, and notes about names left out.
 
-    That is the order of the training split's ids, then names that other splits add. Names without ids are in
-    alphabetical order. Roboflow's COCO files have a category 0 for the whole project, which no box has: it is left out.
+    That is the order of the training split's ids, then names that other splits add. Names without ids are in the order
+    of `classes.txt`, or else alphabetical. Roboflow's COCO files have a category 0 for the whole project, which no box
+    has: it is left out.
     """
-    with_ids = all(category.id is not None for split in splits.values() for category in split.categories)
-    names = dict.fromkeys(c.name for split in splits.values() for c in split.ordered_categories())
+    listed = [[category.name for category in split.ordered_categories()] for split in splits.values()]
+    with_ids = any(category.id is not None for split in splits.values() for category in split.categories)
+    names = list(dict.fromkeys(name for in_split in listed for name in in_split))
+    if not with_ids and all(in_split == sorted(in_split) for in_split in listed):
+        names.sort()  # a class that the training split lacks belongs between the others
     placeholder = {
         c.name
         for split in splits.values()
@@ -88,7 +93,7 @@ def class_names(splits: Mapping[str, WrittenSplit]) -> tuple[tuple[str, ...], tu
     notes = [
         f'category {name!r} with id 0, which Roboflow adds and no box has, is left out.' for name in left_out
     ]
-    return tuple(kept if with_ids else sorted(kept)), tuple(notes)
+    return tuple(kept), tuple(notes)
 
 
 def _classes_of_config(cfg: Mapping[str, Any], known: Sequence[str]) -> tuple[str, ...]:

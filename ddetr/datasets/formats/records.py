@@ -62,8 +62,10 @@ class WrittenSplit(NamedTuple):
     lost: tuple[str, ...] = ()  # one sentence for each object of an image that is not listed (COCO)
 
     def ordered_categories(self) -> list[Category]:
-        """By id, numbers before text; in the order of the names where there are no ids."""
-        return sorted(self.categories, key=lambda c: (isinstance(c.key, str), c.key))
+        """By id, numbers before text; as they stand where there are no ids."""
+        if any(category.id is None for category in self.categories):
+            return list(self.categories)
+        return sorted(self.categories, key=lambda c: (isinstance(c.id, str), c.id))
 
 
 def xywh_of(box: WrittenBox, format: str) -> list[float]:

@@ -2,6 +2,8 @@
 
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from ddetr.datasets.formats.headers import ImageFinder, is_image
 from ddetr.datasets.formats.records import Category, WrittenBox, WrittenImage, WrittenSplit
 from ddetr.utils.errors import InputError
 
+# What `ET.parse` raises: LookupError for encodings that Python does not know.
+_UNREADABLE = (ET.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError)
 CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
@@ -29,8 +33,9 @@ def read_voc_split(
         relative_to: Folder that messages leave out of paths.
 
     Returns:
-        The split. XML files that cannot be read are sentences in `unreadable`. The categories are the names of all
-        objects in the folder `annotations`, other splits' included, in alphabetical order.
+        The split. XML files that cannot be read are sentences in `unreadable`. The categories are the names in
+        `classes.txt` or CVAT's `labelmap.txt`, where there is such a file, then those of all other objects in the
+        folder `annotations`, other splits' included, in alphabetical order.
 
     Raises:
         InputError: There is no such file or folder.
@@ -48,19 +53,23 @@ def read_voc_split(
     for path in files:
         where = _relative(path, root)
         try:
-            image = _image(ET.parse(path).getroot(), path, annotations, images, where, find, unreadable)
+            root_element = ET.parse(path).getroot()
+            image = _image(root_element, path, annotations, images, where, find, unreadable)
         except FileNotFoundError:
             unreadable.append(
                 f'{_relative(Path(list_file or ""), root)} lists {path.stem}, but there is no {where}.'
             )
-        except (ET.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError) as error:
+        except _UNREADABLE as error:
             unreadable.append(f'{where} is not valid XML (truncated?): {error}.')
         else:
             read.append(image)
-            names |= {str(box.category) for box in image.boxes if box.category is not None}
+            names |= _names(root_element)
     for path in sorted(set(everything) - set(files)):
-        names |= _names(path)
-    categories = tuple(Category(None, class_name) for class_name in sorted(names))
+        with suppress(*_UNREADABLE):
+            names |= _names(ET.parse(path).getroot())
+    listed = _class_list((root, annotations.parent, annotations))
+    ordered = [*listed, *sorted(names - {*listed})]
+    categories = tuple(Category(None, class_name) for class_name in ordered)
     return WrittenSplit(
         name, 'voc', Path(list_file or annotations), categories, tuple(read), tuple(unreadable)
     )
@@ -117,12 +126,18 @@ def _box(element: ET.Element, number: int) -> WrittenBox:
     written = tuple(_text(element, f'bndbox/{corner}') for corner in CORNERS)
     x1, y1, x2, y2 = (float(_number(text) - 1) for text in written)
     return WrittenBox(
-        category=element.findtext('name') or None,
+        category=_class_name(element),
         corners=(x1, y1, x2, y2),
         written=written,
         where=f'object {number}',
         difficult=_text(element, 'difficult') in ('1', 'true', 'True'),
     )
+
+
+def _class_name(element: ET.Element) -> str | None:
+    """The name as it stands, but without the line breaks and indentation of a pretty-printed file."""
+    name = element.findtext('name') or ''
+    return (name.strip() if '\n' in name else name) or None
 
 
 def _number(text: str | None) -> Decimal:
@@ -144,13 +159,21 @@ def _text(element: ET.Element, key: str) -> str | None:
     return text.strip() if text else None
 
 
-def _names(path: Path) -> set[str]:
-    """The class names in one file; none if it cannot be read."""
-    try:
-        objects = ET.parse(path).getroot().iter('object')
-    except (ET.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError):
-        return set()
-    return {name for element in objects if (name := element.findtext('name'))}
+def _class_list(folders: Iterable[Path]) -> list[str]:
+    """The class names of the first file of them, in its order; none without a file."""
+    files = [folder / name for folder in folders for name in ('classes.txt', 'labelmap.txt')]
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        return []
+    names = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
+    if path.name == 'labelmap.txt':  # name:color:parts:actions, with a class for the rest of the image
+        names = [name.split(':')[0] for name in names if not name.startswith(('#', 'background:'))]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _names(root: ET.Element) -> set[str]:
+    """The class names of a file's objects."""
+    return {name for element in root.iter('object') if (name := _class_name(element))}
 
 
 def _relative(path: Path, root: Path) -> str:
