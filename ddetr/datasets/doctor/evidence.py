@@ -100,6 +100,29 @@ class Boxes:
         """(N,) bool, crowd regions and objects marked difficult, which are neither trained on nor counted."""
         return np.array([box.iscrowd or box.difficult for box in self.flat], dtype=bool)
 
+    @functools.cached_property
+    def close_pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of boxes of one image of IoU NEAR_IOU and more: (P,) int64 first, (P,) int64 later, (P,) float64 IoU."""
+        order = np.flatnonzero(self.judged & self.solid & (self.category >= 0) & ~self.crowds)
+        image, corners, area = self.image[order], self.corners[order], self.area[order]
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        first = np.arange(len(order))
+        for shift in range(1, len(order)):  # each box with the one that is `shift` later in the same image
+            first = first[first + shift < len(order)]
+            first = first[image[first] == image[first + shift]]
+            if not len(first):
+                break
+            later = first + shift
+            low = np.maximum(corners[first, :2], corners[later, :2])
+            high = np.minimum(corners[first, 2:], corners[later, 2:])
+            shared = np.clip(high - low, 0, None).prod(axis=1)
+            iou = shared / (area[first] + area[later] - shared)
+            near = iou >= NEAR_IOU
+            found.append((order[first[near]], order[later[near]], iou[near]))
+        parts = list(zip(*found, strict=True)) or [[], [], []]
+        a, b, c = (np.concatenate([np.zeros(0), *part]) for part in parts)
+        return a.astype(np.int64), b.astype(np.int64), c
+
     def examples(
         self, mask: np.ndarray, why: str = '', weights: np.ndarray | None = None
     ) -> Iterator[Example]:

@@ -269,7 +269,7 @@ def label_folder(split: WrittenSplit, image: WrittenImage) -> Path:
     'annotation file named unlike its image', 'note',
     consequence='ddetr takes the image that is named as the XML file; other readers take the name inside.',
     cure='Give the XML file and its image the same name.',
-    fix='names both alike',
+    fix='names both as the image',
 )  # fmt: skip
 def _named_unlike(evidence: Evidence) -> Iterator[Example]:
     for _, image in evidence.images():
