@@ -102,7 +102,7 @@ class Boxes:
 
     @functools.cached_property
     def close_pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of boxes of one image of IoU NEAR_IOU and more: (P,) int64 first, (P,) int64 later, (P,) float64 IoU."""
+        """Boxes of one image of IoU NEAR_IOU and more: (P,) int64 first, (P,) int64 later, (P,) float64 IoU."""
         order = np.flatnonzero(self.judged & self.solid & (self.category >= 0) & ~self.crowds)
         image, corners, area = self.image[order], self.corners[order], self.area[order]
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

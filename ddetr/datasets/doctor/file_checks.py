@@ -251,9 +251,10 @@ def _orphan_label(evidence: Evidence) -> Iterator[Example]:
         if suffix := LABEL_SUFFIX.get(split.format):
             names = used.setdefault((label_folder(split, image), suffix), set())
             names |= {image.path.stem, Path(image.where).stem}
+    broken = ' '.join(sentence for split in evidence.splits for sentence in split.unreadable)
     for (folder, suffix), names in sorted(used.items()):
         for path in sorted(folder.glob(f'*{suffix}')):
-            if path.stem not in names and path.name not in OTHER_TEXTS:
+            if path.stem not in names and path.name not in OTHER_TEXTS and path.name not in broken:
                 yield Example(f'{path} belongs to no image of any split')
 
 
