@@ -28,7 +28,7 @@ NUMBERS = {
 
 @check(
     'box that is no number', 'error',
-    consequence='The loss becomes NaN, or training stops when it reads the annotation file.',
+    consequence='Training stops when it reads the annotation file, or leaves the box out.',
     cure='Find out what wrote it; remove the box.',
     fix='leaves the box out',
 )  # fmt: skip
@@ -167,7 +167,7 @@ def _other_reading(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'box without area', 'warning',
-    consequence='There is nothing to learn from it; training leaves it out.',
+    consequence='There is nothing to learn from it; training leaves it out, or, from VOC, learns one pixel.',
     cure='Draw it anew, or remove it.',
     fix='leaves the box out',
 )  # fmt: skip

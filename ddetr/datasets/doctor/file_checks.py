@@ -119,7 +119,8 @@ def _truncated(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'size unlike the file', 'error',
-    consequence='The boxes do not fit the picture, so training stops when it reaches the image.',
+    consequence='The boxes may not fit the picture. In COCO\'s format training stops when it reaches the image; in others '
+    'it takes the size of the file.',
     cure='Write the width and height of the image file, and see whether the boxes were drawn on this picture.',
     fix='takes the size of the file: boxes are scaled where the shape is the same, kept where they fit; else the '
     'image is left out',
@@ -136,7 +137,8 @@ def _other_size(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'image without a size', 'error',
-    consequence='Training stops when it reads the annotation file.',
+    consequence='In COCO\'s format training stops when it reads the annotation file; in others it takes the size of the '
+    'file.',
     cure='Write the width and height of the image file in pixels.',
     fix='takes the size of the file',
 )  # fmt: skip
