@@ -109,7 +109,7 @@ def _unreadable(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'truncated image', 'error',
-    consequence='Training stops when it reaches the image, or learns from a picture whose lower part is grey.',
+    consequence='Training stops when it reaches the image.',
     cure='Copy the file anew from its source, or remove its entry.',
     fix='leaves the image out',
 )  # fmt: skip
@@ -119,7 +119,7 @@ def _truncated(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'size unlike the file', 'error',
-    consequence='The boxes may not fit the picture. In COCO\'s format training stops when it reaches the image; in others '
+    consequence='Boxes may not fit the picture. In COCO\'s format training stops when it reaches the image; in others '
     'it takes the size of the file.',
     cure='Write the width and height of the image file, and see whether the boxes were drawn on this picture.',
     fix='takes the size of the file: boxes are scaled where the shape is the same, kept where they fit; else the '
@@ -137,8 +137,8 @@ def _other_size(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'image without a size', 'error',
-    consequence='In COCO\'s format training stops when it reads the annotation file; in others it takes the size of the '
-    'file.',
+    consequence='In COCO\'s format training stops when it reads the annotation file; in others it takes the size '
+    'of the file.',
     cure='Write the width and height of the image file in pixels.',
     fix='takes the size of the file',
 )  # fmt: skip
