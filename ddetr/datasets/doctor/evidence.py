@@ -219,21 +219,21 @@ def where(split: WrittenSplit, image: WrittenImage) -> str:
 def _boxes_of(split: WrittenSplit, facts: dict[Path, ImageFacts]) -> Boxes:
     key_of: dict[object, int] = {}
     for index, category in enumerate(split.categories):
-        key_of.setdefault(_key(category.key), index)
+        key_of.setdefault(id_key(category.key), index)
     flat = tuple(box for image in split.images for box in image.boxes)
     return Boxes(
         split,
         flat,
         np.repeat(np.arange(len(split.images)), [len(image.boxes) for image in split.images]),
-        np.array([key_of.get(_key(box.category), -1) for box in flat], dtype=np.int64),
+        np.array([key_of.get(id_key(box.category), -1) for box in flat], dtype=np.int64),
         np.array([box.corners for box in flat], dtype=np.float64).reshape(-1, 4),
         np.array([_size(image, facts) for image in split.images], dtype=np.float64).reshape(-1, 2),
     )
 
 
-def _key(value: object) -> object:
-    """Tell 1 and '1' apart, and let values that cannot be hashed be found nowhere."""
-    return value if isinstance(value, (int, str)) else repr(value)
+def id_key(value: object) -> object:
+    """An id for comparison: 1 and '1' are two, and what JSON may have in place of an id can be hashed."""
+    return value if value is None or isinstance(value, (int, str)) else repr(value)
 
 
 def _size(image: WrittenImage, facts: dict[Path, ImageFacts]) -> tuple[float, float]:

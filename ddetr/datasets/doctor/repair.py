@@ -304,9 +304,9 @@ def _final_names(evidence: Evidence, work: Repair) -> dict[str, str]:
     counts: Counter[str] = Counter()
     for boxes in evidence.boxes:
         counts.update(boxes.counts())
-    final = {name: name.strip() for name in counts}
+    final = {name: name.strip() or 'unnamed' for name in counts}
     for group in variants(counts):
-        final |= dict.fromkeys(group, group[0].strip())
+        final |= dict.fromkeys(group, group[0].strip() or 'unnamed')
     work.done['class names changed'] += sum(name != new for name, new in final.items())
     return final
 

@@ -108,3 +108,14 @@ def test_the_page_stays_below_five_megabytes(faulty, tmp_path, monkeypatch):
     monkeypatch.setattr('ddetr.datasets.doctor.html.BUDGET', 100_000)
     write_html(examine(faulty), tmp_path / 'page.html')
     assert 50_000 < (tmp_path / 'page.html').stat().st_size < 200_000
+
+
+@pytest.mark.parametrize('value', [2**70, {'a': 1}, [1], None, '', -1])
+def test_ids_and_names_of_any_kind_are_reported_and_fixed(data, tmp_path, value):
+    data.train['categories'][0]['id'] = value
+    data.train['annotations'][0]['id'] = data.train['images'][3]['id'] = value
+    data.train['categories'][1]['name'] = value
+    report = examine(data.save(), images=False)
+    assert report.of('error')
+    fix(report, tmp_path / 'fixed')
+    assert [fault.name for fault in examine(tmp_path / 'fixed').faults if fault.fix] == []
