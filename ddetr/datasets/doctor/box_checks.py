@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .checks import check
-from .evidence import Boxes, Evidence, where
+from .evidence import NEAR_IOU, Boxes, Evidence, where
 from .faults import Example, Picture
 
 OUTSIDE_PX = 1.0  # what rounding, and counting pixels from 1 or from 0, may put outside
@@ -15,7 +15,6 @@ WHOLE = 0.98  # share of the image's width and height from which on a box covers
 SAME_IOU = (
     0.9  # of two boxes of one class on one object; in COCO, of a parent and the child it holds it is 0.89
 )
-NEAR_IOU = 0.8  # which may be one object or two
 TWO_CLASSES_IOU = 0.9  # of two boxes of different classes on one object
 CROWD_SHARE = 0.1  # of a split's boxes; COCO has 1%
 METRIC_MAX = 100  # detections of an image that COCO's metric looks at
@@ -29,7 +28,7 @@ NUMBERS = {
 
 @check(
     'box that is no number', 'error',
-    consequence='The loss becomes NaN, or training stops when it reads the annotation file.',
+    consequence='Training stops when it reads the annotation file, or leaves the box out.',
     cure='Find out what wrote it; remove the box.',
     fix='leaves the box out',
 )  # fmt: skip
@@ -168,7 +167,7 @@ def _other_reading(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'box without area', 'warning',
-    consequence='There is nothing to learn from it; training leaves it out.',
+    consequence='There is nothing to learn from it; training leaves it out, or, from VOC, learns one pixel.',
     cure='Draw it anew, or remove it.',
     fix='leaves the box out',
 )  # fmt: skip
@@ -231,35 +230,10 @@ def _whole(evidence: Evidence) -> Iterator[Example]:
         yield from boxes.examples(boxes.judged & boxes.solid & covers)
 
 
-def close_pairs(boxes: Boxes, min_iou: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of boxes of one image with at least this IoU: (P,) int64 first, (P,) int64 later, (P,) float64 IoU."""
-    usable = boxes.judged & boxes.solid & (boxes.category >= 0) & ~boxes.crowds
-    order = np.flatnonzero(usable)
-    image, corners, area = boxes.image[order], boxes.corners[order], boxes.area[order]
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    first = np.arange(len(order))
-    for shift in range(1, len(order)):
-        first = first[first + shift < len(order)]
-        later = first + shift
-        first = first[image[first] == image[later]]
-        if not len(first):
-            break
-        later = first + shift
-        low = np.maximum(corners[first, :2], corners[later, :2])
-        high = np.minimum(corners[first, 2:], corners[later, 2:])
-        shared = np.clip(high - low, 0, None).prod(axis=1)
-        iou = shared / (area[first] + area[later] - shared)
-        near = iou >= min_iou
-        found.append((order[first[near]], order[later[near]], iou[near]))
-    parts = list(zip(*found, strict=True)) or [[], [], []]
-    a, b, c = (np.concatenate([np.zeros(0), *part]) for part in parts)
-    return a.astype(np.int64), b.astype(np.int64), c
-
-
 def duplicates(boxes: Boxes, min_iou: float = SAME_IOU) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`close_pairs` of one class, each later box once."""
-    first, later, iou = close_pairs(boxes, min_iou)
-    same = boxes.category[first] == boxes.category[later]
+    first, later, iou = boxes.close_pairs
+    same = (boxes.category[first] == boxes.category[later]) & (iou >= min_iou)
     order = np.lexsort((-iou[same], later[same]))  # the nearest first
     _, at = np.unique(later[same][order], return_index=True)
     first, later, iou = (values[same][order][at] for values in (first, later, iou))
@@ -302,8 +276,8 @@ def _coinciding(evidence: Evidence) -> Iterator[Example]:
 )  # fmt: skip
 def _two_classes(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
-        for first, later, iou in zip(*close_pairs(boxes, TWO_CLASSES_IOU), strict=True):
-            if boxes.category[first] != boxes.category[later]:
+        for first, later, iou in zip(*boxes.close_pairs, strict=True):
+            if iou >= TWO_CLASSES_IOU and boxes.category[first] != boxes.category[later]:
                 other = f'{boxes.flat[first].where} ({boxes.class_name(int(first))})'
                 yield boxes.example(int(later), f', IoU {iou:.2f} with {other}', float(iou), [int(first)])
 

@@ -15,6 +15,8 @@ from .faults import Example, Picture
 from .image_facts import ImageFacts
 from .near_copies import Copy, near_copies
 
+NEAR_IOU = 0.8  # of boxes that may be of one object
+
 
 class Limits(NamedTuple):
     """What the training that the dataset is meant for can take."""
@@ -97,6 +99,29 @@ class Boxes:
     def crowds(self) -> np.ndarray:
         """(N,) bool, crowd regions and objects marked difficult, which are neither trained on nor counted."""
         return np.array([box.iscrowd or box.difficult for box in self.flat], dtype=bool)
+
+    @functools.cached_property
+    def close_pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes of one image of IoU NEAR_IOU and more: (P,) int64 first, (P,) int64 later, (P,) float64 IoU."""
+        order = np.flatnonzero(self.judged & self.solid & (self.category >= 0) & ~self.crowds)
+        image, corners, area = self.image[order], self.corners[order], self.area[order]
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        first = np.arange(len(order))
+        for shift in range(1, len(order)):  # each box with the one that is `shift` later in the same image
+            first = first[first + shift < len(order)]
+            first = first[image[first] == image[first + shift]]
+            if not len(first):
+                break
+            later = first + shift
+            low = np.maximum(corners[first, :2], corners[later, :2])
+            high = np.minimum(corners[first, 2:], corners[later, 2:])
+            shared = np.clip(high - low, 0, None).prod(axis=1)
+            iou = shared / (area[first] + area[later] - shared)
+            near = iou >= NEAR_IOU
+            found.append((order[first[near]], order[later[near]], iou[near]))
+        parts = list(zip(*found, strict=True)) or [[], [], []]
+        a, b, c = (np.concatenate([np.zeros(0), *part]) for part in parts)
+        return a.astype(np.int64), b.astype(np.int64), c
 
     def examples(
         self, mask: np.ndarray, why: str = '', weights: np.ndarray | None = None
@@ -194,25 +219,25 @@ def where(split: WrittenSplit, image: WrittenImage) -> str:
 def _boxes_of(split: WrittenSplit, facts: dict[Path, ImageFacts]) -> Boxes:
     key_of: dict[object, int] = {}
     for index, category in enumerate(split.categories):
-        key_of.setdefault(_key(category.name if category.id is None else category.id), index)
+        key_of.setdefault(id_key(category.key), index)
     flat = tuple(box for image in split.images for box in image.boxes)
     return Boxes(
         split,
         flat,
         np.repeat(np.arange(len(split.images)), [len(image.boxes) for image in split.images]),
-        np.array([key_of.get(_key(box.category), -1) for box in flat], dtype=np.int64),
+        np.array([key_of.get(id_key(box.category), -1) for box in flat], dtype=np.int64),
         np.array([box.corners for box in flat], dtype=np.float64).reshape(-1, 4),
         np.array([_size(image, facts) for image in split.images], dtype=np.float64).reshape(-1, 2),
     )
 
 
-def _key(value: object) -> object:
-    """Tell 1 and '1' apart, and let values that cannot be hashed be found nowhere."""
-    return value if isinstance(value, (int, str)) else repr(value)
+def id_key(value: object) -> object:
+    """An id for comparison: 1 and '1' are two, and what JSON may have in place of an id can be hashed."""
+    return value if value is None or isinstance(value, (int, str)) else repr(value)
 
 
 def _size(image: WrittenImage, facts: dict[Path, ImageFacts]) -> tuple[float, float]:
-    found = image.size or (facts[image.path].upright_size if image.path in facts else None)
+    found = image.size or image.header or (facts[image.path].upright_size if image.path in facts else None)
     width, height = (number(side) for side in found or (None, None))
     return (width, height) if width > 0 and height > 0 else (np.nan, np.nan)
 

@@ -1,5 +1,6 @@
 """From a dataset to the report of all its faults."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,11 +56,18 @@ def examine(
         splits, notes = tuple(split.read() for split in found.splits.values()), found.notes
     else:
         splits = tuple(data)
+    splits = tuple(map(_with_plain_paths, splits))
     paths = list(dict.fromkeys(image.path for split in splits for image in split.images))
     facts = read_all_facts(paths, workers) if images else {}
     evidence = gather(splits, facts, limits)
     faults = tuple(find_faults(evidence))
     return Report(faults, _split_rows(evidence), _class_rows(evidence), evidence, notes)
+
+
+def _with_plain_paths(split: WrittenSplit) -> WrittenSplit:
+    """The split with one path for each file, however its annotation file writes it."""
+    images = (image._replace(path=Path(os.path.normpath(image.path))) for image in split.images)
+    return split._replace(images=tuple(images))
 
 
 def _split_rows(evidence: Evidence) -> tuple[SplitSummary, ...]:

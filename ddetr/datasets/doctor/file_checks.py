@@ -109,7 +109,7 @@ def _unreadable(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'truncated image', 'error',
-    consequence='Training stops when it reaches the image, or learns from a picture whose lower part is grey.',
+    consequence='Training stops when it reaches the image.',
     cure='Copy the file anew from its source, or remove its entry.',
     fix='leaves the image out',
 )  # fmt: skip
@@ -119,7 +119,8 @@ def _truncated(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'size unlike the file', 'error',
-    consequence='The boxes do not fit the picture, so training stops when it reaches the image.',
+    consequence='Boxes may not fit the picture. In COCO\'s format training stops when it reaches the image; in others '
+    'it takes the size of the file.',
     cure='Write the width and height of the image file, and see whether the boxes were drawn on this picture.',
     fix='takes the size of the file: boxes are scaled where the shape is the same, kept where they fit; else the '
     'image is left out',
@@ -136,7 +137,8 @@ def _other_size(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'image without a size', 'error',
-    consequence='Training stops when it reads the annotation file.',
+    consequence='In COCO\'s format training stops when it reads the annotation file; in others it takes the size '
+    'of the file.',
     cure='Write the width and height of the image file in pixels.',
     fix='takes the size of the file',
 )  # fmt: skip
@@ -251,9 +253,10 @@ def _orphan_label(evidence: Evidence) -> Iterator[Example]:
         if suffix := LABEL_SUFFIX.get(split.format):
             names = used.setdefault((label_folder(split, image), suffix), set())
             names |= {image.path.stem, Path(image.where).stem}
+    broken = ' '.join(sentence for split in evidence.splits for sentence in split.unreadable)
     for (folder, suffix), names in sorted(used.items()):
         for path in sorted(folder.glob(f'*{suffix}')):
-            if path.stem not in names and path.name not in OTHER_TEXTS:
+            if path.stem not in names and path.name not in OTHER_TEXTS and path.name not in broken:
                 yield Example(f'{path} belongs to no image of any split')
 
 
@@ -269,7 +272,7 @@ def label_folder(split: WrittenSplit, image: WrittenImage) -> Path:
     'annotation file named unlike its image', 'note',
     consequence='ddetr takes the image that is named as the XML file; other readers take the name inside.',
     cure='Give the XML file and its image the same name.',
-    fix='names both alike',
+    fix='names both as the image',
 )  # fmt: skip
 def _named_unlike(evidence: Evidence) -> Iterator[Example]:
     for _, image in evidence.images():

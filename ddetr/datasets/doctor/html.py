@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddetr.datasets.formats.records import BoxXYXY
 from ddetr.datasets.formats import image_size
+from ddetr.datasets.formats.records import BoxXYXY
 from ddetr.utils.files import write_atomically
 
 from .faults import Example, Fault, Picture
@@ -36,7 +36,8 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; p
 h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .25rem .8rem .25rem 0; text-align: right;
-  border-bottom: 1px solid #d8dde2; white-space: nowrap; } th:first-child, td:first-child, td.text, th.text { text-align: left; }
+  border-bottom: 1px solid #d8dde2; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
 nav ul { padding-left: 1.2rem; } nav a { color: inherit; }
 section { border: 1px solid #d8dde2; border-left: .4rem solid; border-radius: .3rem; padding: 1rem; margin: 1rem 0; }
 .error { border-left-color: #b3261e; } .warning { border-left-color: #b26a00; } .note { border-left-color: #2f6fab; }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from ddetr.datasets.formats.records import WrittenSplit
 
 from .checks import check
-from .evidence import Evidence, where
+from .evidence import Evidence, id_key, where
 from .faults import Example, Picture
 
 NAMED = 5  # ids that one example names
@@ -24,26 +24,26 @@ def _repeated(values: Iterable[object]) -> dict[object, int]:
 )  # fmt: skip
 def _image_ids(evidence: Evidence) -> Iterator[Example]:
     for split in evidence.splits:
-        repeated = _repeated(image.id for image in split.images)
+        repeated = _repeated(id_key(image.id) for image in split.images)
         for image in split.images:
-            if image.id in repeated:
-                text = f'{where(split, image)}: id {image.id!r} is that of {repeated[image.id]} images'
+            if (key := id_key(image.id)) in repeated:
+                text = f'{where(split, image)}: id {image.id!r} is that of {repeated[key]} images'
                 yield Example(text, (Picture(image.path),))
 
 
 def _restarted(split: WrittenSplit) -> bool:
     """Whether annotation ids repeat because every image numbers its own from the same start on."""
-    starts = [image.boxes[0].id for image in split.images if image.boxes]
+    starts = [id_key(image.boxes[0].id) for image in split.images if image.boxes]
     return len(starts) > 1 and Counter(starts).most_common(1)[0][1] > len(starts) / 2
 
 
 def _annotation_ids(evidence: Evidence, restarted: bool) -> Iterator[Example]:
     for boxes in evidence.boxes:
-        repeated = _repeated(box.id for box in boxes.flat)
+        repeated = _repeated(id_key(box.id) for box in boxes.flat)
         if repeated and _restarted(boxes.split) == restarted:
             for index, box in enumerate(boxes.flat):
-                if box.id in repeated:
-                    yield boxes.example(index, f', annotation id {box.id!r} occurs {repeated[box.id]} times')
+                if (key := id_key(box.id)) in repeated:
+                    yield boxes.example(index, f', annotation id {box.id!r} occurs {repeated[key]} times')
 
 
 @check(
@@ -111,7 +111,7 @@ def _text_ids(evidence: Evidence) -> Iterator[Example]:
 )  # fmt: skip
 def _unknown_category(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
-        known = {str(c.name if c.id is None else c.id) for c in boxes.split.categories}
+        known = {str(c.key) for c in boxes.split.categories}
         for index in (boxes.category < 0).nonzero()[0]:
             written = boxes.flat[index].category
             hint = ', which exists as text or number' if str(written) in known else ''

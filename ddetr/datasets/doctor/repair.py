@@ -3,15 +3,17 @@
 Every step takes and gives back all splits, and counts in `Repair.done` what it changed.
 """
 
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ddetr.datasets.formats import write_dataset
 from ddetr.datasets.formats.records import Category, WrittenBox, WrittenImage, WrittenSplit
 from ddetr.utils.errors import InputError
 
@@ -26,11 +28,8 @@ from .split_checks import augmented_copies
 
 OWN_READING = {'coco': SIZED, 'voc': CORNERS, 'yolo': CENTRED}
 JPEG_QUALITY = 95
+COMMON_SUFFIX = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif'}  # of several
 SAME_SHAPE = 0.01  # relative difference of aspect ratios
-
-
-def write_dataset(splits, folder):
-    raise NotImplementedError
 
 
 def fix(report: Report, folder: str | Path) -> list[str]:
@@ -54,10 +53,18 @@ def fix(report: Report, folder: str | Path) -> list[str]:
             raise InputError(
                 'no image with boxes is left after cleaning: the faults have to be mended by hand.'
             )
-        write_dataset(cleaned, folder)
-    lines = [f'{n} {what}' for what, n in work.done.items()] or ['nothing to change']
+        classes = tuple(category.name for category in cleaned[0].categories)
+        notes = write_dataset(_by_name(cleaned), classes, cleaned[0].format, folder)
+    lines = [f'{n} {what}' for what, n in work.done.items()] or ['nothing had to be changed']
     left = sum(len(split.images) for split in cleaned)
-    return [f'Cleaned copy in {folder}: {left} images.', *(f'  {line}' for line in lines)]
+    return [f'Cleaned copy in {folder}: {left} images.', *(f'  {line}' for line in (*lines, *notes))]
+
+
+def _by_name(splits: list[WrittenSplit]) -> dict[str, WrittenSplit]:
+    named: dict[str, WrittenSplit] = {}
+    for split in splits:
+        named[f'{split.name}_{len(named) + 1}' if split.name in named else split.name] = split
+    return named
 
 
 @dataclass
@@ -107,17 +114,11 @@ def _find_files(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
     evidence = gather(splits, {}, Limits())
 
     def change(split: WrittenSplit, image: WrittenImage) -> WrittenImage | None:
-        name = PurePosixPath(image.file_name.replace('\\', '/'))
-        plain = name.name if name.is_absolute() or ':' in name.parts[0] else str(name)
-        path: Path | None = image.path
-        if not evidence.exists(image.path):
-            path = like_named(evidence, image.path)
-            work.done['image names corrected' if path else 'entries of missing images left out'] += 1
-        if path is None:
-            return None
-        if path != image.path or not plain.endswith(path.suffix):
-            plain = str(PurePosixPath(plain).with_name(path.name))
-        return image._replace(path=path, file_name=plain)
+        if evidence.exists(image.path):
+            return image
+        path = like_named(evidence, image.path)
+        work.done['image names corrected' if path else 'entries of missing images left out'] += 1
+        return image._replace(path=path) if path else None
 
     found = _each_image(splits, change)
     paths = {image.path for split in found for image in split.images}
@@ -283,7 +284,7 @@ def _mend_categories(splits: list[WrittenSplit], work: Repair) -> list[WrittenSp
     new_of = {category.name: category.name if first is None else category.id for category in categories}
     result = []
     for boxes in evidence.boxes:
-        loose = {str(c.name if c.id is None else c.id): c.name for c in boxes.split.categories}
+        loose = {str(c.key): c.name for c in boxes.split.categories}
         keep = np.ones(len(boxes.flat), dtype=bool)
         flat = list(boxes.flat)
         for index, box in enumerate(flat):
@@ -303,9 +304,9 @@ def _final_names(evidence: Evidence, work: Repair) -> dict[str, str]:
     counts: Counter[str] = Counter()
     for boxes in evidence.boxes:
         counts.update(boxes.counts())
-    final = {name: name.strip() for name in counts}
+    final = {name: name.strip() or 'unnamed' for name in counts}
     for group in variants(counts):
-        final |= dict.fromkeys(group, group[0].strip())
+        final |= dict.fromkeys(group, group[0].strip() or 'unnamed')
     work.done['class names changed'] += sum(name != new for name, new in final.items())
     return final
 
@@ -333,48 +334,40 @@ def _drop_duplicates(split: WrittenSplit, work: Repair) -> WrittenSplit:
 
 
 def _rewrite_images(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
+    """Give images the suffix of their content, and upright pixels without a tag."""
+
     def change(split: WrittenSplit, image: WrittenImage) -> WrittenImage:
-        facts = work.facts[image.path]
-        suffixes = SUFFIXES.get(facts.format, {image.path.suffix.lower()})
-        name = image.file_name
-        if PurePosixPath(name).suffix.lower() not in suffixes:
-            common = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif', 'BMP': '.bmp'}
-            name = str(PurePosixPath(name).with_suffix(common.get(facts.format, min(suffixes))))
-            work.done['images renamed to the suffix of their content'] += 1
+        facts, path = work.facts[image.path], image.path
+        suffixes = SUFFIXES.get(facts.format, {path.suffix.lower()})
+        renamed = path.suffix.lower() not in suffixes
+        if not renamed and facts.orientation == 1:
+            return image
+        name = path.with_suffix(COMMON_SUFFIX.get(facts.format, min(suffixes))).name if renamed else path.name
+        work.done['images renamed to the suffix of their content'] += renamed
+        work.done['images stored without EXIF rotation'] += facts.orientation != 1
+        new = work.scratch / f'{work.done.total()}' / name
+        new.parent.mkdir(parents=True)
         if facts.orientation == 1:
-            return image._replace(file_name=name)
-        work.done['images stored without EXIF rotation'] += 1
-        path = _upright(image, facts, work.scratch / f'{work.done.total()}{PurePosixPath(name).suffix}')
-        return image._replace(file_name=name, path=path)
+            shutil.copyfile(path, new)
+        else:
+            _store_upright(image, facts, new)
+        return image._replace(path=new)
 
     return _each_image(splits, change)
 
 
-def _upright(image: WrittenImage, facts: ImageFacts, path: Path) -> Path:
+def _store_upright(image: WrittenImage, facts: ImageFacts, path: Path) -> None:
     """Write the pixels that the boxes fit, without the tag."""
     with Image.open(image.path) as opened:
-        drawn_unrotated = image.size == facts.size and facts.size != facts.upright_size
-        pixels = opened if drawn_unrotated else ImageOps.exif_transpose(opened)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        unrotated = image.size == facts.size and facts.size != facts.upright_size
+        pixels = opened if unrotated else ImageOps.exif_transpose(opened)
         options = {'quality': JPEG_QUALITY} if facts.format in ('JPEG', 'MPO') else {}
         pixels.save(path, format='JPEG' if options else facts.format, exif=b'', **options)
-    return path
 
 
 def _number(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
-    """Number images and annotations through all of a split."""
-    result = []
-    for split in splits:
-        images, annotation, taken = [], 0, set()
-        for image_id, image in enumerate(split.images, start=1):
-            name = PurePosixPath(image.file_name)
-            while str(name.with_suffix('')) in taken:
-                name = name.with_name(f'{name.stem}_{image_id}{name.suffix}')
-            taken.add(str(name.with_suffix('')))
-            boxes = []
-            for box in image.boxes:
-                annotation += 1
-                boxes.append(box._replace(id=annotation))
-            images.append(image._replace(id=image_id, boxes=tuple(boxes), file_name=str(name)))
-        result.append(split._replace(images=tuple(images)))
-    return result
+    """Number the images of each split from 1; annotations are numbered when they are written."""
+    return [
+        split._replace(images=tuple(image._replace(id=i) for i, image in enumerate(split.images, start=1)))
+        for split in splits
+    ]

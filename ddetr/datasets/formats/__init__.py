@@ -5,7 +5,7 @@ from .convert import Converted, convert_dataset
 from .find import FoundDataset, FoundSplit, find_dataset
 from .headers import image_size, images_in
 from .options import data_options
-from .records import Category, WrittenBox, WrittenImage, WrittenSplit
+from .records import Category, WrittenBox, WrittenImage, WrittenSplit, xywh_of
 from .voc import read_voc_split
 from .write import write_dataset
 from .yolo import read_yolo_split
@@ -27,4 +27,5 @@ __all__ = [
     'read_voc_split',
     'read_yolo_split',
     'write_dataset',
+    'xywh_of',
 ]

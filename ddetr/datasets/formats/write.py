@@ -185,7 +185,7 @@ def _boxes(
 
 def _unique(path: Path, split: str, taken: set[str]) -> str:
     """A name that no other image has, also without its suffix."""
-    candidates = [path.stem, f'{path.parent.name}_{path.stem}', f'{split}_{path.stem}']
+    candidates = [path.stem, f'{split}_{path.stem}', f'{path.parent.name}_{path.stem}']
     stem = next((stem for stem in candidates if stem not in taken), None)
     number = 1
     while stem is None or stem in taken:
