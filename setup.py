@@ -4,9 +4,11 @@ The op, `ddetr-ops`, is a package of its own in ops/, which is installed with it
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -14,6 +16,17 @@ ROOT = Path(__file__).resolve().parent
 def requirements(name: str) -> list[str]:
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
     return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
+
+
+class BuildWithConfigs(build_py):
+    """Put configs/ into the package; an editable install finds it beside the package (utils/shipped_configs.py)."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, 'ddetr', 'configs')
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+            shutil.copytree(ROOT / 'configs', target, ignore=shutil.ignore_patterns('__pycache__'))
 
 
 version = re.search(r"__version__ = '(.+)'", (ROOT / 'ddetr' / '__init__.py').read_text())
@@ -32,7 +45,10 @@ setup(
         'tests': requirements('tests'),
         'optional': requirements('optional'),
         'timm': [line for line in requirements('optional') if line.startswith('timm')],
+        'supervision': [line for line in requirements('optional') if line.startswith('supervision')],
     },
     packages=find_packages(include=['ddetr', 'ddetr.*']),
     package_data={'ddetr.analysis.error_report': ['report.html']},
+    entry_points={'console_scripts': ['ddetr = ddetr.cli:main']},
+    cmdclass={'build_py': BuildWithConfigs},
 )

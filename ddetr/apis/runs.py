@@ -9,19 +9,24 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from ddetr.datasets.formats import data_options
 from ddetr.engine import DetRunner, build_runner
-from ddetr.engine.config import load_config
+from ddetr.engine.config import load_config, merge_options
 from ddetr.engine.runner import LAST
+from ddetr.engine.saved_config import find_checkpoint, saved_config
 from ddetr.utils import CheckpointError, ConfigError, InputError
 from ddetr.utils.machines import RESTARTED
 from ddetr.weights import read_checkpoint, read_weights
+
+from .data_check import check_before_training
 
 LAUNCHED = 'LAUNCHED_AT'  # environment variable: when the command was started first, in seconds since 1970
 
 
 class TrainOptions(NamedTuple):
-    """What `tools/train.py` takes beside the config."""
+    """What `ddetr train` takes beside the config."""
 
+    data: str | None = None  # folder of a dataset, in place of the config's datasets and classes
     work_dir: str | None = (
         None  # for logs and checkpoints; None: the config's, or `work_dirs/<config's name>`
     )
@@ -35,8 +40,9 @@ class TrainOptions(NamedTuple):
 
 
 class EvalOptions(NamedTuple):
-    """What `tools/test.py` takes beside config and checkpoint; see `TrainOptions` for what is not said here."""
+    """What `ddetr test` takes beside config and checkpoint; see `TrainOptions` for what is not said here."""
 
+    data: str | None = None
     work_dir: str | None = None
     out: str | None = None  # JSON file for the detections, in COCO's result format
     show_dir: str | None = None  # folder for pictures of all images with their boxes
@@ -46,8 +52,8 @@ class EvalOptions(NamedTuple):
     cfg_options: Mapping[str, Any] = {}
 
 
-def train_detector(config: str | Path, options: TrainOptions) -> DetRunner:
-    """Train as a config says; the Runner after training.
+def train_detector(config: str | Path, options: TrainOptions = TrainOptions()) -> DetRunner:  # noqa: B008 (immutable)
+    """Train as a config says, by its path or the name of one that comes with ddetr; the Runner after training.
 
     Raises:
         InputError: Something in config or options cannot be used; nothing has been trained then.
@@ -56,7 +62,7 @@ def train_detector(config: str | Path, options: TrainOptions) -> DetRunner:
     changes: dict[str, Any] = {'optim_wrapper.type': 'AmpOptimWrapper'} if amp else {}
     changes |= {'optim_wrapper.dtype': options.amp_dtype} if options.amp_dtype else {}
     changes |= {'auto_scale_lr.enable': True} if options.auto_scale_lr else {}
-    cfg = _load(config, options, changes)
+    cfg = _load(load_config(config), str(config), options, changes)
     if options.auto_scale_lr and 'base_batch_size' not in cfg.auto_scale_lr:
         raise ConfigError(
             f'--auto-scale-lr: config {config} does not say for which batch size its learning rate is meant; '
@@ -70,12 +76,22 @@ def train_detector(config: str | Path, options: TrainOptions) -> DetRunner:
         raise CheckpointError(f'checkpoint {path} does not exist: check the path.')
     runner = build_runner(cfg, ['train', 'val'] if cfg.get('val_cfg') else ['train'])
     _require_objects(runner.train_loop.dataloader)
+    check_before_training(runner)
     runner.train()
     return runner
 
 
-def evaluate_detector(config: str | Path, checkpoint: str | Path, options: EvalOptions) -> dict[str, float]:
+def evaluate_detector(
+    config: str | Path | None,
+    checkpoint: str | Path,
+    options: EvalOptions = EvalOptions(),  # noqa: B008 (immutable)
+) -> dict[str, float]:
     """Evaluate a checkpoint on a config's test set; the metrics by name.
+
+    Args:
+        config: None for the config that a training checkpoint carries.
+        checkpoint: File, or work directory.
+        options: See there.
 
     Raises:
         InputError: Something in config, checkpoint or options cannot be used.
@@ -92,8 +108,14 @@ def evaluate_detector(config: str | Path, checkpoint: str | Path, options: EvalO
             'test_out_dir': options.show_dir,
             'score_thr': options.score_thr,
         }
-    cfg, name = _load(config, options, changes), str(checkpoint)
-    content = read_checkpoint(name)
+    name = find_checkpoint(checkpoint)
+    if config is None:
+        content = read_checkpoint(name)
+        # named after the training's work directory, as that is
+        cfg = _load(saved_config(content, name), str(Path(name).absolute().parent), options, changes)
+    else:
+        cfg = _load(load_config(config), str(config), options, changes)
+        content = read_checkpoint(name)
     cfg.merge_from_dict({'load_from': name, 'resume': False, **_learned_classes(cfg, name, content)})
     runner = build_runner(cfg, ['test'])
     runner.read_already = name, content
@@ -104,9 +126,14 @@ def evaluate_detector(config: str | Path, checkpoint: str | Path, options: EvalO
     return metrics
 
 
-def _load(config: str | Path, options: TrainOptions | EvalOptions, changes: Mapping[str, Any]) -> Config:
-    cfg = load_config(config, {**options.cfg_options, **changes, 'allow_partial': options.allow_partial})
-    where = options.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(config).stem))
+def _load(
+    cfg: Config, source: str, options: TrainOptions | EvalOptions, changes: Mapping[str, Any]
+) -> Config:
+    """A config with what a command changes in it; `source` names the work directory, unless something else does."""
+    if options.data is not None:
+        cfg.merge_from_dict(data_options(cfg, options.data))
+    merge_options(cfg, {**options.cfg_options, **changes, 'allow_partial': options.allow_partial}, source)
+    where = options.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(source).stem))
     cfg.merge_from_dict({'work_dir': where, 'launcher': options.launcher})
     return cfg
 

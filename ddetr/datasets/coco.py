@@ -6,7 +6,7 @@ from typing import Any
 
 from ddetr.datasets.coco_format import read_coco
 from ddetr.datasets.detection import DetectionDataset
-from ddetr.datasets.formats.coco import split_of
+from ddetr.datasets.formats.coco import read_coco_split, split_of
 from ddetr.datasets.formats.records import WrittenBox, WrittenImage, WrittenSplit
 from ddetr.registry import DATASETS
 from ddetr.utils.coco_classes import COCO_CLASSES
@@ -37,6 +37,10 @@ class CocoDataset(DetectionDataset):
         """The annotation file, checked."""
         coco = read_coco(self.ann_file, not self.test_mode, self.backend_args)
         return split_of(coco, Path(self.ann_file), Path(self.data_prefix['img']), '', [])
+
+    def written_split(self) -> WrittenSplit:
+        """The annotation file as it is, faults included; InputError unless it is on the local disk."""
+        return read_coco_split(Path(self.ann_file), Path(self.data_prefix['img']), '')
 
     def _labels(self, split: WrittenSplit) -> dict[Any, int]:
         label_of = super()._labels(split)

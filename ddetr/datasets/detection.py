@@ -83,6 +83,10 @@ class DetectionDataset(BaseDataset):
     def read_split(self) -> WrittenSplit:
         """Read the annotations; InputError if nothing can be trained on with them."""
 
+    @abstractmethod
+    def written_split(self) -> WrittenSplit:
+        """Read the annotations as they are written, faults included."""
+
     @property
     def source(self) -> str:
         """The annotations' place, for messages."""

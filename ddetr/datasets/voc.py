@@ -57,9 +57,13 @@ class XMLDataset(LocalDataset):
     def read_split(self) -> WrittenSplit:
         """The XML files, with the sizes that the images have."""
         self.require_local()
+        return self.with_sizes(self.written_split())
+
+    def written_split(self) -> WrittenSplit:
+        """The XML files as they are, faults included."""
         annotations, images = self._folder / self.ann_subdir, self._folder / self.img_subdir
         listed = Path(self.ann_file) if self.ann_file else None
-        return self.with_sizes(read_voc_split(annotations, images, '', listed, self._folder))
+        return read_voc_split(annotations, images, '', listed, self._folder)
 
     def _lacks(self, absent: list[str], categories: tuple[Category, ...]) -> None:
         """The format lists no classes: some may well have no object in this folder, but not all of them."""

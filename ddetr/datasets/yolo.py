@@ -40,11 +40,15 @@ class YOLODataset(LocalDataset):
     def read_split(self) -> WrittenSplit:
         """The text files, with the sizes that the images have."""
         self.require_local()
-        path, folder = Path(self.ann_file), Path(self.data_prefix.get('img', ''))
-        by_yaml = is_yaml(path) and folder == Path(self.data_root)
-        split = read_yolo_split(path, self.split) if by_yaml else read_yolo_folder(folder, path, self.split)
+        split = self.written_split()
         self._check_numbers(split)
         return self.with_sizes(split)
+
+    def written_split(self) -> WrittenSplit:
+        """The text files as they are, faults included."""
+        path, folder = Path(self.ann_file), Path(self.data_prefix.get('img', ''))
+        by_yaml = is_yaml(path) and folder == Path(self.data_root)
+        return read_yolo_split(path, self.split) if by_yaml else read_yolo_folder(folder, path, self.split)
 
     def _check_numbers(self, split: WrittenSplit) -> None:
         known = [category.id for category in split.categories]

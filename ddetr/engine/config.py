@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 from ddetr import registry as ours
 from ddetr.utils.errors import ConfigError, InputError, did_you_mean, first_line
+from ddetr.utils.shipped_configs import find_config
 
 # The registries of the components under each top-level config key.
 REGISTRIES: dict[str, tuple[Registry, ...]] = {
@@ -41,7 +42,7 @@ REGISTRIES |= {key: REGISTRIES[same] for key, same in _SAME.items()}
 # Top-level keys that something reads: the Runner's parameters, and what it looks up in the config itself.
 READ_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
     'model_wrapper_cfg', 'sync_bn', 'find_unused_parameters', 'activation_checkpointing',
-    'efficient_conv_bn_eval', 'compile', 'custom_imports', 'allow_partial',
+    'efficient_conv_bn_eval', 'compile', 'custom_imports', 'allow_partial', 'check_data',
 }  # fmt: skip
 
 # Keys that the builder of a component takes out before its constructor is called.
@@ -56,8 +57,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """Read a config file of ours or of MMDetection and apply `--cfg-options` to it.
 
     Args:
-        path: `.py`, `.json` or `.yaml` config. A Python config is a program and is run; modules that its
-            `custom_imports` name may lie beside it.
+        path: `.py`, `.json` or `.yaml` config, or the name of one that comes with ddetr. A Python config is a program
+            and is run; modules that its `custom_imports` name may lie beside it.
         options: Values by dotted key, `{'model.num_queries': 100, 'custom_hooks.0.interval': 5}`.
 
     Returns:
@@ -66,26 +67,31 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     Raises:
         ConfigError: there is no such file, it cannot be read, or an option names a key that does not exist.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f'config {path} does not exist: give the path of a config file.')
-    folder = str(Path(path).resolve().parent)
+    path = find_config(path)
+    folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)  # last: it hides no installed module
     try:
         cfg = Config.fromfile(path)
     except (ConfigParsingError, SyntaxError, OSError, ImportError, NameError, KeyError, TypeError) as error:
         raise ConfigError(f'config {path} cannot be read: {first_line(error)}') from error
-    changes: dict[str, Any] = dict(options or {})
-    _check_options(cfg, changes)
+    merge_options(cfg, options or {}, path)
+    changes: dict[str, Any] = {}
     if cfg.get('default_scope') in (None, ours.ALIAS):
         changes['default_scope'] = ours.SCOPE
-    if cfg.get('randomness', {}).get('seed') is None and 'randomness.seed' not in changes:
+    if cfg.get('randomness', {}).get('seed') is None:
         changes['randomness.seed'] = 0  # reproducible unless asked otherwise
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any], path: str | Path) -> None:
+    """Apply `--cfg-options` to the config that was read from `path`. ConfigError for a key that does not exist."""
+    _check_options(cfg, options)
     try:
-        cfg.merge_from_dict(changes)
+        cfg.merge_from_dict(dict(options))
     except (KeyError, TypeError) as error:
         raise ConfigError(f'--cfg-options on {path}: {first_line(error)}') from error
-    return cfg
 
 
 def check_config(cfg: Config) -> None:
@@ -117,6 +123,11 @@ def dataset_of(loader: Mapping[str, Any]) -> Mapping[str, Any]:
     return dataset
 
 
+def registered_names(key: str) -> set[str]:
+    """All the types that may stand under a top-level config key."""
+    return set().union(*map(_names, REGISTRIES.get(key, ())))
+
+
 @contextmanager
 def explain_build_errors() -> Iterator[None]:
     """Turn what a constructor says of a key that it does not take or lacks, or an unknown type, into one sentence."""
@@ -146,7 +157,7 @@ def _part_at(path: str, value: Mapping[str, Any]) -> Any:
     registries = REGISTRIES[path.split('.')[0]]
     found = next((part for registry in registries if (part := registry.get(kind)) is not None), None)
     if found is None:
-        hint = did_you_mean(kind, set().union(*map(_names, registries)))
+        hint = did_you_mean(kind, registered_names(path.split('.')[0]))
         raise ConfigError(f'{path}.type={kind!r} is not registered{hint}')
     return found
 

@@ -155,6 +155,10 @@ class DetRunner(Runner):
         if isinstance(self.train_loop, ResumableLoop):
             position = self.train_loop.position(meta['epoch'], meta['iter'])
             meta['position'] = position._replace(validate=again or position.validate)._asdict()
+        if isinstance(self._val_loop, BaseLoop):
+            # of the validation's annotation file, for files of predictions; the classes are the training's
+            known = getattr(self._val_loop.dataloader.dataset, 'metainfo', {}).get('category_ids')
+            meta |= {} if known is None else {'category_ids': list(known)}
         save, path = super().save_checkpoint, Path(out_dir, filename)
 
         def write(unfinished: Path) -> None:

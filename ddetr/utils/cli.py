@@ -9,10 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
-from mmengine.config import DictAction
-
 from .errors import InputError, NonFiniteError, TrainingInterrupted
+from .literals import literal_value
 from .machines import end_with_launcher
 
 INTERRUPTED_NOTE = 'INTERRUPTED_NOTE'  # environment variable: a file to make when a training was interrupted
@@ -28,6 +26,12 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='override the config: model.num_queries=100 custom_hooks="[dict(type=\'EMAHook\')]" ...',
     )
+
+
+def add_launcher(parser: argparse.ArgumentParser, see: str) -> None:
+    """Give a command what starts it as several processes: `--launcher`, and torchrun's own option."""
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help=see)
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 class _ConfigOptions(argparse.Action):
@@ -51,30 +55,16 @@ class _ConfigOptions(argparse.Action):
 def _parse(text: str) -> Any:
     if text.startswith(('[', '(', '{', 'dict(', '"', "'")):
         try:
-            value = _literal(ast.parse(text.strip(), mode='eval').body)
+            value = literal_value(ast.parse(text.strip(), mode='eval').body)
         except (ValueError, TypeError, SyntaxError):
             if 'dict(' in text or '{' in text:
                 raise ValueError from None
         else:
             if isinstance(value, (list, tuple, dict, str)):
                 return value
+    from mmengine.config import DictAction
+
     return DictAction._parse_iterable(text)
-
-
-def _literal(node: Any) -> Any:
-    """A literal's value; nothing is executed. Names without quotes are words."""
-    match node:
-        case ast.List(elts=items):
-            return [_literal(item) for item in items]
-        case ast.Tuple(elts=items):
-            return tuple(_literal(item) for item in items)
-        case ast.Dict(keys=keys, values=values):
-            return {_literal(key): _literal(value) for key, value in zip(keys, values, strict=True)}
-        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=pairs) if all(pair.arg for pair in pairs):
-            return {pair.arg: _literal(pair.value) for pair in pairs}
-        case ast.Name(id=word):
-            return DictAction._parse_int_float_bool(word)
-    return ast.literal_eval(node)
 
 
 def run_cli(main: Callable[[], Any]) -> None:
@@ -97,6 +87,9 @@ def run_cli(main: Callable[[], Any]) -> None:
         print(f'error: {error}', file=sys.stderr)
         _part_together()
         sys.exit(error.EXIT_CODE)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -113,6 +106,9 @@ def run_cli(main: Callable[[], Any]) -> None:
 
 def _part_together() -> None:
     """Leave the process group: one that exits while gloo's threads still run may be aborted (pytorch issue 190489)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    distributed = sys.modules.get(
+        'torch.distributed'
+    )  # not imported: a command without processes needs no torch
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()

@@ -2,23 +2,26 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-UNFINISHED = '.unfinished'  # suffix of files that are being written
+UNFINISHED = '.unfinished'  # in the names of files that are being written
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place in one step.
+@contextmanager
+def unfinished_file(path: str | Path) -> Iterator[Path]:
+    """A file beside `path` to be written; it is put in place in one step when the block ends without an exception.
 
     A run killed in the middle leaves the earlier file, or none, but never half of one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}{UNFINISHED}')
+    # with the suffix of `path` last: some writers choose the format by it
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}{UNFINISHED}{path.suffix}')
     try:
-        write(unfinished)
+        yield unfinished
         with open(unfinished, 'rb') as file:
             os.fsync(file.fileno())  # on disk before the name points to it
         os.replace(unfinished, path)
@@ -26,9 +29,15 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a file that then gets its name; see `unfinished_file`."""
+    with unfinished_file(path) as unfinished:
+        write(unfinished)
+
+
 def remove_unfinished(folder: str | Path) -> None:
     """Remove what killed processes have left half-written in `folder`; no other process may be writing there."""
-    for path in Path(folder).glob(f'.*{UNFINISHED}'):
+    for path in Path(folder).glob(f'.*{UNFINISHED}*'):
         path.unlink(missing_ok=True)
 
 

@@ -3,22 +3,23 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar, cast
+from typing import TypeVar
 
 T = TypeVar('T')
 
 
-def track(items: Iterable[T], what: str, every_s: float = 3.0, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], what: str, total: int | None = None, every_s: float = 3.0) -> Iterator[T]:
     """Go through `items` and print one line every few seconds, which a log file bears too, to stderr.
 
-    `total` is their number, needed where they have no `len`.
+    The time left is told where `total`, or the length of `items`, is known; else the items per second.
     """
-    total = len(cast(Sized, items)) if total is None else total
+    total = len(items) if total is None and isinstance(items, Sized) else total
     start = last = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
         if done and now - last >= every_s:
-            left = (now - start) / done * (total - done)
-            print(f'{what}: {done}/{total}, {left:.0f} s left', file=sys.stderr, flush=True)
+            rate = done / (now - start)
+            rest = f'/{total}, {(total - done) / rate:.0f} s left' if total else f', {rate:.1f} a second'
+            print(f'{what}: {done}{rest}', file=sys.stderr, flush=True)
             last = now
         yield item

@@ -15,8 +15,6 @@ from .huggingface import AS_PUBLISHED, Style, style_of
 from .layout import Layout
 from .rules import State, to_ours, to_theirs
 
-PROJECTS = ('ddetr', 'original', 'mmdet', 'hf')
-
 
 class Converted(NamedTuple):
     """Weights under our names, and where they came from."""

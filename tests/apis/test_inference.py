@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddetr.apis import DetInferencer, inference_detector, init_detector, list_images, load_config
+from ddetr.apis import DetInferencer, inference_detector, init_detector, load_config
 from ddetr.datasets import LoadAnnotations
 from ddetr.utils import ConfigError, InputError
 
@@ -78,15 +78,6 @@ def test_save_writes_picture_and_json(tiny_run, images, tmp_path):
     assert content['detections'][0]['class'] == detector.classes[sample.pred_instances.labels[0]]
     picture = cv2.imread(str(written.picture))
     assert min(picture.shape[:2]) == 480  # enlarged from about 64
-
-
-def test_list_images(images, tmp_path):
-    assert list_images(images[0].parent) == images
-    assert list_images(images[0]) == [images[0]]
-    with pytest.raises(InputError, match='does not exist'):
-        list_images(tmp_path / 'nothing')
-    with pytest.raises(InputError, match='has no images'):
-        list_images(tmp_path)
 
 
 def test_images_that_cannot_be_read(model, images, tmp_path):

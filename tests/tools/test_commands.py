@@ -143,7 +143,7 @@ def test_image_demo(tiny_run, run, tmp_path):
         sys.executable, 'demo/image_demo.py', tiny_run.data_root / 'val2017', tiny_run.config, tiny_run.checkpoint,
         '--out-dir', tmp_path, '--score-thr', '0',
     )  # fmt: skip
-    assert '4 pictures and JSON files' in output
+    assert '288 detections in 4 images' in output
     found = json.loads((tmp_path / '000000000001.jpg.json').read_text())['detections']
     assert len(found) == 72  # 12 queries, 6 classes
     assert (tmp_path / '000000000001.jpg.png').exists()

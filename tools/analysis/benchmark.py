@@ -24,7 +24,7 @@ from ddetr.analysis.speed import (
     measure,
     training_step,
 )
-from ddetr.apis.inference import list_images, prepare_image
+from ddetr.apis import list_images, prepare_image
 from ddetr.engine.config import load_config
 from ddetr.utils.cli import run_cli
 from ddetr.utils.tables import FORMATS, render_table

@@ -52,13 +52,13 @@ def split_of(coco: dict, ann_file: Path, image_dir: Path, name: str, unreadable:
             )
         )
         owners.add(owner)
-    for owner, lost in boxes.items():
-        if owner not in owners:
-            unreadable += [
-                f'{ann_file.name}: {box.where} has image_id {owner}, which no entry of "images" has.'
-                for box in lost
-            ]
-    return WrittenSplit(name, 'coco', ann_file, categories, tuple(images), tuple(unreadable))
+    lost = tuple(
+        f'{ann_file.name}: {box.where} has image_id {owner}, which no entry of "images" has.'
+        for owner, of_image in boxes.items()
+        if owner not in owners
+        for box in of_image
+    )
+    return WrittenSplit(name, 'coco', ann_file, categories, tuple(images), tuple(unreadable), lost)
 
 
 def _read_json(path: Path, unreadable: list[str]) -> dict:

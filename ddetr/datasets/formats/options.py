@@ -42,12 +42,14 @@ def data_options(cfg: Mapping[str, Any], data_root: str | Path, format: str | No
     """
     found = find_dataset(data_root, format)
     chosen, notes = _choose(found)
-    classes, more = class_names({name: split.read() for name, split in found.splits.items()})
+    written = {name: split.read() for name, split in found.splits.items()}
+    counts = ', '.join(f'{len(split.images)} images in {name}' for name, split in written.items())
+    classes, more = class_names(written)
     classes = _classes_of_config(cfg, classes) or classes
     if not classes:
         raise InputError(f'{found.summary()}, but has no class: no object has a name.')
     for note in (
-        f'{found.summary()}; {len(classes)} classes: {listing(classes)}',
+        f'{found.summary()}; {counts}; {len(classes)} classes: {listing(classes)}',
         *found.notes,
         *notes,
         *more,

@@ -59,6 +59,7 @@ class WrittenSplit(NamedTuple):
     categories: tuple[Category, ...]
     images: tuple[WrittenImage, ...]
     unreadable: tuple[str, ...] = ()  # one sentence for each file or record that could not be read at all
+    lost: tuple[str, ...] = ()  # one sentence for each object of an image that is not listed (COCO)
 
     def ordered_categories(self) -> list[Category]:
         """By id, numbers before text; as they stand where there are no ids."""

@@ -1,0 +1,3 @@
+from ddetr.cli import main
+
+main()

@@ -1,0 +1,338 @@
+"""Checks of boxes: their numbers, their place in the image, their size, one another."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from .checks import check
+from .evidence import NEAR_IOU, Boxes, Evidence, where
+from .faults import Example, Picture
+
+OUTSIDE_PX = 1.0  # what rounding, and counting pixels from 1 or from 0, may put outside
+TINY_PX = 2.0
+WHOLE = 0.98  # share of the image's width and height from which on a box covers all of it
+SAME_IOU = (
+    0.9  # of two boxes of one class on one object; in COCO, of a parent and the child it holds it is 0.89
+)
+TWO_CLASSES_IOU = 0.9  # of two boxes of different classes on one object
+CROWD_SHARE = 0.1  # of a split's boxes; COCO has 1%
+METRIC_MAX = 100  # detections of an image that COCO's metric looks at
+READING_SHARE = 0.1  # of a split's boxes that do not fit as they are written
+NUMBERS = {
+    'coco': 'x y width height',
+    'voc': 'xmin ymin xmax ymax',
+    'yolo': 'centre x, centre y, width, height',
+}
+
+
+@check(
+    'box that is no number', 'error',
+    consequence='Training stops when it reads the annotation file, or leaves the box out.',
+    cure='Find out what wrote it; remove the box.',
+    fix='leaves the box out',
+)  # fmt: skip
+def _nan(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        for index in np.flatnonzero(~np.isfinite(boxes.corners).all(axis=1)):
+            written = boxes.flat[index].written
+            fractions = boxes.split.format == 'yolo' and np.isfinite(written).all()  # its image has no size
+            if not fractions and not _is_text(boxes, int(index)):
+                yield boxes.example(int(index))
+
+
+@check(
+    'box written as text', 'error',
+    consequence='Training stops when it reads the annotation file.',
+    cure='Write numbers without quotation marks.',
+    fix='writes numbers',
+)  # fmt: skip
+def _text(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        for index in np.flatnonzero(~np.isfinite(boxes.corners).all(axis=1)):
+            if _is_text(boxes, int(index)):
+                yield boxes.example(int(index))
+
+
+def _is_text(boxes: Boxes, index: int) -> bool:
+    """Whether a box has text where COCO's format has numbers; the other formats are text."""
+    return boxes.split.format == 'coco' and any(isinstance(v, str) for v in boxes.flat[index].written)
+
+
+@check(
+    'fractions where pixels belong', 'error',
+    consequence='The boxes are less than a pixel in size in the top left corner: AP stays 0.',
+    cure='Multiply x and width by the width of the image, y and height by its height.',
+    fix='multiplies them',
+    spoils=True,
+)  # fmt: skip
+def _normalised(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        yield from boxes.examples(boxes.normalised)
+
+
+@check(
+    'pixels where fractions belong', 'error',
+    consequence='The boxes lie far outside the image: AP stays 0.',
+    cure='Divide x and width by the width of the image, y and height by its height.',
+    fix='divides them',
+    spoils=True,
+)  # fmt: skip
+def _pixels(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        yield from boxes.examples(boxes.in_pixels)
+
+
+class Reading(NamedTuple):
+    """What the four numbers of a box may mean."""
+
+    name: str
+    corners: Callable[[np.ndarray], np.ndarray]  # (N, 4) as written to (N, 4) x1 y1 x2 y2, in the same unit
+
+
+def _from_corner(v: np.ndarray) -> np.ndarray:
+    return np.concatenate([v[:, :2], v[:, :2] + v[:, 2:]], axis=1)
+
+
+def _from_centre(v: np.ndarray) -> np.ndarray:
+    return np.concatenate([v[:, :2] - v[:, 2:] / 2, v[:, :2] + v[:, 2:] / 2], axis=1)
+
+
+CORNERS = Reading('x1 y1 x2 y2', lambda v: v)
+SIZED = Reading('x y width height', _from_corner)
+CENTRED = Reading('centre x, centre y, width, height', _from_centre)
+TURNED = Reading('y1 x1 y2 x2', lambda v: v[:, [1, 0, 3, 2]])
+TURNED_SIZED = Reading('y x height width', lambda v: _from_corner(v[:, [1, 0, 3, 2]]))
+OTHER_READINGS = {
+    'coco': (CORNERS, CENTRED, TURNED_SIZED),
+    'voc': (SIZED, CENTRED, TURNED),
+    'yolo': (CORNERS, SIZED),
+}
+
+
+def misread(boxes: Boxes) -> tuple[np.ndarray, Reading] | None:
+    """Boxes (N,) bool that make sense only if their numbers mean something else, and what; None where all are fine.
+
+    One image is enough for corners in COCO's format, which are wrong in two of four numbers; anything else must hold
+    for the whole split.
+    """
+    candidates = boxes.judged & np.isfinite(boxes.image_size).all(axis=1)
+    wrong = candidates & ~_fits(boxes.corners, boxes.image_size, tolerance=0.05)
+    if not wrong.any():
+        return None
+    unit = boxes.image_size if boxes.split.format == 'yolo' else np.ones_like(boxes.image_size)
+    written = boxes.written * np.tile(unit, 2)  # pixels
+    for reading in OTHER_READINGS[boxes.split.format]:
+        sound = _fits(reading.corners(written), boxes.image_size, tolerance=0.0)
+        total = candidates.sum()
+        if wrong.sum() >= max(5, READING_SHARE * total) and (sound & candidates).sum() >= 0.99 * total:
+            return candidates, reading
+        if reading is CORNERS:
+            images = _images_all_of(boxes, sound, wrong)
+            if images.any():
+                return candidates & images[boxes.image], reading
+    return None
+
+
+def _images_all_of(boxes: Boxes, sound: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """(I,) bool, images all of whose boxes are `sound`, and at least half of them `wrong` as they are read."""
+    count, good, bad = (
+        np.bincount(boxes.image, weights=mask, minlength=len(boxes.split.images))
+        for mask in (np.ones(len(boxes.flat)), sound, wrong)
+    )
+    return (bad > 0) & (good == count) & (2 * bad >= count)
+
+
+def _fits(corners: np.ndarray, image_size: np.ndarray, tolerance: float) -> np.ndarray:
+    """(N,) bool, boxes with an area inside their image, but for a share `tolerance` of its sides."""
+    slack = np.maximum(tolerance * image_size, OUTSIDE_PX)
+    low, high = corners[:, :2], corners[:, 2:]
+    return np.all((low >= -slack) & (high <= image_size + slack) & (high > low), axis=1)
+
+
+@check(
+    'boxes written in another order of numbers', 'error',
+    consequence='The boxes are in wrong places and of wrong sizes: they fit their images only when read otherwise.',
+    cure='Write the four numbers that the format asks for.',
+    fix='converts them',
+    spoils=True,
+)  # fmt: skip
+def _other_reading(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        if (found := misread(boxes)) is not None:
+            mask, reading = found
+            expected = NUMBERS[boxes.split.format]
+            yield from boxes.examples(mask, f': looks like {reading.name} where {expected} belong')
+
+
+@check(
+    'box without area', 'warning',
+    consequence='There is nothing to learn from it; training leaves it out, or, from VOC, learns one pixel.',
+    cure='Draw it anew, or remove it.',
+    fix='leaves the box out',
+)  # fmt: skip
+def _no_area(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        yield from boxes.examples(boxes.judged & boxes.flat_shape)
+
+
+def _overlap(boxes: Boxes) -> np.ndarray:
+    """(N, 2) float64, how much of each box's width and height lies inside its image, in pixels; may be negative."""
+    low = np.maximum(boxes.corners[:, :2], 0)
+    return np.minimum(boxes.corners[:, 2:], boxes.image_size) - low
+
+
+@check(
+    'box outside its image', 'warning',
+    consequence='There is nothing to learn from it; training leaves it out.',
+    cure='See whether the boxes belong to another size of the image; remove the box.',
+    fix='leaves the box out',
+)  # fmt: skip
+def _outside(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        yield from boxes.examples(boxes.judged & boxes.solid & (_overlap(boxes) <= 0).any(axis=1))
+
+
+@check(
+    'box partly outside its image', 'warning',
+    consequence='Training clips it; evaluation compares with the whole box, which no detection reaches.',
+    cure='Clip it, if it is a person\'s imprecision; many such boxes mean a wrong size or order of numbers.',
+    fix='clips the box',
+)  # fmt: skip
+def _partly_outside(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        beyond = np.maximum(-boxes.corners[:, :2], boxes.corners[:, 2:] - boxes.image_size).max(axis=1)
+        mask = boxes.judged & boxes.solid & (beyond > OUTSIDE_PX) & (_overlap(boxes) > 0).all(axis=1)
+        for index in np.flatnonzero(mask):
+            yield boxes.example(int(index), f', {beyond[index]:.4g} pixels outside', float(beyond[index]))
+
+
+@check(
+    'box of less than two pixels', 'warning',
+    consequence='No detector finds it, and the box losses of such boxes are noise.',
+    cure='Remove it: it is mostly a slip of the mouse.',
+    fix='leaves the box out',
+)  # fmt: skip
+def _tiny(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        side = boxes.extent.min(axis=1)
+        yield from boxes.examples(boxes.judged & boxes.solid & (side < TINY_PX), weights=-side)
+
+
+@check(
+    'box over the whole image', 'note',
+    consequence='It is right for a close-up, and wrong where it stands for "somewhere in this image".',
+    cure='Look at the pictures.',
+)  # fmt: skip
+def _whole(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        covers = (_overlap(boxes) >= WHOLE * boxes.image_size).all(axis=1)
+        yield from boxes.examples(boxes.judged & boxes.solid & covers)
+
+
+def duplicates(boxes: Boxes, min_iou: float = SAME_IOU) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`close_pairs` of one class, each later box once."""
+    first, later, iou = boxes.close_pairs
+    same = (boxes.category[first] == boxes.category[later]) & (iou >= min_iou)
+    order = np.lexsort((-iou[same], later[same]))  # the nearest first
+    _, at = np.unique(later[same][order], return_index=True)
+    first, later, iou = (values[same][order][at] for values in (first, later, iou))
+    return first, later, iou
+
+
+def _pairs(evidence: Evidence, low: float, high: float) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        for first, later, iou in zip(*duplicates(boxes, low), strict=True):
+            if iou < high:
+                why = f', IoU {iou:.2f} with {boxes.flat[first].where}'
+                yield boxes.example(int(later), why, float(iou), [int(first)])
+
+
+@check(
+    'object with two boxes',
+    'warning',
+    consequence='One of the two always counts as missed, and the detector learns to find objects twice.',
+    cure='Remove one of them.',
+    fix='leaves the later box out',
+)
+def _duplicated(evidence: Evidence) -> Iterator[Example]:
+    return _pairs(evidence, SAME_IOU, np.inf)
+
+
+@check(
+    'boxes of one class that nearly coincide',
+    'note',
+    consequence='If it is one object with two boxes, one of them always counts as missed.',
+    cure='Look at the pictures: they can be two objects, one before the other.',
+)
+def _coinciding(evidence: Evidence) -> Iterator[Example]:
+    return _pairs(evidence, NEAR_IOU, SAME_IOU)
+
+
+@check(
+    'object with boxes of two classes', 'note',
+    consequence='The detector learns two answers for one object.',
+    cure='Decide which it is, unless the classes are meant to overlap.',
+)  # fmt: skip
+def _two_classes(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        for first, later, iou in zip(*boxes.close_pairs, strict=True):
+            if iou >= TWO_CLASSES_IOU and boxes.category[first] != boxes.category[later]:
+                other = f'{boxes.flat[first].where} ({boxes.class_name(int(first))})'
+                yield boxes.example(int(later), f', IoU {iou:.2f} with {other}', float(iou), [int(first)])
+
+
+@check(
+    'area unlike the box', 'warning',
+    consequence='Evaluation sorts objects into small, medium and large by it.',
+    cure='Write the area of the mask or of the box in square pixels.',
+    fix='writes the area of the box',
+)  # fmt: skip
+def _area(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        areas = [np.nan if box.area is None else box.area for box in boxes.flat]
+        area = np.array(areas, dtype=np.float64)
+        mask = boxes.judged & boxes.solid & ((area <= 0) | (area > 1.02 * boxes.area + 1))
+        for index in np.flatnonzero(mask):
+            yield boxes.example(int(index), f', area {area[index]:.6g}')
+
+
+@check(
+    'many crowd regions or difficult objects', 'warning',
+    consequence='They are not trained on, and detections of them are not counted.',
+    cure='Set iscrowd and difficult to 0 for objects that are to be found.',
+)  # fmt: skip
+def _crowds(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        crowds = boxes.crowds
+        if crowds.sum() > CROWD_SHARE * len(crowds):
+            first = boxes.example(int(np.flatnonzero(crowds)[0]))
+            text = f'{boxes.split.source}: {crowds.sum()} of {len(crowds)} boxes, the first is {first.text}'
+            yield first._replace(text=text)
+
+
+@check(
+    'more objects than queries', 'warning',
+    consequence='A detector has at most one detection for each query: the others are missed, at training too.',
+    cure='Raise model.num_queries above the number of objects, or tile the images.',
+)  # fmt: skip
+def _crowded(evidence: Evidence) -> Iterator[Example]:
+    return _full_images(evidence, evidence.limits.num_queries, 'queries')
+
+
+@check(
+    'more objects than the metric counts', 'note',
+    consequence=f'COCO\'s metric takes the {METRIC_MAX} best detections of an image: recall there stays below 1.',
+    cure='Know it when you read the AP, or tile the images.',
+)  # fmt: skip
+def _beyond_metric(evidence: Evidence) -> Iterator[Example]:
+    return _full_images(evidence, METRIC_MAX, 'detections')
+
+
+def _full_images(evidence: Evidence, limit: int, what: str) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        per_image = np.bincount(boxes.image[~boxes.crowds], minlength=len(boxes.split.images))
+        for i in np.flatnonzero(per_image > limit):
+            image, n = boxes.split.images[i], int(per_image[i])
+            picture = Picture(image.path, tuple(box.corners for box in image.boxes))
+            yield Example(f'{where(boxes.split, image)}: {n} objects, {limit} {what}', (picture,), n)

@@ -1,0 +1,179 @@
+"""Checks of the list of classes, in each split and between splits."""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+from .checks import check
+from .evidence import Evidence
+from .faults import Example
+
+IMBALANCE = 10  # times as many boxes of the most frequent class
+NAMED = 8  # names that one example lists
+
+
+def plain(name: str) -> str:
+    """A name without what people write in different ways: letter case, blanks, hyphens and underscores."""
+    return ' '.join(name.casefold().replace('_', ' ').replace('-', ' ').split())
+
+
+def names_of(evidence: Evidence) -> Counter[str]:
+    """The number of boxes of every class name in the whole dataset, 0 included."""
+    counts: Counter[str] = Counter()
+    for boxes in evidence.boxes:
+        counts.update(boxes.counts())
+    return counts
+
+
+@check(
+    'several categories with one name', 'error',
+    consequence='The classes cannot be told apart by name, so ddetr refuses the file.',
+    cure='Merge them, or give them names of their own.',
+    fix='merges them',
+)  # fmt: skip
+def _one_name(evidence: Evidence) -> Iterator[Example]:
+    for split in evidence.splits:
+        names = Counter(category.name for category in split.categories)
+        for name, n in names.items():
+            if n > 1:
+                ids = [category.id for category in split.categories if category.name == name]
+                yield Example(f'{split.source}: {n} categories are called {name!r}, ids {listing(ids)}')
+
+
+@check(
+    'several categories with one id', 'error',
+    consequence='It is not known which class the boxes have, so ddetr refuses the file.',
+    cure='Give every category an id of its own, and correct the annotations.',
+)  # fmt: skip
+def _one_id(evidence: Evidence) -> Iterator[Example]:
+    for split in evidence.splits:
+        ids = Counter(repr(category.id) for category in split.categories if category.id is not None)
+        for value, n in ids.items():
+            if n > 1:
+                names = [category.name for category in split.categories if repr(category.id) == value]
+                yield Example(f'{split.source}: id {value} is that of {listing(names)}')
+
+
+@check(
+    'no categories', 'error',
+    consequence='There is no class to train on.',
+    cure='Add the list of classes to the annotation file.',
+)  # fmt: skip
+def _no_categories(evidence: Evidence) -> Iterator[Example]:
+    for split in evidence.splits:
+        if not split.categories:
+            yield Example(f'{split.source}')
+
+
+@check(
+    'one class written in several ways', 'warning',
+    consequence='The detector learns each way of writing as a class of its own, and one counts as wrong for another.',
+    cure='Write the name in one way everywhere.',
+    fix='takes the way that most boxes have',
+)  # fmt: skip
+def _variants(evidence: Evidence) -> Iterator[Example]:
+    counts = names_of(evidence)
+    for names in variants(counts):
+        yield Example(', '.join(f'{name!r} ({counts[name]} boxes)' for name in names))
+
+
+def variants(counts: Counter[str]) -> list[list[str]]:
+    """Groups of names that are one name written in several ways, the most frequent first."""
+    groups: dict[str, list[str]] = {}
+    for name, _ in counts.most_common():
+        groups.setdefault(plain(name), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+@check(
+    'class name with blanks around it, or none', 'warning',
+    consequence='Names in configs, tables and other files will not match it.',
+    cure='Remove the blanks; give every class a name.',
+    fix='removes the blanks',
+)  # fmt: skip
+def _blank_names(evidence: Evidence) -> Iterator[Example]:
+    for name, n in names_of(evidence).items():
+        if not name.strip() or name != name.strip():
+            yield Example(f'{name!r} ({n} boxes)')
+
+
+@check(
+    'splits number their classes differently', 'error',
+    consequence='A label means one class in training and another in evaluation.',
+    cure='Write the same categories, ids and order in all files.',
+    fix='writes the same list in all splits',
+)  # fmt: skip
+def _different_lists(evidence: Evidence) -> Iterator[Example]:
+    first = next((split for split in evidence.splits if split.categories), None)
+    for split in evidence.splits:
+        if first is None or split is first or not split.categories or split.format == 'voc':
+            continue
+        ours, theirs = ({c.name: c.id for c in each.categories} for each in (first, split))
+        differing = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+        lacking = sorted(ours.keys() ^ theirs.keys())
+        if differing:
+            name = differing[0]
+            numbers = f'{ours[name]!r} in {first.name} and {theirs[name]!r} in {split.name}'
+            yield Example(f'{len(differing)} classes, the first is {name!r}: id {numbers}')
+        if lacking:
+            yield Example(f'only one of {first.name} and {split.name} lists {listing(lacking)}')
+
+
+@check(
+    'unused category', 'note',
+    consequence='The detector has an output that learns nothing, and the class has no AP.',
+    cure='Remove it from the list if it is not meant to be there (Roboflow exports the project\'s name as category 0).',
+)  # fmt: skip
+def _unused(evidence: Evidence) -> Iterator[Example]:
+    for name, n in names_of(evidence).items():
+        if n == 0:
+            yield Example(f'{name!r} has no box in any split')
+
+
+@check(
+    'class in one split only', 'warning',
+    consequence='A class without training boxes cannot be learnt; one without test boxes is not evaluated.',
+    cure='Divide the images into splits anew, so that each has boxes of every class.',
+)  # fmt: skip
+def _one_split(evidence: Evidence) -> Iterator[Example]:
+    filled = [boxes for boxes in evidence.boxes if len(boxes.flat)]
+    if len(filled) < 2:
+        return
+    counts = {boxes.split.name: boxes.counts() for boxes in filled}
+    for name, total in names_of(evidence).items():
+        having = [split for split, count in counts.items() if count.get(name, 0)]
+        if len(having) == 1:
+            yield Example(f'{name!r}: all {total} boxes are in {having[0]}', weight=total)
+
+
+@check(
+    'class imbalance', 'note',
+    consequence=f'A class with {IMBALANCE} times fewer boxes than another is found less and less surely.',
+    cure='Collect more of it, or repeat its images: dict(type="ClassBalancedDataset", oversample_thr=...).',
+)  # fmt: skip
+def _imbalance(evidence: Evidence) -> Iterator[Example]:
+    counts = Counter({name: n for name, n in names_of(evidence).items() if n})
+    for most, n in counts.most_common(1):
+        for name, few in counts.items():
+            if few * IMBALANCE <= n:
+                yield Example(f'{name!r} has {few} boxes, {most!r} has {n}', weight=-few)
+
+
+@check(
+    'category ids from 0 or with gaps', 'note',
+    consequence='ddetr numbers classes by the order of their ids; tools that take ids for labels are off by some.',
+    cure='Nothing for ddetr. Number the categories from 1 without gaps for others.',
+    fix='numbers categories from 1',
+)  # fmt: skip
+def _odd_ids(evidence: Evidence) -> Iterator[Example]:
+    for split in evidence.splits:
+        ids = sorted(c.id for c in split.categories if isinstance(c.id, int) and split.format == 'coco')
+        gaps = sum(after - before > 1 for before, after in pairwise(ids))
+        if ids and (ids[0] != 1 or gaps):
+            yield Example(f'{split.source}: ids {ids[0]} to {ids[-1]}, {gaps} gaps')
+
+
+def listing(values: list) -> str:
+    """The first few of a list, for a message."""
+    more = f' and {len(values) - NAMED} more' if len(values) > NAMED else ''
+    return ', '.join(map(repr, values[:NAMED])) + more

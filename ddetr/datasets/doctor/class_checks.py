@@ -1,0 +1,144 @@
+"""Checks of what is usual in a class: boxes and images that are far from it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from .checks import check
+from .evidence import Boxes, Evidence, where
+from .faults import Example, Picture
+
+OUTLIER = 6.0  # robust standard deviations of log area, which must also be a factor in area
+MIN_SIGMA = 0.25  # of log area: classes of one size have no spread to measure
+BORDER_PX = 2
+MIN_BOXES = 20  # to speak of what is usual
+UNRESOLVED_SHARE = 0.25  # of a class's boxes
+USUAL_SHARE = 0.9  # of the images that have a class which is then missed in the others
+USUAL_IMAGES = 50
+FEW = 0.25  # of the usual number of a class's boxes in an image
+
+
+class Usual(NamedTuple):
+    """What the boxes of a class are like."""
+
+    log_area: float  # median of the logarithms of square pixels
+    sigma: float  # robust standard deviation of them
+
+
+def _usual_sizes(evidence: Evidence) -> dict[str, Usual]:
+    logs: dict[str, list[np.ndarray]] = {}
+    for boxes in evidence.boxes:
+        good = boxes.judged & boxes.solid
+        for index, category in enumerate(boxes.split.categories):
+            area = boxes.area[good & (boxes.category == index)]
+            logs.setdefault(category.name, []).append(np.log(area))
+    usual = {}
+    for name, parts in logs.items():
+        values = np.concatenate(parts)
+        if len(values) >= MIN_BOXES:
+            median = float(np.median(values))
+            spread = 1.4826 * float(np.median(np.abs(values - median)))  # of a normal distribution
+            usual[name] = Usual(median, max(spread, MIN_SIGMA))
+    return usual
+
+
+def _at_border(boxes: Boxes) -> np.ndarray:
+    """(N,) bool, boxes that touch the edge of their image, which may cut the object."""
+    low, high = boxes.corners[:, :2], boxes.corners[:, 2:]
+    return (low.min(axis=1) <= BORDER_PX) | ((boxes.image_size - high).min(axis=1) <= BORDER_PX)
+
+
+@check(
+    'size far from the usual of its class', 'warning',
+    consequence='Such a box is often of another class, or of something else.',
+    cure='Look at the pictures, and correct the class or the box.',
+)  # fmt: skip
+def _outliers(evidence: Evidence) -> Iterator[Example]:
+    usual = _usual_sizes(evidence)
+    for boxes in evidence.boxes:
+        good, cut = boxes.judged & boxes.solid, _at_border(boxes)
+        for index, category in enumerate(boxes.split.categories):
+            if category.name not in usual:
+                continue
+            median, sigma = usual[category.name]
+            members = np.flatnonzero(good & (boxes.category == index))
+            off = np.log(boxes.area[members]) - median
+            far = (
+                (np.abs(off) > OUTLIER * sigma)
+                & (np.abs(off) > np.log(OUTLIER))
+                & ~((off < 0) & cut[members])
+            )
+            for i, z in zip(members[far], off[far], strict=True):
+                side, common = np.sqrt(boxes.area[i]), np.exp(median / 2)
+                yield boxes.example(
+                    int(i), f', side {side:.0f} pixels, usual {common:.0f}', abs(float(z)) / sigma
+                )
+
+
+def _scales(evidence: Evidence, boxes: Boxes) -> np.ndarray:
+    """(N,) float64, how much the largest training size enlarges each box's image."""
+    fits = [
+        np.minimum(long / boxes.image_size.max(axis=1), short / boxes.image_size.min(axis=1))
+        for long, short in evidence.limits.sizes
+    ]
+    return np.max(fits, axis=0)
+
+
+def _unresolved(evidence: Evidence, boxes: Boxes) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bool, boxes of less than half a step of the finest features; (N,) float64, their shorter side there."""
+    side = boxes.extent.min(axis=1) * _scales(evidence, boxes)
+    return boxes.judged & boxes.solid & (side < evidence.limits.stride / 2), side
+
+
+@check(
+    'box below what the training size resolves', 'note',
+    consequence='Resized for training it is less than half a step of the finest feature level: hardly found.',
+    cure='Train with larger images, or tile them.',
+)  # fmt: skip
+def _too_small(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        mask, side = _unresolved(evidence, boxes)
+        for i in np.flatnonzero(mask):
+            why = f': {side[i]:.1f} pixels when resized, features every {evidence.limits.stride}'
+            yield boxes.example(int(i), why, -float(side[i]))
+
+
+@check(
+    'class below what the training size resolves', 'warning',
+    consequence='Most of what these objects look like is lost before the detector sees them: their AP stays low.',
+    cure='Train with larger images, tile them, or take a finer feature level.',
+)  # fmt: skip
+def _class_too_small(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        mask, _ = _unresolved(evidence, boxes)
+        known = boxes.category >= 0
+        n = len(boxes.split.categories)
+        small, total = (np.bincount(boxes.category[m], minlength=n) for m in (mask & known, known))
+        for index in np.flatnonzero((small > 0) & (small >= UNRESOLVED_SHARE * total)):
+            name = boxes.split.categories[index].name
+            of_it = mask & (boxes.category == index)
+            picture = boxes.example(int(np.flatnonzero(of_it)[0])).pictures
+            yield Example(f'{boxes.split.source}: {name}, {small[index]} of {total[index]} boxes', picture)
+
+
+@check(
+    'image with fewer boxes of a class than usual', 'note',
+    consequence='If the objects are there without boxes, the detector learns not to find them.',
+    cure='Look at the pictures for objects that nobody annotated.',
+)  # fmt: skip
+def _sparse(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        count = len(boxes.split.images)
+        if count < USUAL_IMAGES:
+            continue
+        for index, category in enumerate(boxes.split.categories):
+            per_image = np.bincount(boxes.image[boxes.category == index], minlength=count)
+            median = float(np.median(per_image))
+            if (per_image > 0).mean() < USUAL_SHARE or median < 1:
+                continue
+            for i in np.flatnonzero((per_image == 0) | (per_image < FEW * median)):
+                image, n = boxes.split.images[i], per_image[i]
+                drawn = Picture(image.path, tuple(box.corners for box in image.boxes))
+                text = f'{where(boxes.split, image)}: {n} boxes of {category.name}, usual are {median:.0f}'
+                yield Example(text, (drawn,), median - float(n))

@@ -1,0 +1,118 @@
+"""Checks of the ids by which a file in COCO's format refers to its records."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from ddetr.datasets.formats.records import WrittenSplit
+
+from .checks import check
+from .evidence import Evidence, id_key, where
+from .faults import Example, Picture
+
+NAMED = 5  # ids that one example names
+
+
+def _repeated(values: Iterable[object]) -> dict[object, int]:
+    return {value: n for value, n in Counter(values).items() if n > 1 and value is not None}
+
+
+@check(
+    'duplicate image id', 'error',
+    consequence='Boxes go to the wrong one of the images, so ddetr refuses the file.',
+    cure='Number the images anew, each with an id of its own, and its annotations with it.',
+    fix='numbers images anew; boxes stay with the image that the reader gave them to',
+)  # fmt: skip
+def _image_ids(evidence: Evidence) -> Iterator[Example]:
+    for split in evidence.splits:
+        repeated = _repeated(id_key(image.id) for image in split.images)
+        for image in split.images:
+            if (key := id_key(image.id)) in repeated:
+                text = f'{where(split, image)}: id {image.id!r} is that of {repeated[key]} images'
+                yield Example(text, (Picture(image.path),))
+
+
+def _restarted(split: WrittenSplit) -> bool:
+    """Whether annotation ids repeat because every image numbers its own from the same start on."""
+    starts = [id_key(image.boxes[0].id) for image in split.images if image.boxes]
+    return len(starts) > 1 and Counter(starts).most_common(1)[0][1] > len(starts) / 2
+
+
+def _annotation_ids(evidence: Evidence, restarted: bool) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        repeated = _repeated(id_key(box.id) for box in boxes.flat)
+        if repeated and _restarted(boxes.split) == restarted:
+            for index, box in enumerate(boxes.flat):
+                if (key := id_key(box.id)) in repeated:
+                    yield boxes.example(index, f', annotation id {box.id!r} occurs {repeated[key]} times')
+
+
+@check(
+    'duplicate annotation id', 'error',
+    consequence='Tools that look annotations up by id, as pycocotools does, lose boxes in silence.',
+    cure='Number the annotations anew.',
+    fix='numbers annotations anew',
+)  # fmt: skip
+def _duplicate_annotation_ids(evidence: Evidence) -> Iterator[Example]:
+    return _annotation_ids(evidence, restarted=False)
+
+
+@check(
+    'annotation ids restart in each image', 'error',
+    consequence='Tools that look annotations up by id, pycocotools among them, keep the boxes of the last image only; '
+    'ddetr refuses the file.',
+    cure='Number the annotations through the whole file.',
+    fix='numbers annotations anew',
+)  # fmt: skip
+def _restarted_annotation_ids(evidence: Evidence) -> Iterator[Example]:
+    return _annotation_ids(evidence, restarted=True)
+
+
+@check(
+    'unknown image id',
+    'error',
+    consequence='These boxes belong to no image that the file lists; ddetr refuses the file.',
+    cure='Add the images to the list, or remove the annotations.',
+    fix='leaves them out',
+)
+def _unknown_image(evidence: Evidence) -> Iterator[Example]:
+    for split in evidence.splits:
+        for sentence in split.lost:
+            yield Example(sentence)
+
+
+@check(
+    'id that is text', 'warning',
+    consequence='1 and "1" are different ids: records do not find each other, and evaluation tools want numbers.',
+    cure='Write ids as numbers.',
+    fix='numbers everything anew',
+)  # fmt: skip
+def _text_ids(evidence: Evidence) -> Iterator[Example]:
+    for split in evidence.splits:
+        if split.format != 'coco':
+            continue
+        kinds = {
+            'image ids': (image.id for image in split.images),
+            'annotation ids': (box.id for image in split.images for box in image.boxes),
+            'category ids': (category.id for category in split.categories),
+            "annotations' category ids": (box.category for image in split.images for box in image.boxes),
+        }
+        for kind, values in kinds.items():
+            texts = [value for value in values if isinstance(value, str)]
+            if texts:
+                some = ', '.join(map(repr, list(dict.fromkeys(texts))[:NAMED]))
+                yield Example(f'{split.source}: {len(texts)} {kind}, such as {some}')
+
+
+@check(
+    'unknown category', 'error',
+    consequence='The class of these boxes is not known, so training stops when it reads the annotation file.',
+    cure='Add the category to the file, or correct the id.',
+    fix='takes the category that differs only in being a number or text; else leaves the boxes out',
+)  # fmt: skip
+def _unknown_category(evidence: Evidence) -> Iterator[Example]:
+    for boxes in evidence.boxes:
+        known = {str(c.key) for c in boxes.split.categories}
+        for index in (boxes.category < 0).nonzero()[0]:
+            written = boxes.flat[index].category
+            hint = ', which exists as text or number' if str(written) in known else ''
+            yield boxes.example(int(index), f', category {written!r} is not in the list{hint}')

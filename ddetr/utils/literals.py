@@ -1,0 +1,33 @@
+"""Python literals as config files write them, read without executing anything."""
+
+import ast
+from typing import Any
+
+
+def literal_value(node: ast.AST) -> Any:
+    """The value of a parsed literal; calls of `dict` with keywords are literals too, and a bare name is a word.
+
+    Raises:
+        ValueError, TypeError: The expression is no literal.
+    """
+    match node:
+        case ast.List(elts=items):
+            return [literal_value(item) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(literal_value(item) for item in items)
+        case ast.Dict(keys=keys, values=values):
+            pairs = zip(keys, values, strict=True)
+            # `**other` has no key
+            return {literal_value(key or ast.Pass()): literal_value(value) for key, value in pairs}
+        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=pairs) if all(pair.arg for pair in pairs):
+            return {pair.arg: literal_value(pair.value) for pair in pairs}
+        case ast.Name(id=word):
+            return parse_word(word)
+    return ast.literal_eval(node)  # raises ValueError for what is no expression
+
+
+def parse_word(text: str) -> Any:
+    """A number, True, False, None or the word itself, by the rules of mmengine's `--cfg-options`."""
+    from mmengine.config import DictAction
+
+    return DictAction._parse_int_float_bool(text)

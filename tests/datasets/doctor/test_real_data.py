@@ -1,0 +1,50 @@
+"""What the doctor finds in real datasets, against what a separate look at them found."""
+
+import pytest
+
+from ddetr.datasets.doctor import examine
+from tests.conftest import _shared
+
+
+@pytest.fixture(scope='module')
+def bccd():
+    return {fault.name: fault for fault in examine(_shared('data', 'bccd')).faults}
+
+
+def found_in(fault):
+    return sorted(path.stem[-5:] for path in fault.paths)
+
+
+def test_blood_cells(bccd):
+    assert found_in(bccd['box without area']) == ['00338', '00343']
+    assert found_in(bccd['object with two boxes']) == [
+        '00020',
+        '00100',
+        '00104',
+        '00251',
+        '00284',
+        '00331',
+        '00403',
+    ]
+    assert found_in(bccd['boxes of one class that nearly coincide']) == ['00013']
+    # a platelet that is called a white cell, and two white cells that are called platelets
+    assert found_in(bccd['size far from the usual of its class']) == ['00113', '00133', '00135']
+    assert found_in(bccd['near-duplicate image in another split']) == ['00037', '00038']
+    assert {'00152', '00250', '00268', '00303'} < set(
+        found_in(bccd['image with fewer boxes of a class than usual'])
+    )
+    assert bccd['class imbalance'].count == 2
+    assert len(bccd) == 7
+
+
+def test_coco_has_no_error_and_nothing_that_is_not_there(coco_root):
+    report = examine(coco_root)
+    assert report.of('error') == []
+    assert {fault.name: fault.count for fault in report.of('warning')} == {
+        'box of less than two pixels': 3,
+        'class in one split only': 8,
+    }
+    notes = {fault.name: fault.count for fault in report.of('note')}
+    assert notes['image without boxes'] == 2
+    assert notes['grey, transparent, palette or CMYK image'] == 2
+    assert 'near-duplicate image' not in notes

@@ -1,0 +1,82 @@
+"""The config in a training checkpoint: enough to test and to predict, and never executed."""
+
+import os
+
+import pytest
+import torch
+
+from ddetr.apis import init_detector, load_config
+from ddetr.engine.saved_config import KEPT, find_checkpoint, saved_config
+from ddetr.utils import CheckpointError
+
+
+def _with(text):
+    return {'meta': {'cfg': text}}
+
+
+@pytest.mark.parametrize('name', ['detr_shapes', 'faster-rcnn_shapes', 'dino-4scale_swin-t_8xb2-12e_coco'])
+def test_what_testing_needs_comes_back_as_it_was(name):
+    cfg = load_config(name)
+    saved = saved_config(_with(cfg.pretty_text), 'a.pth')
+    assert set(saved) == set(KEPT) & set(cfg)
+    for key, value in saved.items():
+        assert value == cfg[key], key
+
+
+def test_names_with_a_scope_are_read(tiny_run):
+    text = load_config(tiny_run.config).pretty_text
+    scoped = text.replace("type='LoadAnnotations'", "type='mmdet.LoadAnnotations'")
+    assert scoped != text
+    assert saved_config(_with(scoped), 'a.pth').to_dict() == saved_config(_with(text), 'a.pth').to_dict()
+
+
+@pytest.mark.parametrize(
+    ('text', 'says'),
+    [
+        (
+            'model = dict(type="os.system", command="touch {marker}")',
+            r"model.type='os.system' is not registered",
+        ),
+        (
+            'model = dict(type="evil")',
+            r"model.type='evil' is not registered",
+        ),  # a module beside the working folder
+        ('model = dict(a=dict(type="mmengine.load", file="{marker}"))', r"model.a.type='mmengine.load'"),
+        ('model = [dict(type="subprocess.Popen")]', r"model.0.type='subprocess.Popen'"),
+        ('model = open("{marker}", "w").close()', 'not made of plain values'),
+        ('open("{marker}", "w").close()', 'line 1 assigns no value'),
+        ('custom_imports = dict(imports=["evil"])\nmodel = dict()', 'custom_imports'),
+        ('model = dict(', 'not made of plain values'),
+        ('x = 1', 'has no model'),
+    ],
+)
+def test_a_config_that_wants_to_run_code_is_refused(tiny_run, tmp_path, monkeypatch, text, says):
+    marker = tmp_path / 'marker'
+    (tmp_path / 'evil.py').write_text(f'open({os.fspath(marker)!r}, "w").close()')
+    monkeypatch.syspath_prepend(tmp_path)
+    content = torch.load(tiny_run.checkpoint, weights_only=False)
+    content['meta']['cfg'] = text.format(marker=marker)
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=says) as error:
+        init_detector(checkpoint=tmp_path / 'a.pth')
+    assert 'give the config too' in str(error.value)
+    assert not marker.exists()
+
+
+def test_weights_alone_need_a_config():
+    with pytest.raises(CheckpointError, match=r'a\.pth does not carry the config'):
+        saved_config({'state_dict': {}}, 'a.pth')
+
+
+def test_a_work_directory_stands_for_its_best_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match='is a folder without a checkpoint'):
+        find_checkpoint(tmp_path)
+    for age, name in enumerate(['best_coco_bbox_mAP_epoch_3.pth', 'epoch_9.pth', 'epoch_10.pth']):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    assert find_checkpoint(tmp_path) == str(tmp_path / 'best_coco_bbox_mAP_epoch_3.pth')
+    (tmp_path / 'best_coco_bbox_mAP_epoch_3.pth').unlink()
+    assert find_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth')
+    assert find_checkpoint(tmp_path / 'epoch_9.pth') == str(tmp_path / 'epoch_9.pth')
+    (tmp_path / 'model.safetensors').touch()
+    assert find_checkpoint(tmp_path) == str(tmp_path)  # of Hugging Face
