@@ -296,6 +296,7 @@ def test_coco_boxes_in_other_units_are_an_error(tmp_path):
         _coco(tmp_path, (right / [100, 80, 100, 80]).tolist())
     # objects that fill the image, or that a few of reach out of it, are no such fault
     assert len(_coco(tmp_path, [[0, 0, 100, 80]] * 5)) == 1
+    assert len(_coco(tmp_path, [*[[5, 5, 60, 60]] * 9, [5, 5, 99, 60]])) == 1
     assert len(_coco(tmp_path, [*right.tolist(), [60, 50, 90, 70], [70, 50, 90, 70]])) == 1
 
 
@@ -319,6 +320,6 @@ def test_a_misspelt_key_is_found_before_anything_is_built(repo_root):
     loader = {'dataset': {'type': 'VOCDataset', 'img_subdirr': 'x', '_delete_': True}}
     cfg = load_config(repo_root / 'tests/configs/tiny_shapes.py', {'train_dataloader': loader})
     with pytest.raises(
-        ConfigError, match=r"img_subdirr: XMLDataset takes no such key; did you mean img_subdir"
+        ConfigError, match=r'img_subdirr: XMLDataset takes no such key; did you mean img_subdir'
     ):
         check_config(cfg)

@@ -16,6 +16,7 @@ from ddetr.datasets.formats.records import WrittenSplit
 from ddetr.datasets.formats.voc import read_voc_split
 from ddetr.datasets.formats.yolo import (
     categories_of,
+    is_yaml,
     label_file,
     read_data_yaml,
     read_yolo_folder,
@@ -74,7 +75,7 @@ def find_dataset(data_root: str | Path, format: str | None = None) -> FoundDatas
     docs/data_formats.md lists them. A dataset that has one part only is all `train`.
 
     Args:
-        data_root: The folder.
+        data_root: The folder, or a `data.yaml`.
         format: 'coco', 'voc' or 'yolo', to look for this one only.
 
     Raises:
@@ -82,6 +83,10 @@ def find_dataset(data_root: str | Path, format: str | None = None) -> FoundDatas
             what was found.
     """
     root = Path(data_root)
+    if root.is_file() and is_yaml(root):
+        noted: list[str] = []
+        named = list(_splits_of_yaml(root.parent, root, noted))
+        return FoundDataset(root.parent, 'yolo', _unique(named, root.parent, noted), tuple(noted))
     if not root.is_dir():
         raise InputError(
             f'{root} {"is a file, not" if root.exists() else "does not exist: give"} the folder of a dataset.'

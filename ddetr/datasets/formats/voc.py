@@ -21,9 +21,9 @@ def read_voc_split(
 ) -> WrittenSplit:
     """Read a folder of XML files, leaving their faults as they are.
 
-    One is subtracted from all four corners, since VOC numbers pixels from 1. The width is xmax - xmin. MMDetection,
-    Ultralytics and supervision read VOC in the same way; the development kit would count the last pixel too, which
-    the tools that people annotate with today do not.
+    One is subtracted from all four corners, as by MMDetection, since VOC numbers pixels from 1. The width is then
+    xmax - xmin. The development kit counts the last pixel as part of the box, which the tools that people annotate
+    with today do not.
 
     Args:
         annotations: Folder of the XML files.

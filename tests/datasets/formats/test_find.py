@@ -226,6 +226,11 @@ def test_what_is_not_there_is_said(folder, tmp_path):
         find_dataset(folder.root)
 
 
+def test_a_data_yaml_may_be_named_itself(folder):
+    yolo_lists(folder)
+    assert find_dataset(folder.root / 'my.yaml').splits['val'].read().images[0].path.name == 'b.jpg'
+
+
 def test_trainval_is_trained_on_where_there_is_no_train(folder):
     folder.image('JPEGImages/a.jpg', 'JPEGImages/b.jpg').xml('Annotations/a.xml', 'Annotations/b.xml')
     folder.text('ImageSets/Main/trainval.txt', 'a\n').text('ImageSets/Main/test.txt', 'b\n')
