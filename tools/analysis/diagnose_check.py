@@ -23,7 +23,9 @@ def main() -> None:
     )
     parser.add_argument('config', help='config file of a set-up that learns')
     parser.add_argument('--only', nargs='+', choices=SABOTAGES, default=list(SABOTAGES), help='some of them')
-    parser.add_argument('--format', choices=FORMATS, default='text', help='of the table (default: %(default)s)')
+    parser.add_argument(
+        '--format', choices=FORMATS, default='text', help='of the table (default: %(default)s)'
+    )
     add_cfg_options(parser)
     args = parser.parse_args()
     rows, missed = [], 0

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ddetr.analysis.examples import Example
+
 from .contents import Array
 from .findings import Finding, Measured, Unchecked
-from .subject import Example, Subject, Written
+from .subject import Subject, Written
 
 TOLERANCE_PX = 2.0  # annotation tools count pixels from 0 or 1, and round
 MANY = 0.15  # of the boxes, at which a fault is no single mistake
@@ -19,7 +21,8 @@ def check_boxes(subject: Subject) -> Measured:
     seen = [box for example in subject.examples for box in _seen(example)]
     if not seen and not written:
         raise Unchecked('no image of the training set has a box')
-    facts, findings = [], []
+    facts: list[str] = []
+    findings: list[Finding] = []
     for boxes, where in ((written, 'in the annotations'), (seen, 'in the images that the model sees')):
         if boxes:
             fault, fact = judge(boxes, where)
@@ -59,13 +62,19 @@ def judge(written: Sequence[Written], where: str) -> tuple[Finding | None, str]:
         if centred >= NEARLY_ALL:
             return _as_centres(outside, centred, example, where), fact
     if empty > MANY:
-        title = 'boxes end before they start: width and height are read as a second corner (xywh taken for xyxy)'
+        title = (
+            'boxes end before they start: width and height are read as a second corner (xywh taken for xyxy)'
+        )
         cure = 'write x1 y1 x2 y2, or use a dataset whose format is x y width height.'
-        return Finding('boxes', title, f'{empty:.0%} of {len(boxes)} boxes {where} have no area; {example}', cure), fact
+        return Finding(
+            'boxes', title, f'{empty:.0%} of {len(boxes)} boxes {where} have no area; {example}', cure
+        ), fact
     if outside > MANY:
         title = 'boxes do not fit their images'
-        cure = 'check the sizes of the images in the annotations, and whether the boxes belong to other images or sizes.'
-        return Finding('boxes', title, f'{outside:.0%} of {len(boxes)} boxes {where} leave their image; {example}', cure), fact
+        cure = 'check the image sizes in the annotations, and whether the boxes belong to other images.'
+        return Finding(
+            'boxes', title, f'{outside:.0%} of {len(boxes)} boxes {where} leave their image; {example}', cure
+        ), fact
     return None, fact
 
 
@@ -105,4 +114,6 @@ def _share(holds: Array, any_side: bool = False) -> float:
 
 
 def _numbers(values: Array) -> str:
-    return ' x '.join(f'{v:.0f}' for v in values) if len(values) == 2 else ' '.join(f'{v:.1f}' for v in values)
+    return (
+        ' x '.join(f'{v:.0f}' for v in values) if len(values) == 2 else ' '.join(f'{v:.1f}' for v in values)
+    )

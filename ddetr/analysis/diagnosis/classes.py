@@ -9,13 +9,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torchvision.ops import box_iou
 
+from ddetr.analysis.examples import Example
 from ddetr.engine.class_check import check_classes
 from ddetr.utils.errors import ConfigError, InputError
 from ddetr.weights import read_weights
 
 from .contents import Array
 from .findings import Finding, Measured, Severity, Unchecked
-from .subject import Example, Subject, model_batch, start_model
+from .subject import Subject, model_batch, start_model
 
 MANY_MATCHES = 20  # detections of known truth that a confusion is judged by
 LONG_SIDE_PX = 512
@@ -27,18 +28,22 @@ def check_names(subject: Subject) -> Measured:
     facts = [f'{len(names)} classes in the training data: {_listed(names)}; the detector has {number}']
     datasets = {'train_dataloader': subject.train, 'val_dataloader': subject.val}
     try:
-        check_classes(subject.model, {key: dataset for key, dataset in datasets.items() if dataset is not None})
+        check_classes(
+            subject.model, {key: dataset for key, dataset in datasets.items() if dataset is not None}
+        )
     except ConfigError as error:
         title = 'the class mapping is wrong: detector, training data and validation data do not agree'
         return Measured(tuple(facts), (Finding('classes', title, _evidence(error), _cure(error)),))
     labels = np.concatenate([example.labels for example in subject.examples])
     counts = Counter(labels.tolist())
     if number is not None and (strange := [label for label in counts if not 0 <= label < number]):
-        evidence = f'labels {sorted(strange)[:5]} occur in the training data; the detector has classes 0 to {number - 1}'
+        evidence = f'labels {sorted(strange)[:5]} occur; the detector has classes 0 to {number - 1}'
         cure = 'number the labels from 0 in the dataset or transform that makes them.'
         title = 'the class mapping is wrong: labels are outside the classes of the detector'
         return Measured(tuple(facts), (Finding('classes', title, evidence, cure),))
-    facts.append('boxes by class: ' + ', '.join(f'{subject.name_of(k)} {n}' for k, n in counts.most_common(8)))
+    facts.append(
+        'boxes by class: ' + ', '.join(f'{subject.name_of(k)} {n}' for k, n in counts.most_common(8))
+    )
     findings = [*_unused(subject, counts), *_of_checkpoint(subject)]
     return Measured(tuple(facts), tuple(findings))
 
@@ -89,7 +94,11 @@ def _of_checkpoint(subject: Subject) -> list[Finding]:
             f'{len(moved)} of {len(names)} rows of {source} stand for other names, first {moved[0][0]!r} where the '
             f'data have {moved[0][1]!r}',
             f'set metainfo=dict(classes={_listed(learned)}) in all datasets'
-            + ('.' if same_names else ', if these are what the data show; otherwise this costs some of the training.'),
+            + (
+                '.'
+                if same_names
+                else ', if these are what the data show; otherwise this costs some of the training.'
+            ),
             Severity.CAUSE if same_names else Severity.NOTE,
         )
     ]
@@ -103,11 +112,17 @@ def check_confusion(subject: Subject) -> Measured:
     model, report = start_model(subject.cfg, source)
     if report is None or report.reinitialised:
         raise Unchecked('the weights know other classes than the data')
-    pairs = matched_labels(model.eval(), [example for example in subject.examples[::4] if len(example.labels)])
+    pairs = matched_labels(
+        model.eval(), [example for example in subject.examples[::4] if len(example.labels)]
+    )
     if len(pairs) < MANY_MATCHES:
-        return Measured((f'{len(pairs)} boxes found in {len(subject.examples[::4])} training images: too few to tell',))
+        return Measured(
+            (f'{len(pairs)} boxes found in {len(subject.examples[::4])} training images: too few to tell',)
+        )
     classes = np.unique(pairs)
-    table = np.array([[((pairs[:, 0] == i) & (pairs[:, 1] == j)).sum() for j in classes] for i in classes])  # (K, K)
+    table = np.array(
+        [[((pairs[:, 0] == i) & (pairs[:, 1] == j)).sum() for j in classes] for i in classes]
+    )  # (K, K)
     right = table.trace() / table.sum()
     rows, columns = linear_sum_assignment(-table)
     best = table[rows, columns].sum() / table.sum()
@@ -146,7 +161,9 @@ def matched_labels(model: Any, examples: Sequence[Example]) -> Array:
         # of the detections on a box, the surest
         best = (iou.gt(0.5) * found.scores).max(1)
         labels = sample.gt_instances.labels
-        pairs += [(int(labels[g]), int(found.labels[n])) for g, n in enumerate(best.indices) if best.values[g] > 0]
+        pairs += [
+            (int(labels[g]), int(found.labels[n])) for g, n in enumerate(best.indices) if best.values[g] > 0
+        ]
     return np.array(pairs, dtype=int).reshape(-1, 2)
 
 

@@ -58,10 +58,14 @@ def describe(image: Array, boxes_xyxy_px: Array) -> Array:
         margin_x, margin_y = RING * (x2 - x1), RING * (y2 - y1)
         inner = _crop(lab, x1, y1, x2, y2)
         outer = _crop(lab, x1 - margin_x, y1 - margin_y, x2 + margin_x, y2 + margin_y)
-        patch, around = (cv2.resize(part, (PATCH, PATCH), interpolation=cv2.INTER_AREA) for part in (inner, outer))
+        patch, around = (
+            cv2.resize(part, (PATCH, PATCH), interpolation=cv2.INTER_AREA) for part in (inner, outer)
+        )
         layout = cv2.resize(patch, (4, 4), interpolation=cv2.INTER_AREA).ravel() / 64
         around_layout = cv2.resize(around, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
-        ring = np.concatenate([around_layout[[0, -1]].reshape(-1, 3), around_layout[1:-1, [0, -1]].reshape(-1, 3)])
+        ring = np.concatenate(
+            [around_layout[[0, -1]].reshape(-1, 3), around_layout[1:-1, [0, -1]].reshape(-1, 3)]
+        )
         mean, spread = inner.reshape(-1, 3).mean(0), inner.reshape(-1, 3).std(0)
         contrast = np.concatenate([mean - ring.mean(0), np.abs(mean - ring.mean(0)), spread - ring.std(0)])
         edges = np.concatenate([_gradients(part[..., 0]) for part in (patch, around)])
@@ -71,7 +75,9 @@ def describe(image: Array, boxes_xyxy_px: Array) -> Array:
     return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
 
 
-def separability(features: Array, labels: Array, groups: Array, within_groups: bool = False) -> Separability | None:
+def separability(
+    features: Array, labels: Array, groups: Array, within_groups: bool = False
+) -> Separability | None:
     """Cross-validate a ridge classifier of the labels; None without two classes of enough boxes and images.
 
     Args:
@@ -103,7 +109,9 @@ def separability(features: Array, labels: Array, groups: Array, within_groups: b
     return Separability(auc(labels), float(np.mean(chance)), float(np.std(chance)), len(labels))
 
 
-def transfer(features: Array, labels: Array, other_features: Array, other_labels: Array) -> tuple[Array, Array]:
+def transfer(
+    features: Array, labels: Array, other_features: Array, other_labels: Array
+) -> tuple[Array, Array]:
     """Train on one set of boxes and rank those of another.
 
     Returns:

@@ -8,6 +8,7 @@ from .findings import Finding, Measured, Unchecked
 from .subject import Subject, described
 
 GAIN = 0.2  # of the area under the ROC curve by exchanging classes, at which they are exchanged
+UNKNOWN = 0.55  # area under the ROC curve below which classes are not recognised
 RIGHT = 0.7  # area under the ROC curve at which a class is recognised
 
 
@@ -24,7 +25,9 @@ def check_contents(subject: Subject) -> Measured:
     if placed is not None:
         facts.append(f'boxes against the same boxes on other images: told apart with AUC {placed}')
         if placed.is_chance:
-            findings.append(_of_other_images(f'told apart from the same boxes on other images with AUC {placed}'))
+            findings.append(
+                _of_other_images(f'told apart from the same boxes on other images with AUC {placed}')
+            )
     for within, among in ((False, 'all boxes'), (True, 'the boxes of each image')):
         known = separability(boxes.features, boxes.labels, boxes.images, within)
         if known is None:
@@ -65,19 +68,18 @@ def check_mapping(subject: Subject) -> Measured:
     if len(classes) < 2:
         raise Unchecked('training and validation data share fewer than two classes of enough boxes')
     same = float(auc.diagonal().mean())
-    facts = (f'{len(classes)} classes learned from training boxes, recognised in validation boxes with AUC {same:.2f}',)
-    parts = (train, val)
-    known = [separability(part.features, part.labels, part.images) for part in parts]
-    if any(part is None or part.is_chance for part in known):
+    facts = (
+        f'{len(classes)} classes learned from training boxes, recognised in validation boxes with AUC {same:.2f}',
+    )
+    known = [separability(part.features, part.labels, part.images) for part in (train, val)]
+    alone = [part.auc for part in known if part is not None and not part.is_chance]
+    if len(alone) < len(known):
         return Measured(facts)  # shuffled, or unlike: nothing to compare
-    moved = _exchanged(auc)
-    if moved:
+    if moved := _exchanged(auc):
         return Measured(facts, (_exchange(subject, classes, auc, moved),))
-    if same < 0.55 and len(classes) > 2:
-        evidence = (
-            f'{facts[0]}; among each part alone with AUC {known[0] and known[0].auc:.2f} and {known[1] and known[1].auc:.2f}'
-        )
-        title = 'training and validation data mean different classes by the same label'
+    if same < UNKNOWN and len(classes) > 2:
+        evidence = f'{facts[0]}; among each part alone with AUC {alone[0]:.2f} and {alone[1]:.2f}'
+        title = 'the class mapping is wrong: training and validation data mean different classes by the same label'
         return Measured(facts, (Finding('classes', title, evidence, _CURE),))
     return Measured(facts)
 

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from mmengine.structures import InstanceData
 
+from ddetr.analysis.examples import Example
 from ddetr.structures import DetDataSample
 from ddetr.utils.errors import InputError
 from ddetr.weights import read_checkpoint
 
 from .contents import Array
 from .findings import Finding, Measured
-from .subject import Example, Subject, model_batch, start_model
+from .subject import Subject, model_batch, start_model
 
 MEAN_TOLERANCE, STD_TOLERANCE = 12.0, 1.3  # on the scale 0 to 255; a factor
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -56,7 +57,10 @@ IMAGENET = Colours(IMAGENET_MEAN, IMAGENET_STD, 'RGB')
 def check_normalisation(subject: Subject) -> Measured:
     """Compare what the model sees with what its weights were trained on, or with what any network needs."""
     seen, known = seen_by(subject)
-    facts = [f'the model sees {seen}' + ('' if known else ' (order by the pipeline, the images show no clear colours)')]
+    facts = [
+        f'the model sees {seen}'
+        + ('' if known else ' (order by the pipeline, the images show no clear colours)')
+    ]
     pixels = _statistics(subject)
     facts.append(f'the pixels that it sees have mean {pixels[0]:.2f} and std {pixels[1]:.2f}')
     expected = expected_by(subject)
@@ -68,8 +72,10 @@ def check_normalisation(subject: Subject) -> Measured:
     if not PLAUSIBLE_STD[0] <= pixels[1] <= PLAUSIBLE_STD[1] or abs(pixels[0]) > PLAUSIBLE_MEAN:
         evidence = f'{facts[1]}; networks are given about 0 and 1'
         return Measured(tuple(facts), (_wrong(seen, IMAGENET, evidence, 'the scale'),))
-    if seen.order == 'BGR' and _is_imagenet(seen.mean) or seen.order == 'RGB' and _is_imagenet(seen.mean[::-1]):
-        evidence = f"the mean is ImageNet's for {'RGB' if seen.order == 'BGR' else 'BGR'}, the channels are {seen.order}"
+    if (seen.order == 'BGR' and _is_imagenet(seen.mean)) or (
+        seen.order == 'RGB' and _is_imagenet(seen.mean[::-1])
+    ):
+        evidence = f"the mean is ImageNet's for {seen.order[::-1]}, the channels are {seen.order}"
         return Measured(tuple(facts), (_wrong(seen, IMAGENET, evidence, 'the order of the channels'),))
     preferred, fact = preferred_by_loss(subject, seen)
     facts += fact
@@ -108,13 +114,17 @@ def _of_preprocessor(model: Any) -> tuple[list[int], tuple[float, ...], tuple[fl
 
     def output(colour: Sequence[int]) -> Array:
         image = torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 64, 64).contiguous()
-        sample = DetDataSample(metainfo={'img_shape': (64, 64), 'ori_shape': (64, 64), 'scale_factor': (1.0, 1.0)})
+        sample = DetDataSample(
+            metainfo={'img_shape': (64, 64), 'ori_shape': (64, 64), 'scale_factor': (1.0, 1.0)}
+        )
         sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
         batch = model.data_preprocessor({'inputs': [image], 'data_samples': [sample]}, False)
         return batch['inputs'][0, :, 32, 32].double().numpy()
 
     black = output((0, 0, 0))  # (3,) = -mean / std
-    slopes = np.stack([output([100 * (c == i) for c in range(3)]) - black for i in range(3)], 1) / 100  # (3 out, 3 in)
+    slopes = (
+        np.stack([output([100 * (c == i) for c in range(3)]) - black for i in range(3)], 1) / 100
+    )  # (3 out, 3 in)
     order = slopes.argmax(1).tolist()
     std = 1 / slopes.max(1).clip(1e-9)
     return order, tuple((-black * std).tolist()), tuple(std.tolist())
@@ -162,7 +172,7 @@ def expected_by(subject: Subject) -> tuple[Colours, str] | None:
     name = str(sources[0])
     given = getattr(backbone, 'pretrained_colours', None)
     if given is not None:
-        return Colours(*given, 'RGB'), name
+        return Colours(given[0], given[1], 'RGB'), name
     if name.startswith('torchvision://'):
         return IMAGENET, name
     if 'caffe' in name:
@@ -221,7 +231,12 @@ def preferred_by_loss(subject: Subject, seen: Colours) -> tuple[Colours | None, 
     model.eval()
     chosen = [example for example in subject.examples if len(example.labels)][:PROBES]
     swapped = seen._replace(order=seen.order[::-1])
-    choices = {seen, swapped, IMAGENET, seen._replace(mean=seen.mean[::-1], std=seen.std[::-1], order=seen.order[::-1])}
+    choices = {
+        seen,
+        swapped,
+        IMAGENET,
+        seen._replace(mean=seen.mean[::-1], std=seen.std[::-1], order=seen.order[::-1]),
+    }
     losses = {colours: _loss(model, chosen, seen, colours) for colours in choices}
     best = min(losses, key=lambda colours: losses[colours])
     fact = f'its loss is {losses[seen]:.3g} as the config gives images, and {losses[best]:.3g} for {best}'

@@ -26,7 +26,9 @@ def check_weights(subject: Subject) -> Measured:
     facts = [f'{len(drawn)} of {total} weight tensors start at random: {", ".join(started)}']
     findings = []
     if report is not None:
-        facts.append(f'load_from={report.path}: {report.mapped} tensors loaded, {len(report.missing)} missing')
+        facts.append(
+            f'load_from={report.path}: {report.mapped} tensors loaded, {len(report.missing)} missing'
+        )
         if len(report.missing) > MISSING * len(model.state_dict()):
             findings.append(_missing(subject))
     if not findings:
@@ -71,7 +73,7 @@ def _frozen_random(subject: Subject, drawn: set[str]) -> list[Finding]:
     model = subject.model
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad and name in drawn]
     model.train()
-    norms = {
+    norms: dict[str, Any] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None and not module.training
@@ -80,7 +82,9 @@ def _frozen_random(subject: Subject, drawn: set[str]) -> list[Finding]:
     idle = [
         name
         for name, norm in norms.items()
-        if name.split('.')[0] in random_parts and not norm.running_mean.any() and (norm.running_var == 1).all()
+        if name.split('.')[0] in random_parts
+        and not norm.running_mean.any()
+        and (norm.running_var == 1).all()
     ]
     if not frozen and not idle:
         return []
@@ -125,14 +129,19 @@ def _slow_random(subject: Subject, drawn: set[str]) -> Finding | None:
     names = {id(p): name for name, p in model.named_parameters()}
     optimizer = build_optim_wrapper(model, subject.cfg.optim_wrapper).optimizer
     base = optimizer.defaults['lr']
-    rates = {names[id(p)]: group['lr'] for group in optimizer.param_groups for p in group['params'] if id(p) in names}
+    rates = {
+        names[id(p)]: group['lr']
+        for group in optimizer.param_groups
+        for p in group['params']
+        if id(p) in names
+    }
     own = [rates[name] for name in drawn if name.startswith('backbone.') and name in rates]
     if not own or max(own) > SLOW * base:
         return None
     return Finding(
         'weights',
         'the pretrained weights are not loaded: the backbone is random, and trains slowly',
-        f'its learning rate is {max(own):g}, {max(own) / base:g} of the optimizer\'s, as for a pretrained backbone; '
+        f"its learning rate is {max(own):g}, {max(own) / base:g} of the optimizer's, as for a pretrained backbone; "
         'its weights depend on the seed',
         f'{_CURE}; to train from random weights, remove the lr_mult of the backbone.',
     )

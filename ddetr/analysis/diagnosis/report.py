@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
-from ddetr.utils.errors import InputError
+from ddetr.analysis.browsing import write_pictures
+from ddetr.analysis.examples import quiet
+from ddetr.utils.errors import CheckpointError, InputError
 from ddetr.utils.files import write_atomically
-from ddetr.visualization.contact_sheet import ContactSheet
 
 from .boxes import check_boxes
 from .classes import check_confusion, check_names
@@ -18,9 +19,10 @@ from .findings import Check, Finding, Measured, Severity, Unchecked
 from .labels import check_contents, check_mapping
 from .normalisation import check_normalisation
 from .pretraining import check_weights
-from .subject import Subject, quiet
+from .subject import Subject
 from .training import check_training
 
+PICTURES = 24  # on the page
 # In the order in which causes are named: a wrong box explains unlearnable labels, and wrong labels a high loss.
 CHECKS = (
     Check('class names', check_names),
@@ -32,10 +34,10 @@ CHECKS = (
     Check('trained classes', check_confusion),
     Check('learning rate and overfitting', check_training),
 )
-# Checks that mean nothing where another one has found a cause: crops of wrong boxes, losses of impossible labels.
+# Checks that mean nothing where another one has found a cause: crops of wrong boxes, boxes of impossible labels.
 EXPLAINS = {
-    'class names': {'classes of both splits', 'trained classes', 'learning rate and overfitting'},
-    'boxes': {'contents of the boxes', 'classes of both splits', 'trained classes'},
+    'class names': {check_mapping, check_confusion},
+    'boxes': {check_contents, check_mapping, check_confusion},
 }
 
 
@@ -76,6 +78,8 @@ class Diagnosis(NamedTuple):
         for finding in self.findings[bool(self.causes) :]:
             yield f'\n{"possible cause" if finding.severity is Severity.CAUSE else "note"}: {finding.title}'
             yield from _explained(finding)
+        if len(self.done) < len(CHECKS):
+            yield '\nCorrect it and run this again: checks that depend on it were left out.'
         yield '\nWhat was measured:'
         for done in self.done:
             mark = '--' if done.unchecked else '!!' if done.measured.findings else 'ok'
@@ -109,9 +113,9 @@ def _run(subject: Subject, tell: Callable[[str], None]) -> Iterator[Done]:
     if (fault := _fault_of_building(subject)) is not None:
         yield Done('set-up', Measured((), (fault,)), time.perf_counter() - start)
         return
-    explained: set[str] = set()
+    explained: set[Callable[..., Measured]] = set()
     for check in CHECKS:
-        if check.title in explained:
+        if check.run in explained:
             continue
         tell(f'checking {check.title} ...')
         start = time.perf_counter()
@@ -121,7 +125,8 @@ def _run(subject: Subject, tell: Callable[[str], None]) -> Iterator[Done]:
             measured, unchecked = Measured(()), str(reason)
         yield Done(check.title, measured, time.perf_counter() - start, unchecked)
         if any(finding.severity is Severity.CAUSE for finding in measured.findings):
-            explained |= EXPLAINS.get(check.title, set())
+            # it takes most of the time, and a loss explains nothing that is not known by now
+            explained |= {check_training, *EXPLAINS.get(check.title, ())}
 
 
 def _fault_of_building(subject: Subject) -> Finding | None:
@@ -129,22 +134,29 @@ def _fault_of_building(subject: Subject) -> Finding | None:
     steps: Sequence[tuple[str, Callable[[], object]]] = (
         ('data', lambda: (subject.train, subject.val)),
         ('data', lambda: subject.examples),
-        ('weights', lambda: subject.model),
+        ('model', lambda: subject.model),
     )
     for name, build in steps:
         try:
             build()
         except InputError as error:
-            return _unbuilt(name, str(error))
+            weights = isinstance(error, CheckpointError)
+            return _unbuilt('weights' if weights else name, str(error))
     return None
 
 
 def _unbuilt(name: str, sentence: str) -> Finding:
-    if 'categor' in sentence or 'classes' in sentence:
+    if name != 'weights' and ('categor' in sentence or 'classes' in sentence):
         title = 'the class mapping is wrong: the classes of the config are not those of the annotation file'
         return Finding('classes', title, sentence, 'correct what the sentence names.')
-    title = 'the data cannot be read' if name == 'data' else 'the model cannot be built with its weights'
-    return Finding(name, title, sentence, 'correct what the sentence names.')
+    return Finding(name, _UNBUILT[name], sentence, 'correct what the sentence names.')
+
+
+_UNBUILT = {
+    'data': 'the data cannot be read',
+    'model': 'the model cannot be built',
+    'weights': 'the pretrained weights are not loaded: their file cannot be taken',
+}
 
 
 def write_page(diagnosis: Diagnosis, subject: Subject, folder: Path) -> Path:
@@ -152,12 +164,9 @@ def write_page(diagnosis: Diagnosis, subject: Subject, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = ''
     if not any(done.title == 'set-up' for done in diagnosis.done):
-        sheet = ContactSheet(subject.classes)
-        chosen = subject.examples[:: max(1, len(subject.examples) // 24)][:24]
-        for example in chosen:
-            sheet.add(example.pixels[..., ::-1], example.boxes_xyxy_px, example.labels)
-        names = sheet.write(folder)
-        pictures = '\n'.join(f'<img src="{escape(name)}">' for name in names)
+        chosen = subject.examples[:: max(1, len(subject.examples) // PICTURES)][:PICTURES]
+        sheets = write_pictures(chosen, subject.classes, folder)
+        pictures = '\n'.join(f'<img src="{escape(sheet.name)}">' for sheet in sheets)
     text = _PAGE.format(report=escape(str(diagnosis)), pictures=pictures)
     path = folder / 'diagnosis.html'
     write_atomically(path, lambda unfinished: unfinished.write_text(text))

@@ -1,8 +1,6 @@
 """The set-up that is diagnosed: its datasets, its images as the model sees them, its model as training starts."""
 
-import contextlib
 import copy
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,39 +10,20 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, pseudo_collate
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddetr.analysis.building import build_detector
-from ddetr.engine.config import explain_build_errors
+from ddetr.analysis.examples import Array, Example, build_dataset, examples_of, quiet
 from ddetr.registry import DATASETS, SCOPE
 from ddetr.utils.seeding import seeded
 from ddetr.weights import LoadReport, load_weights
 
-from .contents import Array, describe
+from .contents import describe
 
 IMAGES = 120  # looked at, of each split
 BOXES_PER_IMAGE = 8  # described; others add little that is new
 LONG_SIDE_PX = 480  # of the images that boxes are described in
-
-
-class Example(NamedTuple):
-    """One training image as its pipeline gives it."""
-
-    index: int
-    inputs: Tensor  # (3, h, w), before normalisation
-    sample: Any  # its DetDataSample
-    boxes_xyxy_px: Array  # (N, 4), of `inputs`
-    labels: Array  # (N,)
-
-    @property
-    def pixels(self) -> Array:
-        """(h, w, 3) uint8, in the order of channels that the pipeline gives; stretched if that is not 0 to 255."""
-        image = self.inputs.permute(1, 2, 0).numpy()
-        if image.dtype != np.uint8 and (image.min() < 0 or image.max() > 256 or image.max() < 2):
-            image = (image - image.min()) * (255 / max(float(np.ptp(image)), 1e-6))
-        return np.ascontiguousarray(image.astype(np.uint8))
 
 
 class Written(NamedTuple):
@@ -95,12 +74,12 @@ class Subject:
     @cached_property
     def examples(self) -> list[Example]:
         """Images of the training set, evenly from all of it, with their augmentation."""
-        return examples_of(self.train)
+        return examples_of(self.train, IMAGES)
 
     @cached_property
     def val_examples(self) -> list[Example]:
         """Images of the validation set."""
-        return [] if self.val is None else examples_of(self.val)
+        return [] if self.val is None else examples_of(self.val, IMAGES)
 
     @cached_property
     def described(self) -> Described:
@@ -126,43 +105,6 @@ class Subject:
     def name_of(self, label: int) -> str:
         """A class by its name, or its number where there is none."""
         return repr(self.classes[label]) if 0 <= label < len(self.classes) else f'label {label}'
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what datasets and models log about themselves out of the report."""
-    loggers = [logging.getLogger(), MMLogger.get_current_instance()]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def build_dataset(config: Mapping[str, Any]) -> Any:
-    """A dataset of a config; InputError if it cannot be built."""
-    with quiet(), explain_build_errors():
-        return DATASETS.build(copy.deepcopy(dict(config)))
-
-
-def examples_of(dataset: Any, count: int = IMAGES) -> list[Example]:
-    """`count` images, evenly from the whole dataset, through its pipeline."""
-    with seeded(0):
-        chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
-        return [_example(int(index), dataset[int(index)]) for index in chosen]
-
-
-def _example(index: int, item: Mapping[str, Any]) -> Example:
-    sample = item['data_samples']
-    truth = getattr(sample, 'gt_instances', None)
-    if truth is None:
-        empty = np.zeros((0, 4))
-        return Example(index, item['inputs'], sample, empty, np.zeros(0, dtype=int))
-    boxes = truth.bboxes.reshape(-1, 4).numpy().astype(float)
-    return Example(index, item['inputs'], sample, boxes, truth.labels.numpy())
 
 
 def described(examples: Sequence[Example]) -> Described:
@@ -232,7 +174,9 @@ def start_model(cfg: Config, weights: str | None, seed: int = 0) -> tuple[Any, L
     return model, report
 
 
-def model_batch(model: nn.Module, examples: Sequence[Example], long_side: int, training: bool = True) -> dict[str, Any]:
+def model_batch(
+    model: Any, examples: Sequence[Example], long_side: int, training: bool = True
+) -> dict[str, Any]:
     """Images as one batch through the model's data preprocessor, brought down to `long_side` pixels for speed."""
     items = []
     for example in examples:
@@ -248,5 +192,7 @@ def model_batch(model: nn.Module, examples: Sequence[Example], long_side: int, t
         before = sample.get('scale_factor', (1.0, 1.0))
         after = (before[0] * size[0] / width, before[1] * size[1] / height)
         sample.set_metainfo({'img_shape': size[::-1], 'scale_factor': after})
-        items.append({'inputs': torch.from_numpy(image).permute(2, 0, 1).contiguous(), 'data_samples': sample})
+        items.append(
+            {'inputs': torch.from_numpy(image).permute(2, 0, 1).contiguous(), 'data_samples': sample}
+        )
     return model.data_preprocessor(pseudo_collate(items), training)

@@ -11,12 +11,14 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from ddetr.analysis.examples import Example
+
 from .findings import Finding, Measured, Severity, Unchecked
-from .subject import Example, Subject, model_batch
+from .subject import Subject, model_batch
 
 IMAGES, BATCH = 4, 2
 FACTORS = (1.0, 0.1, 0.01)  # of the config's learning rate
-LONG_SIDES_PX = (320, 224)  # of the images; the smaller where a step takes long
+LONG_SIDES_PX = (256, 192)  # of the images; the smaller where a step takes long
 SLOW_STEP_S = 1.5
 LEAST_STEPS, MOST_STEPS = 10, 40  # of each learning rate
 WARM_UP = 3  # steps
@@ -115,7 +117,7 @@ class Trainer:
         return time.perf_counter() - start
 
 
-def check_training(subject: Subject, seconds: float = 75.0) -> Measured:
+def check_training(subject: Subject, seconds: float = 60.0) -> Measured:
     """Does the loss fall at the config's learning rate, or at a lower one; are a few images overfitted?"""
     trainer = Trainer(subject, seconds)
     base = max(group['lr'] for group in trainer._optimizer(1.0).param_groups)
@@ -127,13 +129,18 @@ def check_training(subject: Subject, seconds: float = 75.0) -> Measured:
     if not math.isfinite(own.first):
         evidence = f'the loss of the first batch is {own.first}'
         cure = 'look for NaN in images, boxes and weights.'
-        return Measured((fact,), (Finding('training', 'the loss is not finite before any step', evidence, cure),))
+        return Measured(
+            (fact,), (Finding('training', 'the loss is not finite before any step', evidence, cure),)
+        )
     best = min(runs, key=lambda run: run.last)
     if own.last > WORSE * low.last and best.last < LEARNS * own.first:
         return Measured((fact,), (_too_high(fact, base, best),))
     longer = trainer.run(best.factor, 2 * trainer.steps)
     found = found_on(trainer)
-    facts = (fact, f'after {longer.steps} steps at {base * best.factor:.3g} the loss is {longer.last:.4g}; {found}')
+    facts = (
+        fact,
+        f'after {longer.steps} steps at {base * best.factor:.3g} the loss is {longer.last:.4g}; {found}',
+    )
     if longer.last > STUCK * longer.first and found.recall < FOUND:
         raised = trainer.run(100.0)
         if raised.last < STUCK * raised.first:
@@ -163,7 +170,9 @@ def _too_low(fact: str, base: float) -> Finding:
 
 def _high(fact: str, better: float) -> Finding:
     title = 'the learning rate is high for batches of this size'
-    return Finding('learning_rate', title, fact, f'try optim_wrapper.optimizer.lr={better:.3g}.', Severity.NOTE)
+    return Finding(
+        'learning_rate', title, fact, f'try optim_wrapper.optimizer.lr={better:.3g}.', Severity.NOTE
+    )
 
 
 def _stuck(fact: str) -> Finding:
