@@ -140,7 +140,7 @@ class _Ridge:
         self.scale = features.std(0) + 1e-6
         x = (features - self.mean) / self.scale
         variances, axes = np.linalg.eigh(x.T @ x / len(x))  # ascending
-        kept = min(COMPONENTS, max(2, len(x) // 8))
+        kept = min(COMPONENTS, x.shape[1], max(2, len(x) // 8))
         self.axes = axes[:, -kept:] / (np.sqrt(variances[-kept:].clip(0)) + 1e-6)
         x = x @ self.axes
         self.inverse = np.linalg.inv(x.T @ x + 0.1 * len(x) * np.eye(kept)) @ x.T

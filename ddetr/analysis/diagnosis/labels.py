@@ -9,6 +9,7 @@ from .subject import Subject, described
 
 GAIN = 0.2  # of the area under the ROC curve by exchanging classes, at which they are exchanged
 UNKNOWN = 0.55  # area under the ROC curve below which classes are not recognised
+SIGMAS = 4  # of the gain, that are no chance even for the best of many assignments
 RIGHT = 0.7  # area under the ROC curve at which a class is recognised
 
 
@@ -75,7 +76,8 @@ def check_mapping(subject: Subject) -> Measured:
     alone = [part.auc for part in known if part is not None and not part.is_chance]
     if len(alone) < len(known):
         return Measured(facts)  # shuffled, or unlike: nothing to compare
-    if moved := _exchanged(auc):
+    counts = (val.labels[:, None] == classes).sum(0)
+    if moved := _exchanged(auc, counts):
         return Measured(facts, (_exchange(subject, classes, auc, moved),))
     if same < UNKNOWN and len(classes) > 2:
         evidence = f'{facts[0]}; among each part alone with AUC {alone[0]:.2f} and {alone[1]:.2f}'
@@ -90,11 +92,27 @@ _CURE = (
 )
 
 
-def _exchanged(auc: Array) -> list[tuple[int, int]]:
-    """Classes (i, j) of which the training's i is the validation's j, by the best one-to-one assignment."""
-    rows, columns = linear_sum_assignment(-auc)
-    pairs = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if i != j]
-    return [(i, j) for i, j in pairs if auc[i, j] > RIGHT and auc[i, j] - auc[i, i] > GAIN]
+def _exchanged(auc: Array, counts: Array) -> list[tuple[int, int]]:
+    """Classes (i, j) of which the training's i is the validation's j: whole cycles of the best assignment.
+
+    Args:
+        auc: (K, K), as `transfer` gives it.
+        counts: (K,) boxes of each class in the validation data; few make the areas uncertain.
+    """
+    columns = linear_sum_assignment(-auc)[1]
+    moved: list[tuple[int, int]] = []
+    left = set(range(len(columns)))
+    while left:
+        cycle = [left.pop()]
+        while (following := int(columns[cycle[-1]])) in left:
+            left.remove(following)
+            cycle.append(following)
+        there = auc[cycle, columns[cycle]]
+        gain = there - auc[cycle, cycle]
+        doubt = np.sqrt((1 / (6 * counts[cycle])).mean() / len(cycle))  # standard deviation of the mean gain
+        if len(cycle) > 1 and there.mean() > RIGHT and gain.mean() > max(GAIN, SIGMAS * doubt):
+            moved += [(i, int(columns[i])) for i in cycle]
+    return moved
 
 
 def _exchange(subject: Subject, classes: Array, auc: Array, moved: list[tuple[int, int]]) -> Finding:
