@@ -159,9 +159,8 @@ def check_training(subject: Subject, seconds: float = 60.0) -> Measured:
         )
     fact += f'; a step at {base:.3g} changes the weights by {own.update:.2g} of their size'
     if _is_too_high(own, lower):
-        # of rates about as good, the lowest: a few steps flatter high ones
         calm = [run for run in lower if run.update < LARGE_UPDATE / 2] or lower[-1:]
-        return Measured((fact,), (_too_high(fact, base, calm[0]),))
+        return Measured((fact,), (_too_high(fact, base, min(calm, key=lambda run: run.last)),))
     best = min(runs, key=lambda run: run.last)
     longer = trainer.run(best.factor, 2 * trainer.steps)
     found = found_on(trainer)
