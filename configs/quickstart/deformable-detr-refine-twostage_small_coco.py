@@ -1,5 +1,5 @@
 # A small two-stage Deformable DETR on COCO, or data in its layout, without pretrained weights: what
-# tools/analysis/overfit.py overfits a few images with. Too small for a good detector of 80 classes.
+# tools/analysis/diagnose.py --overfit learns a few images with. Too small for a good detector of 80 classes.
 _base_ = [
     '../_base_/models/deformable-detr_tiny.py',
     '../_base_/datasets/coco_detection_detr.py',

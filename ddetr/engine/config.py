@@ -111,6 +111,11 @@ def check_config(cfg: Config) -> None:
         if path.endswith('_dataloader'):
             _check_keys(path, value, torch.utils.data.DataLoader, LOADER_KEYS)
         # norm_cfg, act_cfg, init_cfg, ...: the builders of mmcv and mmengine take keys of their own out of these
+        if isinstance(ema := value.get('ema_type'), str) and ours.MODELS.get(ema) is None:
+            hint = did_you_mean(
+                ema, {name for name in _names(ours.MODELS) if 'EMA' in name or 'Averag' in name}
+            )
+            raise ConfigError(f'{path}.ema_type={ema!r} is not registered{hint}')
         if part is not None and (not path.endswith('_cfg') or '.' not in path):
             _check_keys(path, value, part, BUILDER_KEYS.get(path.split('.')[0], set()))
 

@@ -78,10 +78,10 @@ class DetRunner(Runner):
 
     def _init_model_weights(self) -> None:
         """Initialise, unless a file gives every tensor: pretrained backbones then need not be downloaded."""
-        if self._load_from is None:
-            warn_of_random_backbone(unwrap(self.model))
         if self._load_from is None or self.cfg.get('allow_partial', False):
             super()._init_model_weights()
+        if self._load_from is None:
+            warn_of_random_backbone(unwrap(self.model))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap for several processes; mmengine names a GPU by its rank even where there is none."""

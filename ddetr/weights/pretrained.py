@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit as EnginePretrainedInit
 from mmengine.model import update_init_info
-from torch import nn
+from torch import Tensor, nn
 
 from ddetr.registry import WEIGHT_INITIALIZERS
 from ddetr.utils.errors import CheckpointError
@@ -59,19 +59,32 @@ def _unfit(own: State, part: State) -> list[str]:
 
 
 def warn_of_random_backbone(model: nn.Module) -> None:
-    """Warn if a training is about to start from a random backbone; to be called where no weights are loaded."""
+    """Warn if a training is about to start from a random backbone; to be called once the model is initialised."""
     backbone: Any = getattr(model, 'backbone', None)
     configs: list[Any] = []
     for part in (model, backbone):
         config: Any = getattr(part, 'init_cfg', None) or []
         configs += [config] if isinstance(config, dict) else config
-    if backbone is None or any(config.get('type') == 'Pretrained' for config in configs):
+    if (
+        backbone is None
+        or any(config.get('type') == 'Pretrained' for config in configs)
+        or _has_learned(backbone)
+    ):
         return
     frozen = sum(not p.requires_grad for p in backbone.parameters())
     print_log(
-        'the backbone starts from random weights: the config has neither load_from nor '
-        "model.backbone.init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')"
+        'the backbone starts from random weights: the config has neither load_from nor weights of this '
+        f"{type(backbone).__name__}, model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
         + (f', and {frozen} of its parameters are frozen and stay random.' if frozen else '.'),
         logger='current',
         level=logging.WARNING,
     )
+
+
+def _has_learned(module: nn.Module) -> bool:
+    """Whether any norm is unlike what constructors leave: then the module has loaded weights by itself."""
+    norms: list[Any] = [part for part in module.modules() if 'Norm' in type(part).__name__]
+    scales = [part.weight for part in norms if isinstance(getattr(part, 'weight', None), Tensor)]
+    means = [part.running_mean for part in norms if isinstance(getattr(part, 'running_mean', None), Tensor)]
+    changed = [(scale != scale.flatten()[0]).any() for scale in scales] + [mean.any() for mean in means]
+    return any(map(bool, changed))

@@ -136,3 +136,13 @@ def test_build_errors_become_one_sentence():
         MODELS.build({'type': 'ChannelMapper'})
     with pytest.raises(TypeError, match='unsupported operand'), explain_build_errors():
         encoder(None + 1)  # an error of the code stays what it is
+
+
+def test_unknown_types_of_averages_are_named():
+    hook = {'type': 'EMAHook', 'ema_type': 'ExpMomentumEma'}
+    with pytest.raises(ConfigError) as error:
+        check_config(load_config(TINY, {'custom_hooks': [hook]}))
+    says = "custom_hooks.0.ema_type='ExpMomentumEma' is not registered; did you mean ExpMomentumEMA"
+    assert says in str(error.value)
+    for known in ('ExpMomentumEMA', 'ExponentialMovingAverage', 'StochasticWeightAverage'):
+        check_config(load_config(TINY, {'custom_hooks': [{**hook, 'ema_type': known}]}))

@@ -63,6 +63,7 @@ class TimmBackbone(BaseModule):
     Attributes:
         out_channels, out_strides: Of each returned level.
         pad_divisor: Multiple to which images are padded; 1 for most convolutional models.
+        pretrained_colours: Mean and standard deviation of RGB, 0 to 255, that timm's weights of this model expect.
 
     Raises:
         ConfigError: timm is missing or has no such model, or the model lacks a level, keyword or stage, or takes images
@@ -117,6 +118,9 @@ class TimmBackbone(BaseModule):
         self.out_channels: list[int] = self.timm_model.feature_info.channels()
         self.out_strides: list[int] = self.timm_model.feature_info.reduction()
         self.channels_last = _is_channels_last(model_name, self.timm_model)
+        self.pretrained_colours = tuple(
+            tuple(255 * v for v in full.pretrained_cfg[k]) for k in ('mean', 'std')
+        )
         self.pad_divisor = 1
         if 'img_size' not in self._keywords:
             self.pad_divisor = self._find_pad_divisor(probe, {} if dynamic else full.pretrained_cfg)

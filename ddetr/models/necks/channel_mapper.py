@@ -7,6 +7,7 @@ from mmengine.model import BaseModule, xavier_init
 from torch import Tensor, nn
 
 from ddetr.registry import MODELS
+from ddetr.utils.errors import ConfigError
 
 
 @MODELS.register_module()
@@ -23,7 +24,8 @@ class ChannelMapper(BaseModule):
         num_outs: number of resulting levels, at least `len(in_channels)`; None for just those.
 
     Raises:
-        ValueError: fewer `num_outs` than `in_channels`, or a wrong number of levels at `forward`.
+        ValueError: fewer `num_outs` than `in_channels`.
+        ConfigError: at `forward`, levels of other channels or another number of them.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ChannelMapper(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.in_channels = list(in_channels)
         num_outs = len(in_channels) if num_outs is None else num_outs
         if num_outs < len(in_channels):
             raise ValueError(f'num_outs={num_outs} is below the {len(in_channels)} levels of in_channels')
@@ -58,8 +61,10 @@ class ChannelMapper(BaseModule):
 
     def forward(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L_in x (B, C_i, H_i, W_i) -> L x (B, C, H_i, W_i)."""
-        if len(feats) != len(self.convs):
-            raise ValueError(f'ChannelMapper has in_channels for {len(self.convs)} levels, got {len(feats)}')
+        if (given := [feat.shape[1] for feat in feats]) != self.in_channels:
+            raise ConfigError(
+                f'neck.in_channels={self.in_channels}, but the backbone gives {given} channels: correct the neck.'
+            )
         outs = [conv(feat) for conv, feat in zip(self.convs, feats, strict=True)]
         for i, conv in enumerate(
             self.extra_convs

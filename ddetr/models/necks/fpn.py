@@ -8,6 +8,7 @@ from mmengine.model import BaseModule, xavier_init
 from torch import Tensor, nn
 
 from ddetr.registry import MODELS
+from ddetr.utils.errors import ConfigError
 
 
 @MODELS.register_module()
@@ -21,7 +22,8 @@ class FPN(BaseModule):
         conv_cfg, norm_cfg, act_cfg: as in mmcv's `ConvModule`.
 
     Raises:
-        ValueError: fewer `num_outs` than `in_channels`, or at `forward` a wrong number of levels.
+        ValueError: fewer `num_outs` than `in_channels`.
+        ConfigError: at `forward`, levels of other channels or another number of them.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class FPN(BaseModule):
         super().__init__(init_cfg)
         if num_outs < len(in_channels):
             raise ValueError(f'num_outs={num_outs} is below the {len(in_channels)} levels of in_channels')
-        self.num_outs = num_outs
+        self.in_channels, self.num_outs = list(in_channels), num_outs
         common = {'conv_cfg': conv_cfg, 'norm_cfg': norm_cfg, 'act_cfg': act_cfg}
         self.lateral_convs = nn.ModuleList(ConvModule(c, out_channels, 1, **common) for c in in_channels)
         self.fpn_convs = nn.ModuleList(
@@ -49,8 +51,10 @@ class FPN(BaseModule):
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """L_in x (B, C_i, H_i, W_i), finest first -> L x (B, C, H_i, W_i)."""
-        if len(feats) != len(self.lateral_convs):
-            raise ValueError(f'FPN has in_channels for {len(self.lateral_convs)} levels, got {len(feats)}')
+        if (given := [feat.shape[1] for feat in feats]) != self.in_channels:
+            raise ConfigError(
+                f'neck.in_channels={self.in_channels}, but the backbone gives {given} channels: correct the neck.'
+            )
         merged = [conv(feat) for conv, feat in zip(self.lateral_convs, feats, strict=True)]
         for i in range(len(merged) - 1, 0, -1):
             merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:])

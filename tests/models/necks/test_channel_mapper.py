@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ddetr.models.necks import ChannelMapper
+from ddetr.utils import ConfigError
 
 FEATS = tuple(torch.randn(2, c, 16 >> i, 24 >> i) for i, c in enumerate((4, 8, 12)))
 NORM = {'type': 'GN', 'num_groups': 2}
@@ -45,5 +46,8 @@ def test_bias_is_left_out_before_a_norm_unless_asked_for():
 def test_levels_that_do_not_add_up_are_named():
     with pytest.raises(ValueError, match='num_outs=1 is below the 2 levels'):
         ChannelMapper([4, 8], 6, num_outs=1)
-    with pytest.raises(ValueError, match='for 2 levels, got 3'):
-        ChannelMapper([4, 8], 6)(FEATS)
+    given = [feat.shape[1] for feat in FEATS]
+    for asked in ([4, 8], [given[0], 5, given[2]]):
+        with pytest.raises(ConfigError) as error:
+            ChannelMapper(asked, 6)(FEATS)
+        assert f'neck.in_channels={asked}, but the backbone gives {given} channels' in str(error.value)

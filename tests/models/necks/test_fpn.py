@@ -6,6 +6,7 @@ import torch
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from ddetr.models.necks import FPN
+from ddetr.utils import ConfigError
 
 
 def test_equals_torchvisions_pyramid_on_odd_sizes():
@@ -35,5 +36,8 @@ def test_several_extra_levels_take_every_second_pixel_of_the_one_before():
 def test_wrong_numbers_of_levels_are_named():
     with pytest.raises(ValueError, match='num_outs=1 is below the 2 levels'):
         FPN(in_channels=[4, 6], out_channels=5, num_outs=1)
-    with pytest.raises(ValueError, match='for 2 levels, got 1'):
-        FPN(in_channels=[4, 6], out_channels=5, num_outs=2)([torch.zeros(1, 4, 8, 8)])
+    neck = FPN(in_channels=[4, 6], out_channels=5, num_outs=2)
+    with pytest.raises(ConfigError, match=r'neck.in_channels=\[4, 6\], but the backbone gives \[4\] channels'):
+        neck([torch.zeros(1, 4, 8, 8)])
+    with pytest.raises(ConfigError, match=r'in_channels=\[4, 6\], but the backbone gives \[4, 7\] channels'):
+        neck([torch.zeros(1, 4, 8, 8), torch.zeros(1, 7, 4, 4)])

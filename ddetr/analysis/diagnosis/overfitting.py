@@ -1,20 +1,31 @@
-"""Sanity check: train on a few images of a dataset and evaluate on the same ones.
+"""A longer proof that a set-up learns: train on a few images and evaluate on the same ones."""
 
-    python tools/analysis/overfit.py configs/quickstart/deformable-detr-refine-twostage_small_coco.py
-
-A detector whose code, classes and boxes are right overfits a handful of images. If the AP stays low here, it will not
-learn the whole dataset either: look at the pictures that this command draws first.
-"""
-
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
 from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
-from ddetr.engine.config import dataset_of, load_config
-from ddetr.utils.cli import add_cfg_options, run_cli
+from ddetr.engine.config import dataset_of
+
+
+class Overfitted(NamedTuple):
+    """Result of overfitting."""
+
+    ap: float  # COCO's box AP on the images that were trained on, in [0, 1]
+    pictures: Path  # folder of these images with their boxes
+
+
+def overfit(cfg: Config, num_images: int, max_iters: int, work_dir: Path) -> Overfitted:
+    """Train on `num_images` of a config's training images for `max_iters` iterations, and evaluate on them."""
+    changed = Config({**cfg.to_dict(), **overfit_changes(cfg, num_images, max_iters)})
+    work_dir.mkdir(parents=True, exist_ok=True)
+    path, pictures = work_dir / 'overfit_config.py', work_dir / 'pictures'
+    changed.dump(path)
+    train_detector(path, TrainOptions(work_dir=str(work_dir)))
+    checkpoint = work_dir / f'iter_{max_iters}.pth'
+    metrics = evaluate_detector(path, checkpoint, EvalOptions(work_dir=str(work_dir), show_dir=str(pictures)))
+    return Overfitted(metrics['coco/bbox_mAP'], pictures)
 
 
 def overfit_changes(cfg: Config, num_images: int, max_iters: int) -> dict[str, Any]:
@@ -58,35 +69,3 @@ def overfit_changes(cfg: Config, num_images: int, max_iters: int) -> dict[str, A
         },
         'log_processor': {'type': 'LogProcessor', 'window_size': 50, 'by_epoch': False},
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--num-images', type=int, default=8, help='how many (default: %(default)s)')
-    parser.add_argument('--iters', type=int, default=600, help='training iterations (default: %(default)s)')
-    parser.add_argument(
-        '--work-dir', help='folder of config, logs, weights, pictures; by default work_dirs/overfit_<config>'
-    )
-    add_cfg_options(parser)
-    args = parser.parse_args()
-    work_dir = Path(args.work_dir or f'work_dirs/overfit_{Path(args.config).stem}')
-    cfg = load_config(args.config, args.cfg_options)
-    overfit = Config({**cfg.to_dict(), **overfit_changes(cfg, args.num_images, args.iters)})
-    work_dir.mkdir(parents=True, exist_ok=True)
-    path = work_dir / 'overfit_config.py'
-    overfit.dump(path)
-    train_detector(path, TrainOptions(work_dir=str(work_dir)))
-    pictures = work_dir / 'pictures'
-    checkpoint = work_dir / f'iter_{args.iters}.pth'
-    metrics = evaluate_detector(path, checkpoint, EvalOptions(work_dir=str(work_dir), show_dir=str(pictures)))
-    print(
-        f'after {args.iters} iterations on {args.num_images} images: AP {metrics["coco/bbox_mAP"]:.3f} on the same '
-        f'images; pictures in {pictures}'
-    )
-
-
-if __name__ == '__main__':
-    run_cli(main)

@@ -1,0 +1,25 @@
+"""Pictures of a dataset's images after augmentation, with their boxes: what a detector is trained on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddetr.analysis.examples import Example
+from ddetr.visualization import DetLocalVisualizer
+from ddetr.visualization.contact_sheet import ContactSheet
+
+
+def write_pictures(
+    examples: Sequence[Example], classes: Sequence[str], folder: Path, each: bool = False
+) -> list[Path]:
+    """Write contact sheets of images with their boxes, and with `each` a picture of every image; the sheets' paths.
+
+    Pictures are named after the image, with the number of its draw: `00_street.jpg`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = ContactSheet(classes)
+    for number, example in enumerate(examples):
+        picture = sheet.add(example.pixels[..., ::-1], example.boxes_xyxy_px, example.labels)
+        if each:
+            name = Path(str(example.sample.get('img_path', example.number))).stem
+            DetLocalVisualizer.write(picture, folder / f'{number:02d}_{name}.jpg')
+    return [folder / name for name in sheet.write(folder)]

@@ -1,0 +1,58 @@
+"""Many small pictures with boxes on a few sheets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.structures import InstanceData
+
+from .local_visualizer import DetLocalVisualizer
+
+COLUMNS, ROWS = 4, 3
+SIDE_PX = 400  # of a picture's square on its sheet
+GAP_PX = 6
+
+
+class ContactSheet:
+    """Collects images with their boxes; `write` puts them on sheets of 4 x 3.
+
+    Args:
+        classes: Names by label.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.pictures: list[np.ndarray] = []
+        self.visualizer = DetLocalVisualizer('contact_sheet')
+        self.visualizer.dataset_meta = {'classes': classes}
+
+    def add(self, image: np.ndarray, boxes_xyxy_px: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Draw one (H, W, 3) RGB uint8 image with boxes (N, 4) and labels (N,); the picture."""
+        height, width = image.shape[:2]
+        boxes = np.asarray(boxes_xyxy_px, dtype=float).clip(0, [width, height, width, height])
+        truth = InstanceData(bboxes=boxes, labels=np.asarray(labels))
+        picture = self.visualizer.draw_instances(np.ascontiguousarray(image), truth)
+        self.pictures.append(_squared(picture))
+        return picture
+
+    def write(self, folder: Path) -> list[str]:
+        """Write `sheet_00.jpg` and so on into `folder`; their names."""
+        names = []
+        each = COLUMNS * ROWS
+        for start in range(0, len(self.pictures), each):
+            part = self.pictures[start : start + each]
+            blank = [np.full_like(part[0], 255)] * (-len(part) % COLUMNS)
+            squares = [*part, *blank]
+            rows = [np.concatenate(squares[i : i + COLUMNS], 1) for i in range(0, len(squares), COLUMNS)]
+            names.append(f'sheet_{start // each:02d}.jpg')
+            DetLocalVisualizer.write(np.concatenate(rows), folder / names[-1])
+        return names
+
+
+def _squared(picture: np.ndarray) -> np.ndarray:
+    """Brought down to a square with white around it."""
+    scale = SIDE_PX / max(picture.shape[:2])
+    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    square = np.full((SIDE_PX + GAP_PX, SIDE_PX + GAP_PX, 3), 255, dtype=np.uint8)
+    square[: small.shape[0], : small.shape[1]] = small
+    return square

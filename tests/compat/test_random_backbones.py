@@ -1,0 +1,44 @@
+"""Who is warned of a random backbone, and in which words."""
+
+import pytest
+import torch
+from torch import nn
+
+from ddetr.weights import pretrained
+from tests.own_detector.grid_detector import FourConvs
+
+
+class SelfLoading(nn.Module):
+    """A backbone that loads its weights in its own constructor, as many from other projects do."""
+
+    def __init__(self, norm: nn.Module, trained: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), norm)
+        if trained:
+            state = {name: torch.randn_like(t.float()) for name, t in norm.state_dict().items()}
+            norm.load_state_dict(state)
+
+
+def warnings_of(backbone, monkeypatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(pretrained, 'print_log', lambda text, **_: said.append(text))
+    model = nn.Module()
+    model.backbone = backbone
+    pretrained.warn_of_random_backbone(model)
+    return said
+
+
+@pytest.mark.parametrize('norm', [nn.BatchNorm2d(4), nn.GroupNorm(2, 4)], ids=['batch norm', 'group norm'])
+def test_a_backbone_that_loads_its_own_weights_is_not_warned_of(norm, monkeypatch):
+    assert warnings_of(SelfLoading(norm, trained=True), monkeypatch) == []
+
+
+@pytest.mark.parametrize('norm', [nn.BatchNorm2d(4), nn.GroupNorm(2, 4)], ids=['batch norm', 'group norm'])
+def test_one_that_loads_none_is_warned_of(norm, monkeypatch):
+    assert len(warnings_of(SelfLoading(norm, trained=False), monkeypatch)) == 1
+
+
+def test_the_warning_names_the_backbone_and_no_weights_of_another(monkeypatch):
+    (said,) = warnings_of(FourConvs(), monkeypatch)
+    assert 'of this FourConvs' in said
+    assert 'resnet' not in said.lower()
