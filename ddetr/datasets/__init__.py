@@ -1,4 +1,5 @@
 from .coco import COCO_CLASSES, CocoDataset
+from .mix import MultiImageMixDataset
 from .samplers import AspectRatioBatchSampler, DefaultSampler, InfiniteSampler, ResumableBatchSampler
 from .seeded import SeededDataset
 from .similar_size import SimilarSizeBatchSampler
@@ -13,6 +14,7 @@ __all__ = [
     'InfiniteSampler',
     'LoadAnnotations',
     'LoadImageFromFile',
+    'MultiImageMixDataset',
     'PackDetInputs',
     'RandomCrop',
     'ResumableBatchSampler',

@@ -31,7 +31,9 @@ class WrittenImage(NamedTuple):
 
     file_name: str  # as written
     path: Path  # where it should be
-    size: tuple[int, int] | None  # width, height in pixels by the annotation file; None where it says none (YOLO)
+    size: (
+        tuple[int, int] | None
+    )  # width, height in pixels by the annotation file; None where it says none (YOLO)
     boxes: tuple[WrittenBox, ...]
     where: str  # for messages: "train.json: images[3] (id 17)", "Annotations/a.xml"
     id: int | str | None = None  # COCO's image id

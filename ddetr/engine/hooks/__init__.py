@@ -1,5 +1,6 @@
 from .checkpoint_hook import CheckpointHook
 from .early_stopping_hook import EarlyStoppingHook
+from .mode_switch_hook import YOLOXModeSwitchHook
 from .visualization_hook import DetVisualizationHook
 
-__all__ = ['CheckpointHook', 'DetVisualizationHook', 'EarlyStoppingHook']
+__all__ = ['CheckpointHook', 'DetVisualizationHook', 'EarlyStoppingHook', 'YOLOXModeSwitchHook']
