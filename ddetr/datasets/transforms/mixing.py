@@ -78,8 +78,8 @@ class Mosaic(BaseTransform):
 class MixUp(BaseTransform):
     """Blend the image half and half with another one, keeping the boxes of both (Ge et al., "YOLOX", 2021).
 
-    The other image is resized, keeping its aspect ratio, to fit `img_scale` times a random factor, flipped, and a random
-    window of it, or the whole on a padded canvas, is laid over the first.
+    The other image is resized, keeping its aspect ratio, to fit `img_scale` times a random factor, and flipped. A
+    random window of it, or the whole on a padded canvas, is laid over the first.
 
     Args:
         img_scale: (w, h) in pixels.
