@@ -1,14 +1,17 @@
-# BCCD: blood cells under a microscope, 205 training images of 640 x 480. What deformable-detr-refine-twostage_lite0_small
-# does, and cells have no up: half turns, quarter turns.
+# BCCD, blood cells under a microscope: 205 training images of 640 x 480. deformable-detr-refine-twostage_lite0_small for
+# images of that aspect ratio, with half and quarter turns, since cells have no upright.
 _base_ = 'deformable-detr-refine-twostage_lite0_small.py'
 
 model = dict(bbox_head=dict(num_classes=3))
+size = (384, 288)  # w, h
+mosaic = dict(type='Mosaic', img_scale=size, prob=0.5)
+crop = dict(type='RandomCrop', crop_type='absolute', crop_size=size, allow_negative_crop=True)
 turn = dict(type='RandomRotate90', prob=0.5)
 flips = dict(type='RandomFlip', prob=[0.25] * 3, direction=['horizontal', 'vertical', 'diagonal'])
 train_pipeline = [
-    {{_base_.mosaic}},
+    mosaic,
     {{_base_.jitter}},
-    {{_base_.crop}},
+    crop,
     {{_base_.filter_boxes}},
     turn,
     flips,

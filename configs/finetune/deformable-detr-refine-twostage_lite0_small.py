@@ -32,8 +32,11 @@ model = dict(
     ),
 )
 
-size = (384, 288)  # w, h
-resize = dict(type='Resize', scale=(384, 384), keep_ratio=True)
+size = (
+    384,
+    384,
+)  # w, h; where all images have one aspect ratio, give `mosaic` and `crop` theirs (see ..._bccd)
+resize = dict(type='Resize', scale=size, keep_ratio=True)
 load_pipeline = [{{_base_.load_image}}, {{_base_.load_boxes}}, resize]
 mosaic = dict(type='Mosaic', img_scale=size, prob=0.5)
 jitter = dict(

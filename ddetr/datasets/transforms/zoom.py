@@ -1,4 +1,4 @@
-"""SSD's random zoom out and in, which RT-DETR and others train with too."""
+"""SSD's random zoom out and in, which newer detectors train with too."""
 
 from collections.abc import Sequence
 

@@ -95,7 +95,7 @@ class VarifocalTerm(nn.Module):
 
 @MODELS.register_module()
 class AlignTerm(nn.Module):
-    """Classification by sigmoids that learn how well a matched query's box fits (Cai et al., "Align-DETR", 2023).
+    """Classification by sigmoids that learn how well a matched query's box fits (Cai et al., 2023, arXiv:2304.07527).
 
     The target of a matched query is p^alpha * IoU^(1 - alpha) of its own probability p, without gradient, with the
     weight 1: the IoU-aware BCE of section 3.2. Queries without an object have the weight p^gamma. `name` is the
