@@ -1,4 +1,4 @@
-# BCCD, blood cells under a microscope: 205 training images of 640 x 480. deformable-detr-refine-twostage_lite0_small for
+# BCCD, blood cells: 205 training images of 640 x 480. The recipe of deformable-detr-refine-twostage_lite0_small.py for
 # images of that aspect ratio, with half and quarter turns, since cells have no upright.
 _base_ = 'deformable-detr-refine-twostage_lite0_small.py'
 

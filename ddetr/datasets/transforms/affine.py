@@ -44,7 +44,7 @@ class RandomAffine(BaseTransform):
         if not 0 < scaling_ratio_range[0] <= scaling_ratio_range[1]:
             raise ValueError(f'RandomAffine({scaling_ratio_range=}): must ascend and be positive.')
         self.max_rotate_degree, self.max_shear_degree = max_rotate_degree, max_shear_degree
-        self.max_translate_ratio, self.scaling_ratio_range = max_translate_ratio, tuple(scaling_ratio_range)
+        self.max_translate_ratio, self.scaling_ratio_range = max_translate_ratio, scaling_ratio_range
         self.border, self.border_val = tuple(border), tuple(border_val)
         self.bbox_clip_border = bbox_clip_border
 

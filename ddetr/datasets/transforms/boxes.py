@@ -19,7 +19,7 @@ def keep_boxes(results: dict, keep: np.ndarray) -> None:
 def select_boxes(results: dict, width: int, height: int, clip: bool = True) -> dict:
     """Drop the boxes that lie wholly outside a `width` x `height` image, and optionally clip the others to it."""
     boxes = results['gt_bboxes']
-    clipped = np.clip(boxes, 0, np.float32([width, height, width, height]))
+    clipped = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
     results['gt_bboxes'] = (clipped if clip else boxes).astype(np.float32)
     keep_boxes(results, (clipped[:, 2:] > clipped[:, :2]).all(axis=1))
     return results

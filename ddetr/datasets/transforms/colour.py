@@ -31,7 +31,7 @@ class PhotoMetricDistortion(BaseTransform):
         swap_channels: bool = True,
     ) -> None:
         self.brightness_delta, self.hue_delta = brightness_delta, hue_delta
-        self.contrast_range, self.saturation_range = tuple(contrast_range), tuple(saturation_range)
+        self.contrast_range, self.saturation_range = contrast_range, saturation_range
         self.swap_channels = swap_channels
 
     def transform(self, results: dict) -> dict:

@@ -90,7 +90,7 @@ class RandomCrop(BaseTransform):
         results['img_shape'] = results['img'].shape[:2]
         if 'gt_bboxes' not in results:
             return results
-        results['gt_bboxes'] = results['gt_bboxes'] - np.float32([x, y, x, y])  # (N, 4)
+        results['gt_bboxes'] = results['gt_bboxes'] - np.array([x, y, x, y], dtype=np.float32)  # (N, 4)
         select_boxes(results, crop_w, crop_h, self.bbox_clip_border)
         if not len(results['gt_bboxes']) and not self.allow_negative_crop:
             return None

@@ -41,7 +41,7 @@ class Mosaic(BaseTransform):
         check_prob('Mosaic', prob)
         if not 0 < center_ratio_range[0] <= center_ratio_range[1] < 2:
             raise ValueError(f'Mosaic({center_ratio_range=}): must ascend between 0 and 2, both excluded.')
-        self.img_scale, self.center_ratio_range = tuple(img_scale), tuple(center_ratio_range)
+        self.img_scale, self.center_ratio_range = tuple(img_scale), center_ratio_range
         self.bbox_clip_border, self.pad_val, self.prob = bbox_clip_border, pad_val, prob
 
     def get_indices(self, dataset: Any) -> list[int]:
@@ -68,7 +68,7 @@ class Mosaic(BaseTransform):
             y = center_y - h if place in (0, 1) else center_y
             left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, 2 * width), min(y + h, 2 * height)
             canvas[top:bottom, left:right] = img[top - y : bottom - y, left - x : right - x]
-            parts.append({**part, 'gt_bboxes': boxes + np.float32([x, y, x, y])})
+            parts.append({**part, 'gt_bboxes': boxes + np.array([x, y, x, y], dtype=np.float32)})
         results.update(img=canvas, img_shape=canvas.shape[:2])
         drop_source_keys(results)
         return set_boxes(results, parts, self.bbox_clip_border)
@@ -106,7 +106,7 @@ class MixUp(BaseTransform):
     ) -> None:
         check_prob('MixUp', prob)
         check_prob('MixUp', flip_ratio, 'flip_ratio')
-        self.img_scale, self.ratio_range, self.flip_ratio = tuple(img_scale), tuple(ratio_range), flip_ratio
+        self.img_scale, self.ratio_range, self.flip_ratio = tuple(img_scale), ratio_range, flip_ratio
         self.pad_val, self.max_iters = pad_val, max_iters
         self.bbox_clip_border, self.prob = bbox_clip_border, prob
 
@@ -138,7 +138,7 @@ class MixUp(BaseTransform):
         canvas[: window.shape[0], : window.shape[1]] = window
         results['img'] = ((img.astype(np.float32) + canvas) / 2).astype(img.dtype)
         drop_source_keys(results)
-        moved = {**other, 'gt_bboxes': boxes - np.float32([x, y, x, y])}
+        moved = {**other, 'gt_bboxes': boxes - np.array([x, y, x, y], dtype=np.float32)}
         moved = select_boxes(moved, width, height, self.bbox_clip_border)
         return set_boxes(results, [results, moved], clip=False)
 
@@ -148,6 +148,6 @@ def _fit(results: dict, width: int, height: int) -> tuple[np.ndarray, np.ndarray
     img = results['img']
     scale = min(width / img.shape[1], height / img.shape[0])
     new_w, new_h = max(1, round(img.shape[1] * scale)), max(1, round(img.shape[0] * scale))
-    factors = np.float32([new_w / img.shape[1], new_h / img.shape[0]] * 2)
+    factors = np.array([new_w / img.shape[1], new_h / img.shape[0]] * 2, dtype=np.float32)
     resized = cv2.resize(img, (new_w, new_h), interpolation=cv2.INTER_LINEAR)
     return resized, results.get('gt_bboxes', np.zeros((0, 4), np.float32)) * factors

@@ -33,7 +33,7 @@ class Expand(BaseTransform):
         if not 1 <= ratio_range[0] <= ratio_range[1]:
             raise ValueError(f'Expand({ratio_range=}): must ascend from at least 1.')
         self.mean = tuple(mean)[::-1] if to_rgb else tuple(mean)
-        self.ratio_range, self.prob = tuple(ratio_range), prob
+        self.ratio_range, self.prob = ratio_range, prob
 
     @drawn_for_batch
     def transform(self, results: dict) -> dict:
@@ -51,7 +51,7 @@ class Expand(BaseTransform):
         results.update(img=canvas, img_shape=canvas.shape[:2])
         drop_source_keys(results)
         if 'gt_bboxes' in results:
-            results['gt_bboxes'] = results['gt_bboxes'] + np.float32([x, y, x, y])
+            results['gt_bboxes'] = results['gt_bboxes'] + np.array([x, y, x, y], dtype=np.float32)
         return results
 
 
@@ -110,7 +110,7 @@ class MinIoURandomCrop(BaseTransform):
         results['img'] = results['img'][y : y + h, x : x + w]
         results['img_shape'] = (h, w)
         drop_source_keys(results)
-        results['gt_bboxes'] = results['gt_bboxes'] - np.float32([x, y, x, y])
+        results['gt_bboxes'] = results['gt_bboxes'] - np.array([x, y, x, y], dtype=np.float32)
         return select_boxes(results, w, h, self.bbox_clip_border)
 
 
