@@ -29,6 +29,10 @@ class BuildWithConfigs(build_py):
             shutil.copytree(ROOT / 'configs', target, ignore=shutil.ignore_patterns('__pycache__'))
 
 
+def optional(*packages: str) -> list[str]:
+    return [line for line in requirements('optional') if line.startswith(packages)]
+
+
 version = re.search(r"__version__ = '(.+)'", (ROOT / 'ddetr' / '__init__.py').read_text())
 readme = ROOT / 'README.md'
 
@@ -44,8 +48,9 @@ setup(
     extras_require={
         'tests': requirements('tests'),
         'optional': requirements('optional'),
-        'timm': [line for line in requirements('optional') if line.startswith('timm')],
-        'supervision': [line for line in requirements('optional') if line.startswith('supervision')],
+        'timm': optional('timm'),
+        'lite0': optional('timm', 'efficientnet-lite0'),
+        'supervision': optional('supervision'),
     },
     packages=find_packages(include=['ddetr', 'ddetr.*']),
     package_data={'ddetr.analysis.error_report': ['report.html']},

@@ -11,7 +11,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 from ddetr.analysis.batches import random_batch
 from ddetr.analysis.building import build_detector
-from ddetr.engine.config import load_config
+from ddetr.engine.config import dataset_of, load_config
 from ddetr.registry import DATASETS, METRICS
 from tests.conftest import ROOT
 
@@ -109,7 +109,8 @@ def _predict(model, cfg):
 
 def _read_data(cfg, data_root):
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        item = DATASETS.build({**loader.dataset, 'data_root': str(data_root)})[0]
+        dataset_of(loader)['data_root'] = str(data_root)
+        item = DATASETS.build(loader.dataset)[0]
         height, width = item['data_samples'].img_shape
         assert item['inputs'].shape == (3, height, width)
         assert item['inputs'].dtype == torch.uint8

@@ -11,4 +11,4 @@ model = dict(
     test_cfg=dict(max_per_img=300),
 )
 train_cfg = dict(max_epochs=12)
-param_scheduler = [dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[11], gamma=0.1)]
+param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[11 / 12], gamma=0.1)]

@@ -22,9 +22,8 @@ train_dataloader = dict(
     dataset=dict(filter_cfg=dict(filter_empty_gt=True, min_size=32)),
 )
 # 810,000 iterations of 16 images; the learning rate falls 60,000 and 20,000 iterations before the end
-max_epochs = 109
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=109)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[101, 106], gamma=0.1),
+    dict(type='MultiStepLR', by_epoch=True, milestones=[101 / 109, 106 / 109], gamma=0.1),
 ]

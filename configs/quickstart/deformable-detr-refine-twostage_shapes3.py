@@ -11,9 +11,7 @@ max_iters = 600
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=100)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR', T_max=max_iters, eta_min_ratio=0.01, by_epoch=False, begin=0, end=max_iters
-    ),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False),
 ]
 default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=max_iters),

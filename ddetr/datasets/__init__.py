@@ -1,5 +1,6 @@
 from .coco import COCO_CLASSES, CocoDataset
 from .detection import DetectionDataset
+from .mix import MultiImageMixDataset
 from .samplers import AspectRatioBatchSampler, DefaultSampler, InfiniteSampler, ResumableBatchSampler
 from .seeded import SeededDataset
 from .similar_size import SimilarSizeBatchSampler
@@ -17,6 +18,7 @@ __all__ = [
     'InfiniteSampler',
     'LoadAnnotations',
     'LoadImageFromFile',
+    'MultiImageMixDataset',
     'PackDetInputs',
     'RandomCrop',
     'ResumableBatchSampler',

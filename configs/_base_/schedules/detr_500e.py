@@ -8,6 +8,7 @@ optim_wrapper = dict(
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=500, val_interval=10)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-param_scheduler = [dict(type='MultiStepLR', begin=0, end=500, by_epoch=True, milestones=[400], gamma=0.1)]
+# a float is a share of the training, so that `max_epochs` alone changes its length
+param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[0.8], gamma=0.1)]
 # the paper's 16 GPUs with 4 images each; `--auto-scale-lr` scales the learning rate linearly from here
 auto_scale_lr = dict(base_batch_size=64)

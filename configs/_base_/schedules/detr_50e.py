@@ -4,5 +4,4 @@
 _base_ = 'detr_500e.py'
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
 train_cfg = dict(max_epochs=50, val_interval=1)
-param_scheduler = [dict(type='MultiStepLR', begin=0, end=50, by_epoch=True, milestones=[40], gamma=0.1)]
 auto_scale_lr = dict(base_batch_size=32)

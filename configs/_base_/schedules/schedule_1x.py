@@ -5,7 +5,7 @@ test_cfg = dict(type='TestLoop')
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
+    dict(type='MultiStepLR', by_epoch=True, milestones=[8 / 12, 11 / 12], gamma=0.1),
 ]
 
 optim_wrapper = dict(

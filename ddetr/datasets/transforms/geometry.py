@@ -8,16 +8,9 @@ from mmcv.transforms.utils import cache_randomness
 from ddetr.registry import TRANSFORMS
 
 from .batch_draws import drawn_for_batch
+from .boxes import check_prob, drop_source_keys, keep_boxes, select_boxes
 
 CROP_TYPES = ('absolute', 'absolute_range', 'relative', 'relative_range')
-BOX_KEYS = ('gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
-
-
-def _keep_boxes(results: dict, keep: np.ndarray) -> None:
-    """Keep the boxes where `keep` (N,) is True, and what belongs to them."""
-    for key in BOX_KEYS:
-        if key in results:
-            results[key] = results[key][keep]
 
 
 @TRANSFORMS.register_module()
@@ -97,13 +90,10 @@ class RandomCrop(BaseTransform):
         results['img_shape'] = results['img'].shape[:2]
         if 'gt_bboxes' not in results:
             return results
-        bboxes = results['gt_bboxes'] - np.array([x, y, x, y], dtype=np.float32)  # (N, 4)
-        clipped = np.clip(bboxes, 0, np.array([crop_w, crop_h, crop_w, crop_h], dtype=np.float32))
-        results['gt_bboxes'] = clipped if self.bbox_clip_border else bboxes
-        inside = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)  # (N,)
-        if not inside.any() and not self.allow_negative_crop:
+        results['gt_bboxes'] = results['gt_bboxes'] - np.array([x, y, x, y], dtype=np.float32)  # (N, 4)
+        select_boxes(results, crop_w, crop_h, self.bbox_clip_border)
+        if not len(results['gt_bboxes']) and not self.allow_negative_crop:
             return None
-        _keep_boxes(results, inside)
         return results
 
     def __repr__(self) -> str:
@@ -133,5 +123,36 @@ class FilterAnnotations(BaseTransform):
         keep = (sizes_wh > np.array(self.min_gt_bbox_wh)).all(axis=1)
         if not keep.any() and self.keep_empty:
             return None
-        _keep_boxes(results, keep)
+        keep_boxes(results, keep)
+        return results
+
+
+@TRANSFORMS.register_module()
+class RandomRotate90(BaseTransform):
+    """Turn the image by 90 or 270 degrees, for images that have no upright, such as cells or aerial views.
+
+    Half turns are a `RandomFlip` in direction 'diagonal'.
+
+    Args:
+        prob: Probability of a turn; both directions are equally likely.
+    """
+
+    def __init__(self, prob: float = 0.5) -> None:
+        check_prob('RandomRotate90', prob)
+        self.prob = prob
+
+    @drawn_for_batch
+    def transform(self, results: dict) -> dict:
+        """Changes `img`, `img_shape` and the boxes."""
+        if np.random.uniform() >= self.prob:
+            return results
+        clockwise = np.random.uniform() < 0.5
+        height, width = results['img'].shape[:2]
+        results['img'] = np.ascontiguousarray(np.rot90(results['img'], -1 if clockwise else 1))
+        results['img_shape'] = results['img'].shape[:2]
+        drop_source_keys(results)
+        if 'gt_bboxes' in results:
+            x1, y1, x2, y2 = results['gt_bboxes'].T
+            turned = (height - y2, x1, height - y1, x2) if clockwise else (y1, width - x2, y2, width - x1)
+            results['gt_bboxes'] = np.stack(turned, axis=1)
         return results

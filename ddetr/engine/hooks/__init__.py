@@ -2,6 +2,14 @@ from .black_box_hook import BlackBoxHook
 from .checkpoint_hook import CheckpointHook
 from .early_stopping_hook import EarlyStoppingHook
 from .ema_hook import EMAHook
+from .mode_switch_hook import YOLOXModeSwitchHook
 from .visualization_hook import DetVisualizationHook
 
-__all__ = ['BlackBoxHook', 'CheckpointHook', 'DetVisualizationHook', 'EMAHook', 'EarlyStoppingHook']
+__all__ = [
+    'BlackBoxHook',
+    'CheckpointHook',
+    'DetVisualizationHook',
+    'EMAHook',
+    'EarlyStoppingHook',
+    'YOLOXModeSwitchHook',
+]

@@ -1,4 +1,5 @@
 from .criterion import (
+    AlignTerm,
     BoxTerm,
     ClassTerm,
     LossTerm,
@@ -11,6 +12,7 @@ from .criterion import (
 from .selection import select_detections, set_pred_instances
 
 __all__ = [
+    'AlignTerm',
     'BoxTerm',
     'ClassTerm',
     'LossTerm',

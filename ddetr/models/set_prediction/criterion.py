@@ -94,6 +94,41 @@ class VarifocalTerm(nn.Module):
 
 
 @MODELS.register_module()
+class AlignTerm(nn.Module):
+    """Classification by sigmoids that learn how well a matched query's box fits (Cai et al., 2023, arXiv:2304.07527).
+
+    The target of a matched query is p^alpha * IoU^(1 - alpha) of its own probability p, without gradient, with the
+    weight 1: the IoU-aware BCE of section 3.2. Queries without an object have the weight p^gamma. `name` is the
+    result's key.
+    """
+
+    needs = ()
+    use_sigmoid = True
+
+    def __init__(
+        self, alpha: float = 0.25, gamma: float = 2.0, loss_weight: float = 1.0, name: str = 'loss_cls'
+    ) -> None:
+        super().__init__()
+        self.alpha, self.gamma, self.loss_weight, self.name = alpha, gamma, loss_weight, name
+
+    def forward(self, matched: Matched) -> dict[str, Tensor]:
+        """See `LossTerm`."""
+        logits = matched.cls_logits
+        pairs = (
+            matched.image_index,
+            matched.query_index,
+            matched.labels[matched.image_index, matched.query_index],
+        )
+        prob = logits.detach().sigmoid()
+        target, weight = torch.zeros_like(logits), prob**self.gamma
+        # as in the paper's code, no target below 0.01: a first, poor box still teaches the class
+        target[pairs] = (prob[pairs] ** self.alpha * matched.iou() ** (1 - self.alpha)).clamp(min=0.01)
+        weight[pairs] = 1.0
+        loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction='sum')
+        return {self.name: self.loss_weight * loss / matched.avg_factor}
+
+
+@MODELS.register_module()
 class BoxTerm(nn.Module):
     """Loss of the matched pairs' boxes, a registered one such as `L1Loss`, divided by the number of pairs.
 
@@ -307,7 +342,8 @@ def build_criterion(
     """The set loss of a head's config.
 
     Args:
-        losses: `loss_cls`, `loss_bbox`, `loss_iou` by name, as MMDetection's configs give them.
+        losses: `loss_cls`, `loss_bbox`, `loss_iou` by name, as MMDetection's configs give them. `loss_cls` may also be
+            a whole term such as `VarifocalTerm` or `AlignTerm`.
         defaults: Those taken for None.
         loss_terms: Configs of all the terms, in place of these three.
         train_cfg: `dict(assigner=...)`, or None for a head that only predicts.
@@ -320,7 +356,12 @@ def build_criterion(
     terms: list[Any]
     if loss_terms is None:
         by_class, l1, iou = (losses[name] or defaults[name] for name in ('loss_cls', 'loss_bbox', 'loss_iou'))
-        terms = [ClassTerm(by_class), BoxTerm(l1), BoxTerm(iou, 'loss_iou', in_pixels=True)]
+        is_term = hasattr(MODELS.get(by_class['type']), 'needs')
+        terms = [
+            MODELS.build(by_class) if is_term else ClassTerm(by_class),
+            BoxTerm(l1),
+            BoxTerm(iou, 'loss_iou', in_pixels=True),
+        ]
     else:
         if beside := [name for name, loss in losses.items() if loss is not None]:
             raise ConfigError(

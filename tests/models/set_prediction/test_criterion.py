@@ -141,12 +141,28 @@ def test_groups_without_queries_or_objects_give_zero_with_a_gradient():
     assert logits.grad.isfinite().all()
 
 
-def test_varifocal_targets_are_the_ious_of_the_matched_pairs():
+def _varifocal(logit, iou):
+    if iou:
+        return iou * F.binary_cross_entropy_with_logits(logit, iou)
+    return 0.6 * logit.sigmoid() ** 1.5 * F.softplus(logit)
+
+
+def _align(logit, iou):
+    prob = logit.sigmoid()
+    if iou is None:
+        return prob**1.5 * F.softplus(logit)
+    target = (prob**0.6 * iou**0.4).clamp(min=0.01)
+    return -target * F.logsigmoid(logit) - (1 - target) * F.logsigmoid(-logit)
+
+
+@pytest.mark.parametrize(('kind', 'expected'), [('VarifocalTerm', _varifocal), ('AlignTerm', _align)])
+def test_quality_aware_targets_follow_the_ious_of_the_matched_pairs(kind, expected):
     truth = samples((1, 1))
     matches = tuple(Matching(torch.tensor([q]), torch.tensor([0])) for q in (2, 4))
     preds = predictions((QueryGroup(slice(None), '', matches),))
-    terms = [{'type': 'VarifocalTerm', 'alpha': 0.6, 'gamma': 1.5, 'loss_weight': 3.0}]
-    found = criterion(terms)(preds, truth)['loss_cls']
+    term = {'type': kind, 'alpha': 0.6, 'gamma': 1.5, 'loss_weight': 3.0}
+    found = criterion([term])(preds, truth)['loss_cls']
+    assert criterion(loss_cls=term)(preds, truth)['loss_cls'] == found  # in place of a loss of labels, too
     total = 0.0
     for b, query in enumerate((2, 4)):
         height, width = SIZES_HW[b]
@@ -161,11 +177,7 @@ def test_varifocal_targets_are_the_ious_of_the_matched_pairs():
         for q in range(QUERIES):
             for k in range(CLASSES):
                 logit = preds.cls_logits[-1, b, q, k]
-                if (q, k) == (query, label) and iou > 0:
-                    total += iou * F.binary_cross_entropy_with_logits(logit, iou)
-                else:
-                    weight = 0.6 * logit.sigmoid() ** 1.5
-                    total += weight * F.softplus(logit)
+                total += expected(logit, iou if (q, k) == (query, label) else None)
     torch.testing.assert_close(found, 3 * total / 2, rtol=1e-5, atol=1e-6)
 
 

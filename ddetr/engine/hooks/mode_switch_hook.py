@@ -1,0 +1,48 @@
+"""Ending strong augmentation before the training ends."""
+
+from collections.abc import Sequence
+
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from ddetr.registry import HOOKS
+from ddetr.utils.errors import ConfigError
+
+
+@HOOKS.register_module()
+class YOLOXModeSwitchHook(Hook):
+    """Train the last epochs without Mosaic, MixUp and the like (Ge et al., "YOLOX", 2021).
+
+    The training dataset is a `MultiImageMixDataset`, which decides by each sample's epoch: workers need not be told,
+    and a resumed training switches where the uninterrupted one does.
+
+    Args:
+        num_last_epochs: Epochs without; a float below 1 is a share of `max_epochs`.
+        skip_type_keys: Transforms that are left out then.
+
+    Raises:
+        ConfigError: Before the training, if it goes by iterations, or its dataset cannot leave transforms out.
+    """
+
+    def __init__(
+        self,
+        num_last_epochs: float = 15,
+        skip_type_keys: Sequence[str] = ('Mosaic', 'RandomAffine', 'MixUp'),
+    ) -> None:
+        self.num_last_epochs, self.skip_type_keys = num_last_epochs, tuple(skip_type_keys)
+
+    def before_train(self, runner: Runner) -> None:
+        """Set the dataset's first epoch without the transforms."""
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise ConfigError(
+                'YOLOXModeSwitchHook counts epochs, and train_cfg goes by iterations: use EpochBasedTrainLoop, or '
+                'set skip_from_epoch of MultiImageMixDataset.'
+            )
+        last, epochs = self.num_last_epochs, runner.max_epochs
+        last = round(last * epochs) if 0 < last < 1 else int(last)
+        dataset = runner.train_dataloader.dataset
+        if not hasattr(dataset, 'skip'):
+            raise ConfigError(
+                'YOLOXModeSwitchHook needs a MultiImageMixDataset in train_dataloader: remove it from custom_hooks.'
+            )
+        dataset.skip(self.skip_type_keys, max(epochs - last, 0))
