@@ -12,6 +12,10 @@ class ConfigError(InputError):
     """A config file or an override of it."""
 
 
+class BoxUnitsError(InputError):
+    """Boxes in other units or another order than their format says."""
+
+
 class CheckpointError(InputError):
     """A weight file or checkpoint."""
 

@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from ddetr.analysis.browsing import write_pictures
 from ddetr.analysis.examples import quiet
-from ddetr.utils.errors import CheckpointError, InputError
+from ddetr.utils.errors import BoxUnitsError, CheckpointError, InputError
 from ddetr.utils.files import write_atomically
 
 from .boxes import check_boxes
@@ -140,19 +140,23 @@ def _fault_of_building(subject: Subject) -> Finding | None:
         try:
             build()
         except InputError as error:
-            weights = isinstance(error, CheckpointError)
-            return _unbuilt('weights' if weights else name, str(error))
+            if isinstance(error, CheckpointError):
+                name = 'weights'
+            elif isinstance(error, BoxUnitsError):
+                name = 'boxes'
+            return _unbuilt(name, str(error))
     return None
 
 
 def _unbuilt(name: str, sentence: str) -> Finding:
-    if name != 'weights' and ('categor' in sentence or 'classes' in sentence):
+    if name in ('data', 'model') and ('categor' in sentence or 'classes' in sentence):
         title = 'the class mapping is wrong: the classes of the config are not those of the annotation file'
         return Finding('classes', title, sentence, 'correct what the sentence names.')
     return Finding(name, _UNBUILT[name], sentence, 'correct what the sentence names.')
 
 
 _UNBUILT = {
+    'boxes': 'the boxes are in other units or another order than their format says',
     'data': 'the data cannot be read',
     'model': 'the model cannot be built',
     'weights': 'the pretrained weights are not loaded: their file cannot be taken',

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddetr.datasets.formats.records import WrittenSplit
-from ddetr.utils.errors import InputError
+from ddetr.utils.errors import BoxUnitsError
 
 FEWEST = 3  # boxes to judge by
 FITTING = 0.95  # share of the boxes that would be inside their images in the other reading
@@ -17,7 +17,7 @@ def check_units(split: WrittenSplit, sizes: Sequence[tuple[float, float]]) -> No
     """Compare all boxes of a split with the sizes of their images, (width, height) each.
 
     Raises:
-        InputError: Most boxes of a file in COCO's format are corners or normalised, or most in YOLO's are in pixels.
+        BoxUnitsError: Most boxes of a file in COCO's format are corners or normalised, or most in YOLO's are in pixels.
     """
     if split.format == 'voc':
         return
@@ -31,7 +31,7 @@ def check_units(split: WrittenSplit, sizes: Sequence[tuple[float, float]]) -> No
         return
     values = np.array(rows, dtype=float)  # (N, 6): the four numbers, width, height
     if fault := (_of_coco if split.format == 'coco' else _of_yolo)(values[:, :4], values[:, 4:]):
-        raise InputError(f'{split.source}: {fault}')
+        raise BoxUnitsError(f'{split.source}: {fault}')
 
 
 def _of_coco(boxes: np.ndarray, sizes: np.ndarray) -> str | None:

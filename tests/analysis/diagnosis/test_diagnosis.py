@@ -91,7 +91,7 @@ def call(monkeypatch, capsys):
 def test_a_strangers_detector_is_diagnosed_and_overfitted(call, shapes, tmp_path):
     config = ROOT / 'tests/own_detector/grid_shapes.py'
     printed = call(
-        'diagnose.py', config, '--out-dir', tmp_path, '--overfit', 20, '--num-images', 3, '--cfg-options',
+        'diagnose.py', config, '--out-dir', tmp_path, '--overfit', 60, '--num-images', 3, '--cfg-options',
         *(f'{split}_dataloader.dataset.data_root={shapes}' for split in ('train', 'val', 'test')),
         'default_hooks.logger.interval=5',
     )  # fmt: skip
