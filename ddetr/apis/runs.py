@@ -26,7 +26,6 @@ LAUNCHED = 'LAUNCHED_AT'  # environment variable: when the command was started f
 class TrainOptions(NamedTuple):
     """What `ddetr train` takes beside the config."""
 
-    data: str | None = None  # folder of a dataset, in place of the config's datasets and classes
     work_dir: str | None = (
         None  # for logs and checkpoints; None: the config's, or `work_dirs/<config's name>`
     )
@@ -37,12 +36,12 @@ class TrainOptions(NamedTuple):
     launcher: str = 'none'  # or what started several processes: 'pytorch' (torchrun), 'slurm', 'mpi'
     cfg_options: Mapping[str, Any] = {}  # values by dotted config key
     amp_dtype: str | None = None  # 'float16' or 'bfloat16', also without `amp`
+    data: str | None = None  # folder of a dataset, in place of the config's datasets and classes
 
 
 class EvalOptions(NamedTuple):
     """What `ddetr test` takes beside config and checkpoint; see `TrainOptions` for what is not said here."""
 
-    data: str | None = None
     work_dir: str | None = None
     out: str | None = None  # JSON file for the detections, in COCO's result format
     show_dir: str | None = None  # folder for pictures of all images with their boxes
@@ -50,6 +49,7 @@ class EvalOptions(NamedTuple):
     allow_partial: bool = False
     launcher: str = 'none'
     cfg_options: Mapping[str, Any] = {}
+    data: str | None = None
 
 
 def train_detector(config: str | Path, options: TrainOptions = TrainOptions()) -> DetRunner:  # noqa: B008 (immutable)
