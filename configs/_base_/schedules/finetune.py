@@ -1,23 +1,10 @@
 # Fine-tuning on data of your own (docs/finetuning.md): averaged weights are validated and saved, the best checkpoint is
 # kept, and a training that no longer improves stops. Change `train_cfg.max_epochs` alone: the schedule follows it. The
 # learning rate is that of 16 images an update, and is scaled to the batch that is really trained with.
-_base_ = '../default_runtime.py'
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
-    clip_grad=dict(max_norm=0.1, norm_type=2),
-    paramwise_cfg=dict(
-        custom_keys={
-            'backbone': dict(lr_mult=0.1),
-            'sampling_offsets': dict(lr_mult=0.1),
-            'reference_points': dict(lr_mult=0.1),
-        }
-    ),
-)
+_base_ = ['deformable_detr_50e.py', '../default_runtime.py']
+optim_wrapper = dict(optimizer=dict(lr=1e-4))
 auto_scale_lr = dict(enable=True, base_batch_size=16)
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=24, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=24)
 param_scheduler = [
     dict(
         type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=0.02
