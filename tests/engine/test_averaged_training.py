@@ -72,6 +72,21 @@ def test_validation_sees_the_average_and_training_goes_on_without_it(averaged_ru
     assert torch.equal(last, weights['train'][-1])  # the validations gave the weights back
 
 
+def test_an_accumulation_window_enters_the_average_once(tiny_run, tmp_path):
+    seen.clear()
+    options = {
+        'custom_hooks': HOOK_CONFIGS,
+        'optim_wrapper.accumulative_counts': 2,
+        'train_cfg.max_epochs': 1,
+    }
+    train_detector(tiny_run.config, TrainOptions(work_dir=str(tmp_path), cfg_options=options))
+    weights = seen['train'][1::2]
+    assert torch.equal(seen['train'][2], weights[0])  # in the middle of a window
+    assert not torch.equal(weights[0], weights[1])
+    average = averages(weights)[-1]
+    torch.testing.assert_close(seen['val'][0].double(), average, rtol=0, atol=1e-6)
+
+
 def test_checkpoints_and_the_best_one_hold_the_average(averaged_run):
     runner, work_dir, weights = averaged_run
     average = averages(weights['train'])

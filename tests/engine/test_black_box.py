@@ -42,15 +42,15 @@ def _quick_checkpoints(monkeypatch):
     monkeypatch.setattr(Config, 'pretty_text', '')
 
 
-def runner_of(work_dir, options):
-    cfg = load_config(CONFIG, options)
+def runner_of(work_dir, options, config=CONFIG):
+    cfg = load_config(config, options)
     cfg.merge_from_dict({'work_dir': str(work_dir), 'launcher': 'none'})
     return build_runner(cfg, ['train'])
 
 
-def stopped(work_dir, options):
+def stopped(work_dir, options, config=CONFIG):
     """Train until the error; the runner and the error's text."""
-    runner = runner_of(work_dir, options)
+    runner = runner_of(work_dir, options, config)
     with pytest.raises(NonFiniteError) as error:
         runner.train()
     return runner, str(error.value)
@@ -110,6 +110,29 @@ def test_a_capsule_of_a_mended_model_is_finite(data, tmp_path, run):
     torch.save(content, path)
     said = run(sys.executable, 'tools/analysis/replay.py', path, expect=1)
     assert 'all is finite now' in said
+
+
+@pytest.mark.parametrize('family', ['detr', 'dino', 'faster-rcnn', 'deformable-detr-refine-twostage'])
+def test_every_family_stops_at_the_bad_image(data, tmp_path, family):
+    loaders, image = data
+    config = ROOT / f'configs/quickstart/{family}_shapes.py'
+    pipeline = load_config(CONFIG).train_dataloader.dataset.pipeline
+    options = {
+        **loaders,
+        **FP16,
+        'custom_imports': {'imports': ['tests.configs.fragile']},
+        'model.backbone': {**load_config(config).model.backbone, 'type': 'FragileResNet', 'breaks': 'output'},
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+        'train_dataloader.batch_size': 2,
+        'train_dataloader.dataset.pipeline': pipeline,
+        'val_dataloader': None,
+        'val_evaluator': None,
+        'val_cfg': None,
+    }
+    _, text = stopped(tmp_path, options, config)
+    assert re.search(rf'First module: {MODULE}, output\. .*Images: {re.escape(str(image))}\.', text), text
+    assert len(list(tmp_path.glob('*.capsule'))) == 1
 
 
 @pytest.mark.parametrize('breaks', ['output', 'gradient'])
