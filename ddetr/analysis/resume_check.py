@@ -57,6 +57,7 @@ CASES = (
     Case('by iterations', _endless('InfiniteSampler'), {'iteration': 7}),
     Case('by iterations, over epochs', {**_endless('DefaultSampler'), **ACCUMULATION}, {'iteration': 5}),
     Case('2 processes', ONE_IMAGE, {'iteration': 7, 'rank': 1}, 2),
+    Case('2 processes, fp16', {**ONE_IMAGE, **FP16}, {'iteration': 7, 'rank': 1}, 2),
     Case(
         '2 processes, all of it',
         {**ONE_IMAGE, **PERSISTENT, **EMA, **ACCUMULATION, **BF16},

@@ -1,5 +1,6 @@
 """Training steps in float16 and bfloat16, in every family of detectors: low precision inside, float32 in the losses."""
 
+import logging
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from ddetr.analysis.batches import labelled_batch
+from ddetr.engine import optim_wrapper
 from ddetr.engine.optim_wrapper import AmpOptimWrapper
 from ddetr.models.task_modules import HungarianAssigner, MaxIoUAssigner
 from ddetr.registry import MODELS
@@ -100,3 +102,14 @@ def test_large_predictions_in_float16_are_matched_and_have_finite_losses(repo_ro
 def test_other_dtypes_are_an_error():
     with pytest.raises(ConfigError, match=r"optim_wrapper\.dtype='float8' is none of float16, bfloat16"):
         wrapper(nn.Linear(1, 1), dtype='float8')
+
+
+@pytest.mark.parametrize(('capability', 'warnings'), [('AVX2', 1), ('AVX512', 0), ('DEFAULT', 0)])
+def test_a_cpu_that_emulates_the_dtype_is_warned_of(monkeypatch, capability, warnings):
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    said = []
+    monkeypatch.setattr(optim_wrapper, 'print_log', lambda text, logger, level: said.append((level, text)))
+    wrapper(nn.Linear(1, 1), dtype='bfloat16')
+    assert len(said) == warnings
+    assert all(level == logging.WARNING and 'no bfloat16 instructions' in text for level, text in said)
