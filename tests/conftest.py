@@ -47,6 +47,12 @@ def coco_root() -> Path:
 
 
 @pytest.fixture(scope='session')
+def bccd_root() -> Path:
+    """364 real images of blood cells in Pascal VOC's layout."""
+    return _shared('data', 'bccd')
+
+
+@pytest.fixture(scope='session')
 def checkpoint_lists(tmp_path_factory) -> Path:
     """JSON files `{key: shape}` of other projects' checkpoints; see tests/fixtures/README.md."""
     folder = tmp_path_factory.mktemp('checkpoints')
@@ -66,11 +72,11 @@ class TinyRun(NamedTuple):
     output: str  # what the terminal showed
 
 
-def run_command(*command: str | Path, expect: int = 0, **env: str) -> str:
+def run_command(*command: str | Path, expect: int = 0, cwd: Path = ROOT, **env: str) -> str:
     """Run a command of the project in a second process; both its streams' text."""
     process = subprocess.run(
         [str(part) for part in command],
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, 'OMP_NUM_THREADS': '1', **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
