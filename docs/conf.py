@@ -1,5 +1,6 @@
 """Configuration of the documentation site (Sphinx with MyST); `bash tools/build_docs.sh` builds it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,11 +9,6 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'ops'), str(HERE / '_ext')]
 
 import ddetr  # noqa: E402  the path above
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # a dependency of Sphinx there
 
 project = 'ddetr'
 author = 'The ddetr authors'
@@ -25,6 +21,7 @@ extensions = [
     'sphinx.ext.napoleon',
     'sphinx_copybutton',
     'components',  # docs/_ext: the registered components by name
+    'field_comments',  # docs/_ext: shapes and units of records
     'repository_links',  # docs/_ext: links out of docs/ lead to the repository
 ]
 exclude_patterns = ['_build', '_ext']
@@ -57,10 +54,11 @@ included_files = {
     'README.md': 'docs/index.md',
 }
 
-# Where the repository is published, from pyproject.toml; until it says so, links to files are plain text.
-repository_url = (
-    tomllib.loads((ROOT / 'pyproject.toml').read_text()).get('project', {}).get('urls', {}).get('Source')
-)
+# Where the repository is published, as the host that builds the site says; elsewhere links to files are plain text.
+if os.environ.get('GITHUB_REPOSITORY'):
+    repository_url = f'{os.environ["GITHUB_SERVER_URL"]}/{os.environ["GITHUB_REPOSITORY"]}'
+else:
+    repository_url = os.environ.get('READTHEDOCS_GIT_CLONE_URL', '').removesuffix('.git')
 if repository_url:
     html_theme_options = {
         'source_repository': repository_url,

@@ -43,7 +43,7 @@ def relinked(app: Sphinx, text: str, folder: Path, docname: str) -> str:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
-    app.add_config_value('repository_url', None, 'env')
+    app.add_config_value('repository_url', '', 'env')
     app.add_config_value('included_files', {}, 'env')  # file of the repository -> page that includes it
     app.connect('source-read', on_source)
     app.connect('include-read', on_include)
