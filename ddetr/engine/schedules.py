@@ -1,4 +1,4 @@
-"""Schedules that follow the length of the training."""
+"""Schedules relative to the length of the training."""
 
 import math
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ STEP_KEYS = ('begin', 'end', 'T_max', 'step_size', 'milestones')
 
 
 def resolve_shares(scheduler: Mapping[str, Any], max_epochs: int, max_iters: int) -> dict[str, Any]:
-    """A copy of a scheduler's config, with shares of the training replaced by epochs or iterations.
+    """Copy of a scheduler config with fractions of the training converted to epochs or iterations.
 
-    A float in `begin`, `end`, `T_max`, `step_size` or `milestones` is a share, rounded down to at least one step unless
-    it is 0: `milestones=[0.8]` is epoch 40 of 50. Integers stay.
+    A float in `begin`, `end`, `T_max`, `step_size` or `milestones` is a fraction, rounded down to at least one step
+    unless it is 0: `milestones=[0.8]` is epoch 40 of 50. Integers are kept.
 
     Args:
         scheduler: One entry of `param_scheduler`; `by_epoch` says what its steps are.
