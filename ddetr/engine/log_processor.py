@@ -23,7 +23,7 @@ class ProgressLine(str):
 class LogProcessor(EngineLogProcessor):
     """mmengine's log processor with short training lines on the terminal and memory usage also on the CPU.
 
-    TensorBoard, Weights & Biases, MLflow and the JSON log receive every term and the `images_per_second` of all processes.
+    TensorBoard, Weights & Biases, MLflow and the JSON log receive every term and the total `images_per_second`.
     """
 
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
