@@ -105,7 +105,7 @@ def run_cli(main: Callable[[], Any]) -> None:
 
 
 def _part_together() -> None:
-    """Leave the process group: a process that exits while gloo's threads still run may be aborted (pytorch issue 190489)."""
+    """Leave the process group: exiting while gloo's threads run may abort the process (pytorch issue 190489)."""
     distributed = sys.modules.get(
         'torch.distributed'
     )  # not imported: a command without processes needs no torch

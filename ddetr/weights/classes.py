@@ -88,7 +88,7 @@ def put_class_rows(
     proposals: str,
     aside: Mapping[str, Tensor],
 ) -> State:
-    """The inverse of `take_class_rows`; with `coco`, ids without a category get zero weights and are never predicted."""
+    """The inverse of `take_class_rows`; with `coco`, ids without a category are never predicted."""
     result = dict(state)
     for name, tensor in state.items():
         if not (spec := rows_of(name, class_rows)):
