@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/launch.sh
 
-"$(find_python)" -m sphinx --fail-on-warning --keep-going --quiet -b html docs "${1:-docs/_build}"
+"$(find_python)" -m sphinx --fail-on-warning --keep-going --quiet --write-all -b html docs "${1:-docs/_build}"
 echo "built: ${1:-docs/_build}/index.html"
