@@ -103,7 +103,7 @@ def check_config(cfg: Config) -> None:
     for key, value in cfg.items():
         near = difflib.get_close_matches(key, READ_KEYS, n=1, cutoff=0.87)
         if key not in READ_KEYS and near and isinstance(value, (dict, list)):
-            raise ConfigError(f'config key {key!r} is read by nothing; did you mean {near[0]!r}?')
+            raise ConfigError(f'unknown config key {key!r}; did you mean {near[0]!r}?')
     places = [place for key, value in cfg.items() if key in REGISTRIES for place in _walk(key, value)]
     # all types before any key: a missing component explains more than its keys
     parts = [_part_at(*place) for place in places]

@@ -78,7 +78,7 @@ class ResumableLoop(BaseLoop):
         """The loader's batch sampler; ConfigError if the loader was not built from a config."""
         if not isinstance(self.dataloader.batch_sampler, ResumableBatchSampler):
             raise ConfigError(
-                'train_dataloader is a DataLoader, which cannot be resumed: give its config as a dict.'
+                'train_dataloader is a DataLoader, which cannot be resumed: give a config dict instead.'
             )
         return self.dataloader.batch_sampler
 

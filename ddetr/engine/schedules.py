@@ -38,7 +38,7 @@ def _steps(key: str, value: Any, total: int) -> Any:
         return value
     if not 0 <= value <= 1:
         raise ConfigError(
-            f'param_scheduler.{key}={value} is no share of the training: give a float from 0 to 1, or an integer '
-            'number of epochs or iterations.'
+            f'param_scheduler.{key}={value} is not a valid fraction of the training: give a float from 0 to 1, or an '
+            'integer number of epochs or iterations.'
         )
     return max(math.floor(value * total + 1e-6), 1) if value else 0

@@ -158,7 +158,7 @@ class CocoMetric(BaseMetric):
         if absent := tested - listed:
             raise InputError(
                 f'image id {min(absent)} was tested on, but {self.ann_file} does not list it: give CocoMetric '
-                'the annotation file of the dataset under test'
+                'the annotation file of the test dataset'
             )
         if len(tested) < len(listed):
             MMLogger.get_current_instance().info(
@@ -202,8 +202,8 @@ def truth_of_samples(results: list[ImageDetections], category_ids: list[int]) ->
     """
     if any(detections.truth is None for detections in results):
         raise InputError(
-            "CocoMetric has no ground truth: the samples carry none (no 'instances' in the dataset's items?); "
-            'give it ann_file'
+            "CocoMetric has no ground truth: the samples contain none (no 'instances' in the dataset's items?); "
+            'set ann_file'
         )
     # the type's name first: concatenated datasets may have ids of both kinds
     keys = [(type(d.img_id).__name__, d.img_id, d.img_path) for d in results]

@@ -198,7 +198,7 @@ def _config_json(file: WeightsFile, coco: bool, model_cfg: Mapping[str, Any] | N
     weights = file.weights
     target = weights.family.format('hf') if weights.family else None
     if target is None or target.config_json is None:
-        raise CheckpointError(f'config.json of {weights.title} is not known: choose another format.')
+        raise CheckpointError(f'config.json of {weights.title} is not supported: choose another format.')
     names: Sequence[str] = file.classes or [f'LABEL_{i}' for i in range(weights.layout.num_classes)]
     if coco:
         by_id = dict(zip(COCO_IDS, COCO_CLASSES, strict=True))
