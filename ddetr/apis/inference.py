@@ -186,7 +186,7 @@ class DetInferencer:
         be a generator of any length; at most `batching.WINDOW` batches are held in memory.
 
         Args:
-            images: Files, addresses, arrays, PIL images, or `Source`s of images.
+            images: Files, addresses, arrays, PIL images, or `Source` records of images.
             batch_size: The most images in a batch.
         """
         if batch_size < 1:

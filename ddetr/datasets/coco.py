@@ -1,4 +1,4 @@
-"""Detection data in COCO's format: COCO itself, or anybody's own."""
+"""Detection datasets in COCO format."""
 
 import os
 from pathlib import Path
@@ -14,14 +14,13 @@ from ddetr.utils.coco_classes import COCO_CLASSES
 
 @DATASETS.register_module()
 class CocoDataset(DetectionDataset):
-    """Images and boxes of an annotation file in COCO's format; see `DetectionDataset`.
+    """Dataset of a COCO annotation file; see `DetectionDataset`.
 
-    Without `metainfo` all categories are taken, ordered by their ids (until the file is read, with `lazy_init=True`,
-    `dataset.metainfo['classes']` is COCO's 80 names). Test sets have `category_ids` in their `metainfo`, for
-    `CocoMetric`.
+    Without `metainfo`, all categories are used, ordered by id. (With `lazy_init=True`, `dataset.metainfo['classes']` is
+    COCO's 80 names until the file is read.) Test sets have `category_ids` in their `metainfo`, for `CocoMetric`.
 
     Args:
-        ann_file: JSON file; an address that mmengine's file backends know will do.
+        ann_file: JSON file, or an address supported by mmengine's file backends.
         data_prefix: `dict(img=folder of the images)`.
         **kwargs: Of `DetectionDataset`.
 
@@ -34,12 +33,12 @@ class CocoDataset(DetectionDataset):
     PREFIX = {'img': ''}
 
     def read_split(self) -> WrittenSplit:
-        """The annotation file, checked."""
+        """Read and check the annotation file."""
         coco = read_coco(self.ann_file, not self.test_mode, self.backend_args)
         return split_of(coco, Path(self.ann_file), Path(self.data_prefix['img']), '', [])
 
     def written_split(self) -> WrittenSplit:
-        """The annotation file as it is, faults included; InputError unless it is on the local disk."""
+        """Read the annotation file with its faults; InputError unless it is on the local disk."""
         return read_coco_split(Path(self.ann_file), Path(self.data_prefix['img']), '')
 
     def _labels(self, split: WrittenSplit) -> dict[Any, int]:

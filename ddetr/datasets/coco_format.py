@@ -1,6 +1,6 @@
-"""Reading annotation files in COCO's format, and saying clearly what is wrong with one.
+"""Read COCO annotation files, with specific error messages.
 
-The dataset and the metric both read through here, so a bad file is reported in the same words, before training.
+Dataset and metric both use this module, so that a malformed file gives the same error, before training.
 """
 
 import json
@@ -16,16 +16,16 @@ def read_coco(path: str, need_annotations: bool = True, backend_args: dict | Non
     """Read and check an annotation file.
 
     Every image has `id`, `file_name`, `width`, `height`; every category `id`, `name`; every annotation `image_id` and
-    `category_id` that exist and a `bbox` of four finite numbers (x, y, w, h in pixels). Absent `iscrowd` and `area`
-    become 0 and the box's area. Ids are unique; absent annotation ids are tolerated.
+    `category_id` that exist and a `bbox` of four finite numbers (x, y, w, h in pixels). Missing `iscrowd` and `area`
+    are set to 0 and the area of the box. Ids are unique; missing annotation ids are tolerated.
 
     Args:
-        path: a file, or an address that mmengine's file backends know.
-        need_annotations: a file without the list `annotations`, such as COCO's test-dev list, is an error.
-        backend_args: of mmengine's file backend.
+        path: File, or an address supported by mmengine's file backends.
+        need_annotations: Require the list `annotations`, which for example COCO's test-dev list lacks.
+        backend_args: Arguments of mmengine's file backend.
 
     Raises:
-        InputError: there is no such file, or naming the file, the key and the number of what is wrong in it.
+        InputError: The file is missing or malformed; the message names the file, the key and the index.
     """
     try:
         coco = json.loads(get_text(path, backend_args=backend_args))
@@ -62,7 +62,7 @@ def read_coco(path: str, need_annotations: bool = True, backend_args: dict | Non
 
 
 def _check_records(coco: dict, key: str, needed: Sequence[str], path: str) -> None:
-    """The list `key` exists, its entries are dicts with the `needed` keys, and their ids are unique."""
+    """Check that the list `key` exists, that its entries are dicts with the `needed` keys, and that ids are unique."""
     if not isinstance(coco.get(key), list):
         raise InputError(f"annotation file {path} has no list {key!r}: it is not in COCO's detection format")
     for index, record in enumerate(coco[key]):
@@ -81,7 +81,7 @@ def _check_unique(values: list, field: str, key: str, path: str) -> None:
 
 
 def _check_annotations(coco: dict, path: str) -> None:
-    """References resolve and boxes are numbers; fills in `iscrowd` and `area`."""
+    """Check references and boxes; set missing `iscrowd` and `area`."""
     image_ids = {image['id'] for image in coco['images']}
     category_ids = {category['id'] for category in coco['categories']}
     for index, annotation in enumerate(coco['annotations']):
@@ -104,7 +104,7 @@ def _is_finite_number(value: object) -> bool:
 
 
 def category_ids_of(coco: dict, classes: Sequence[str], path: str) -> list[int]:
-    """The category id of each class, in the order of `classes`; InputError if the file lacks one."""
+    """Category ids in the order of `classes`; InputError if the file lacks a class."""
     id_of = {category['name']: category['id'] for category in coco['categories']}
     missing = [name for name in classes if name not in id_of]
     if missing:
@@ -116,6 +116,6 @@ def category_ids_of(coco: dict, classes: Sequence[str], path: str) -> list[int]:
 
 
 def listing(names: Collection[str], limit: int = 10) -> str:
-    """The first names, quoted, for messages."""
+    """Quote the first names, for messages."""
     shown = ', '.join(repr(name) for name in list(names)[:limit])
     return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'

@@ -1,4 +1,4 @@
-"""What the datasets of all annotation formats do alike."""
+"""Common part of the datasets of all annotation formats."""
 
 import os
 from abc import abstractmethod
@@ -25,15 +25,15 @@ from ddetr.utils.errors import InputError
 
 
 class DetectionDataset(BaseDataset):
-    """Images and boxes; a subclass reads its format in `read_split`.
+    """Base class of detection datasets; a subclass reads its format in `read_split`.
 
-    `metainfo=dict(classes=('cat', 'dog'))` takes these classes, in this order, and leaves the others out. Without it
-    all classes are taken, in the order that the subclass documents. A label is an index into
+    `metainfo=dict(classes=('cat', 'dog'))` selects these classes, in this order. By default all classes are used, in
+    the order that the subclass documents. A label is an index into
     `dataset.metainfo['classes']`.
 
     Each item has `img_id`, `img_path`, `height`, `width`, `instances`: a list of `bbox` (x1 y1 x2 y2 in pixels),
-    `bbox_label`, `ignore_flag` (1 for crowd regions and objects marked difficult, which are neither trained on nor
-    counted). Training sets have valid boxes only, clipped to the image. Test sets have all of the file's, with
+    `bbox_label`, `ignore_flag` (1 for crowd regions and difficult objects, which training and evaluation ignore).
+    Training sets have valid boxes only, clipped to the image. Test sets have all boxes of the file, with
     `bbox_xywh` and `area` for `CocoMetric`.
 
     Args:
@@ -41,19 +41,19 @@ class DetectionDataset(BaseDataset):
         metainfo: See above.
         data_root: Folder of the dataset.
         data_prefix: Folders, by the keys that the subclass documents.
-        filter_cfg: Of training sets only: `filter_empty_gt=True` leaves out the images without any box, `min_size=n`
-            those whose shorter side is below n pixels; `bbox_min_size=n` ignores boxes with a side below n pixels.
-        backend_args: Of mmengine's file backend. Images on the local disk are checked to exist when the dataset is
-            built, images elsewhere when they are read.
-        cache_mode: Keep the images' files in memory, once per machine, from their first reading on; 'ahead' reads them
-            all before the training starts.
-        cache_limit_gib: Memory for them; None for half of what is available. See `ImageCache`.
-        **kwargs: Of mmengine's `BaseDataset`.
+        filter_cfg: For training sets: `filter_empty_gt=True` drops images without boxes, `min_size=n` drops images with
+            a shorter side below n pixels, `bbox_min_size=n` ignores boxes with a side below n pixels.
+        backend_args: Arguments of mmengine's file backend. The existence of local images is checked when the dataset is
+            built, that of others when they are read.
+        cache_mode: Cache image files in memory, once per machine, when first read; 'ahead' reads all of them before
+            training.
+        cache_limit_gib: Limit of the cache in GiB; None for half of the available memory. See `ImageCache`.
+        **kwargs: Arguments of mmengine's `BaseDataset`.
 
     Raises:
-        InputError: The annotations or images that they list do not exist, or they are malformed, lack a class, have
-            boxes in other units, or leave no image to train on. Training sets only warn of boxes of zero or negative
-            size or wholly outside the image, and drop them. `filter_cfg` warns of what it leaves out, too.
+        InputError: Annotations or images are missing or malformed, a class is missing, boxes have the wrong unit, or no
+            image is left for training. Training sets warn about boxes that are empty or outside the image and drop
+            them. `filter_cfg` also warns about what it drops.
     """
 
     FORMAT: ClassVar[str]  # 'coco', 'voc' or 'yolo'
@@ -81,19 +81,19 @@ class DetectionDataset(BaseDataset):
 
     @abstractmethod
     def read_split(self) -> WrittenSplit:
-        """Read the annotations; InputError if nothing can be trained on with them."""
+        """Read the annotations; InputError if they are unusable for training."""
 
     @abstractmethod
     def written_split(self) -> WrittenSplit:
-        """Read the annotations as they are written, faults included."""
+        """Read the annotations with their faults."""
 
     @property
     def source(self) -> str:
-        """The annotations' place, for messages."""
+        """Path of the annotations, for messages."""
         return self.ann_file
 
     def load_data_list(self) -> list[dict]:
-        """One dict an image, as in the class's docstring, before filtering."""
+        """One dict per image, as described in the class docstring, before filtering."""
         split = self.read_split()
         self._warn(split.unreadable, 'records cannot be read and are left out, the first: {}')
         label_of = self._labels(split)
@@ -111,7 +111,7 @@ class DetectionDataset(BaseDataset):
         return data_list
 
     def full_init(self) -> None:
-        """Read the annotations, if that has not happened yet, and share the memory of `cache_mode`."""
+        """Read the annotations, if not done yet, and set up the shared memory of `cache_mode`."""
         super().full_init()
         if self.cache_mode and self.image_cache is None:
             self.image_cache = ImageCache(self._num_files, self.cache_limit_gib, self.source)
@@ -119,18 +119,18 @@ class DetectionDataset(BaseDataset):
                 self.image_cache.fill(len(self), self._read_file)
 
     def _read_file(self, idx: int) -> None:
-        """Get the file of one item, for the cache; what is wrong with it is said when its turn comes."""
+        """Read the file of one item for the cache; errors are raised later, when the item is used."""
         loader = next(step for step in self.pipeline.transforms if isinstance(step, LoadImageFromFile))
         with suppress(OSError, InputError):
             loader.read_file(self.get_data_info(idx))
 
     def get_data_info(self, idx: int) -> dict:
-        """One item, with what its transforms need: the `image_cache` of `cache_mode`, the `batch_seed` of the index."""
+        """One item, with `image_cache` (from `cache_mode`) and `batch_seed` (from the index) for its transforms."""
         needed = {'image_cache': self.image_cache, 'batch_seed': getattr(idx, 'batch_seed', None)}
         return super().get_data_info(idx) | {k: v for k, v in needed.items() if v is not None}
 
     def filter_data(self) -> list[dict]:
-        """Leave out the images that `filter_cfg` names; test sets stay whole."""
+        """Apply `filter_cfg` to a training set; test sets are not filtered."""
         if not self.data_list:
             raise InputError(f'annotation file {self.source} lists no images')
         if self.test_mode or not self.filter_cfg:
@@ -157,11 +157,11 @@ class DetectionDataset(BaseDataset):
         return kept
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """The labels in one image, for mmengine's `ClassBalancedDataset`."""
+        """Labels in one image, for mmengine's `ClassBalancedDataset`."""
         return [instance['bbox_label'] for instance in self.get_data_info(idx)['instances']]
 
     def _labels(self, split: WrittenSplit) -> dict[Any, int]:
-        """The label of each category's id, or of its name where the format has no ids; sets `metainfo['classes']`."""
+        """Labels by category id, or by name in formats without ids; sets `metainfo['classes']`."""
         if self._takes_classes_from_file:
             self._metainfo['classes'] = tuple(category.name for category in split.ordered_categories())
         key_of = {category.name: category.key for category in split.categories}
@@ -171,7 +171,7 @@ class DetectionDataset(BaseDataset):
         return {key_of[name]: label for label, name in enumerate(classes) if name in key_of}
 
     def _lacks(self, absent: list[str], categories: tuple[Category, ...]) -> None:
-        """The annotations have no such classes."""
+        """Error for classes that the annotations do not contain."""
         known = [category.name for category in categories]
         raise InputError(
             f'annotation file {self.source} has no category named {listing(absent)}; it has {listing(known)}: '
@@ -198,7 +198,7 @@ class DetectionDataset(BaseDataset):
         }
 
     def _instance(self, box: WrittenBox, label: int, size: tuple[int, int]) -> dict[str, Any] | None:
-        """What an item says of a box; None for a box that cannot be trained on."""
+        """Instance dict of a box; None for a box that is invalid for training."""
         instance: dict[str, Any] = {'bbox_label': label, 'ignore_flag': int(box.iscrowd or box.difficult)}
         if self.test_mode:
             xywh = xywh_of(box, self.FORMAT)
@@ -215,17 +215,17 @@ class DetectionDataset(BaseDataset):
         return str(image.path)
 
     def _name(self, image: WrittenImage, box: WrittenBox) -> str:
-        """A box, for messages."""
+        """Description of a box, for messages."""
         return f'{image.where}, {box.where}: {list(box.written)}'
 
     def _warn(self, faults: tuple[str, ...] | list[str], sentence: str) -> None:
-        """One warning about all faults of a kind, with the first as an example."""
+        """Log one warning for all faults of a kind, with the first as an example."""
         if faults:
             text = sentence.replace('{}', faults[0])
             MMLogger.get_current_instance().warning(f'{self.source}: {len(faults)} {text}')
 
     def _check_images_exist(self, paths: list[str]) -> None:
-        """List each folder once: COCO's 118,287 training images cost one listing, not as many `stat`s."""
+        """List each folder once: one listing for COCO's 118,287 training images instead of as many `stat` calls."""
         wanted = {os.path.split(path) for path in paths}
         folders = [folder for folder in {folder for folder, _ in wanted} if os.path.isdir(folder or '.')]
         present = {(folder, name) for folder in folders for name in os.listdir(folder or '.')}
@@ -237,14 +237,13 @@ class DetectionDataset(BaseDataset):
 
 
 class LocalDataset(DetectionDataset):
-    """A dataset in a format with one annotation file an image, on the local disk.
+    """Base class of formats with one annotation file per image, on the local disk.
 
-    Where an annotation file has no size, or another than its image, the size is that of the image's header; the images
-    are not decoded for this.
+    If an annotation file has no image size or a wrong one, the size is read from the image header, without decoding.
     """
 
     def require_local(self) -> None:
-        """Raise an InputError for addresses of other file backends."""
+        """Raise an InputError unless the file backend is the local disk."""
         if self.backend_args is not None or any('://' in prefix for prefix in self.data_prefix.values()):
             raise InputError(
                 f'{type(self).__name__} reads folders on the local disk only: remove backend_args, or convert the '
@@ -252,10 +251,10 @@ class LocalDataset(DetectionDataset):
             )
 
     def with_sizes(self, split: WrittenSplit) -> WrittenSplit:
-        """The split with all images' sizes as `LoadImageFromFile` expects them.
+        """Return the split with the image sizes that `LoadImageFromFile` expects.
 
         Raises:
-            InputError: An image is there, but has no header that can be read.
+            InputError: The header of an existing image is unreadable.
         """
         images, broken, other = [], [], []
         for image in split.images:

@@ -1,4 +1,4 @@
-"""Files that hold one training step, to be run again elsewhere (tools/analysis/replay.py)."""
+"""Files that store one training step for replay elsewhere (tools/analysis/replay.py)."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,7 +24,7 @@ BATCH_TYPES = (DetDataSample, InstanceData, BaseDataElement, Annotations)
 
 
 class Capsule(NamedTuple):
-    """A step of one process with all that it needs."""
+    """A training step of one process with everything needed to replay it."""
 
     step: Step
     weights: Mapping[str, Any]  # the model's state dict before the step, buffers included
@@ -40,7 +40,7 @@ class Capsule(NamedTuple):
 
 
 def versions() -> dict[str, str]:
-    """Versions of ddetr and of what it computes with."""
+    """Versions of ddetr and of the libraries that it computes with."""
     found = {'ddetr': ddetr.__version__}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
 
 
 def write_capsule(capsule: Capsule, path: Path) -> None:
-    """Write a capsule, whole or not at all.
+    """Write a capsule atomically.
 
     Raises:
         OSError, RuntimeError: The disk is full or cannot be written.
@@ -60,10 +60,10 @@ def write_capsule(capsule: Capsule, path: Path) -> None:
 
 
 def read_capsule(path: str | Path, trust: bool = False) -> Capsule:
-    """Read a capsule onto the CPU; unless it is trusted, no code in it is executed.
+    """Read a capsule onto the CPU. Unless trusted, no code in it is executed.
 
     Raises:
-        CheckpointError: It cannot be read, or holds objects of other types than ddetr's without being trusted.
+        CheckpointError: The file is unreadable, or contains objects of foreign types and is not trusted.
     """
     if not Path(path).is_file():
         raise CheckpointError(f'capsule {path} does not exist: check the path.')

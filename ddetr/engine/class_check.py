@@ -1,4 +1,4 @@
-"""Check before training that detector and datasets have the same classes."""
+"""Check before training that detector and datasets agree on the classes."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from ddetr.utils.errors import ConfigError
 
 
 def check_classes(model: nn.Module, datasets: dict[str, Any]) -> None:
-    """Compare the number of classes of a detector with its datasets' (by config key), and these with one another.
+    """Compare the classes of a detector with those of its datasets (by config key), and the datasets with each other.
 
-    Models without `num_classes` and datasets without class names are passed over.
+    Models without `num_classes` and datasets without class names are skipped.
 
     Raises:
-        ConfigError: A label would have no logit, a logit no class, or two datasets number classes differently.
+        ConfigError: A label has no logit, a logit has no class, or two datasets number their classes differently.
     """
     metas = {key: getattr(dataset, 'metainfo', None) or {} for key, dataset in datasets.items()}
     named = {key: meta['classes'] for key, meta in metas.items() if meta.get('classes')}

@@ -1,8 +1,8 @@
-"""What mmengine 0.10.7 needs on today's packages, in one place, one reason a bridge.
+"""Workarounds that mmengine 0.10.7 needs with current packages, each with its reason.
 
-Each bridge uses an extension point that mmengine offers: registries, and methods of the Runner that `DetRunner`
+Each uses an extension point of mmengine: registries, and methods of the Runner that `DetRunner`
 (runner.py) overrides, and the optimizer wrappers (optim_wrapper.py). (`ddetr.weights.checkpoint` replaces its
-checkpoint loaders.) `onedl-mmengine` 0.10.12, which installs under the same import name, takes the same bridges.
+checkpoint loaders.) `onedl-mmengine` 0.10.12, which installs under the same import name, needs the same workarounds.
 """
 
 import mmengine.registry
@@ -19,7 +19,7 @@ for _registry in vars(mmengine.registry).copy().values():
 
 
 def init_cpu_group(launcher: str) -> None:
-    """Join the processes over gloo; mmengine's `init_dist` selects a GPU first and fails where there is none."""
+    """Initialise the process group over gloo; mmengine's `init_dist` selects a GPU first and fails without one."""
     if launcher != 'pytorch':
         raise ConfigError(
             f'launcher={launcher!r} needs GPUs: start with torchrun (--launcher pytorch) on CPUs.'

@@ -1,4 +1,4 @@
-"""Reading config files, and checking them before anything is built, so that a typo costs seconds and not a run."""
+"""Read config files, and check them before anything is built, so that a typo costs seconds instead of a run."""
 
 import difflib
 import inspect
@@ -57,15 +57,15 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """Read a config file of ours or of MMDetection and apply `--cfg-options` to it.
 
     Args:
-        path: `.py`, `.json` or `.yaml` config, or the name of one that comes with ddetr. A Python config is a program
-            and is run; modules that its `custom_imports` name may lie beside it.
+        path: `.py`, `.json` or `.yaml` config, or the name of one that comes with ddetr. A Python config is
+            executed; modules in its `custom_imports` may lie beside it.
         options: Values by dotted key, `{'model.num_queries': 100, 'custom_hooks.0.interval': 5}`.
 
     Returns:
-        A config of scope `ddetr` (MMDetection's `mmdet` is taken as its alias) with a seed: 0 unless it has one.
+        The config, in scope `ddetr` (with `mmdet` as an alias) and with a seed, 0 by default.
 
     Raises:
-        ConfigError: there is no such file, it cannot be read, or an option names a key that does not exist.
+        ConfigError: The file is missing or unreadable, or an option names an unknown key.
     """
     path = find_config(path)
     folder = str(path.resolve().parent)
@@ -86,7 +86,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any], path: str | Path) -> None:
-    """Apply `--cfg-options` to the config that was read from `path`. ConfigError for a key that does not exist."""
+    """Apply `--cfg-options` to the config read from `path`. Raise ConfigError for an unknown key."""
     _check_options(cfg, options)
     try:
         cfg.merge_from_dict(dict(options))
@@ -95,15 +95,15 @@ def merge_options(cfg: Config, options: Mapping[str, Any], path: str | Path) -> 
 
 
 def check_config(cfg: Config) -> None:
-    """Check what can be known without building: every type is registered and takes the keys it is given.
+    """Check, without building anything, that every type is registered and accepts its keys.
 
     Raises:
-        ConfigError: names the first place where that is not so, and the nearest that would be.
+        ConfigError: Names the first violation and the closest valid name.
     """
     for key, value in cfg.items():
         near = difflib.get_close_matches(key, READ_KEYS, n=1, cutoff=0.87)
         if key not in READ_KEYS and near and isinstance(value, (dict, list)):
-            raise ConfigError(f'config key {key!r} is read by nothing; did you mean {near[0]!r}?')
+            raise ConfigError(f'unknown config key {key!r}; did you mean {near[0]!r}?')
     places = [place for key, value in cfg.items() if key in REGISTRIES for place in _walk(key, value)]
     # all types before any key: a missing component explains more than its keys
     parts = [_part_at(*place) for place in places]
@@ -121,7 +121,7 @@ def check_config(cfg: Config) -> None:
 
 
 def dataset_of(loader: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A loader's dataset config, out of its wrappers; the first one where several are concatenated."""
+    """Dataset config of a data loader without its wrappers; the first of concatenated datasets."""
     dataset = loader.get('dataset', {})
     while 'dataset' in dataset or 'datasets' in dataset:
         dataset = dataset.get('dataset') or dataset['datasets'][0]
@@ -129,13 +129,13 @@ def dataset_of(loader: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def registered_names(key: str) -> set[str]:
-    """All the types that may stand under a top-level config key."""
+    """All types that are valid under a top-level config key."""
     return set().union(*map(_names, REGISTRIES.get(key, ())))
 
 
 @contextmanager
 def explain_build_errors() -> Iterator[None]:
-    """Turn what a constructor says of a key that it does not take or lacks, or an unknown type, into one sentence."""
+    """Convert constructor errors (unknown or missing argument, unknown type) into a ConfigError."""
     try:
         yield
     except InputError:
@@ -155,7 +155,7 @@ def explain_build_errors() -> Iterator[None]:
 
 
 def _part_at(path: str, value: Mapping[str, Any]) -> Any:
-    """The class or function that the type of a dict in the config names; None without a type."""
+    """Class or function named by the `type` of a config dict; None without a type."""
     kind = value.get('type')
     if not isinstance(kind, str):
         return kind
@@ -175,7 +175,7 @@ def _check_keys(path: str, value: Mapping[str, Any], kind: Any, extra: set[str])
 
 
 def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Refuse options for keys that nothing reads, which would change nothing and say nothing."""
+    """Raise ConfigError for options that no component reads; they would have no effect, silently."""
     for option in options:
         top, *rest = option.split('.')
         if top in cfg and top not in READ_KEYS:
@@ -202,7 +202,7 @@ def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def _walk(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every dict at or under `value`, with the keys that lead to it."""
+    """Yield every dict in `value`, including itself, with its path of keys."""
     if isinstance(value, Mapping):
         yield path, value
     elif not isinstance(value, (list, tuple)):
@@ -212,9 +212,9 @@ def _walk(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _parameters(kind: Any) -> set[str] | None:
-    """The keyword parameters of a component, or None if it takes any.
+    """Keyword parameters of a component; None if it accepts any.
 
-    A constructor that passes `**kwargs` on takes those of the next constructor in its class's order too.
+    A constructor with `**kwargs` also accepts the parameters of the next constructor in the MRO.
     """
     constructors = [kind]
     if inspect.isclass(kind):
@@ -232,7 +232,7 @@ def _parameters(kind: Any) -> set[str] | None:
 
 
 def _names(registry: Registry | None) -> set[str]:
-    """All the types that a registry can build, its parents' included."""
+    """All types that a registry can build, including those of its parents."""
     if registry is None:
         return set()
     registry.import_from_location()

@@ -1,4 +1,4 @@
-"""What a terminal shows of a run: progress and results. The log file has everything."""
+"""Filter the terminal output of a run to progress and results. The log file contains everything."""
 
 import logging
 
@@ -17,7 +17,7 @@ FROZEN = 'is skipped since its requires_grad=False'
 
 
 def keep_details_out(handler: logging.Handler) -> None:
-    """Let a handler pass over the messages above; errors always go through."""
+    """Make a handler drop the messages above; errors always pass."""
     handler.addFilter(lambda record: record.levelno >= logging.ERROR or not _is_detail(record.getMessage()))
 
 

@@ -1,4 +1,4 @@
-"""Ending a training when a scheduler asks for it, with a checkpoint to go on from."""
+"""Stop training on a scheduler's signal, with a checkpoint to resume from."""
 
 import os
 import signal
@@ -17,10 +17,10 @@ FILENAME = 'interrupted.pth'
 
 
 class InterruptionHook(Hook):
-    """On SIGTERM or SIGUSR1, save `interrupted.pth` at the end of the current iteration and end the training.
+    """On SIGTERM or SIGUSR1, finish the current iteration, save `interrupted.pth` and stop.
 
-    A signal to any of the processes ends all of them at the same iteration. The training then raises
-    `TrainingInterrupted`; the commands end with its exit code.
+    A signal to any process stops all of them at the same iteration. Training then raises `TrainingInterrupted`, whose
+    exit code the commands return.
     """
 
     priority = 'LOWEST'  # after the hooks that note results, schedule and save
@@ -31,25 +31,25 @@ class InterruptionHook(Hook):
         self._earlier_handlers: dict[int, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to listen; signals before that end the process as usual, since nothing has been trained yet."""
+        """Install the handlers. Before training starts, signals end the process as usual."""
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             self._earlier_handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def stop_listening(self) -> None:
-        """Put the earlier handlers back."""
+        """Restore the previous handlers."""
         while self._earlier_handlers:
             signal.signal(*self._earlier_handlers.popitem())
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """End here if any process was asked to."""
+        """Stop here if any process has received a signal."""
         agreed, self.agreed = self.agreed, None
         if agreed or (agreed is None and any_process(self.asked)[0]):
             self._end(runner, {'epoch': runner.epoch, 'iter': runner.iter + 1})
 
     def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """End here if this process was asked to; the resumed training validates again from the beginning.
+        """Stop here if this process has received a signal; the resumed training repeats the validation.
 
-        Not agreed upon with the other processes, which need not have as many batches to validate.
+        Not synchronised with other processes, which may have fewer validation batches.
         """
         if self.asked:
             for hook in runner.hooks:
@@ -69,10 +69,10 @@ class InterruptionHook(Hook):
 
 
 def shield_worker(worker_id: int) -> None:
-    """Let a loader's worker pass over signals to end, unless its own process sends them.
+    """Make a data loader worker ignore termination signals, except from its parent process.
 
-    Schedulers send them to all processes of a job. PyTorch's handler in a worker ends it then, which raises an error in
-    the training process in the middle of an iteration.
+    Schedulers signal all processes of a job. PyTorch's handler would terminate the worker, which raises an error in the
+    training process in the middle of an iteration.
     """
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -14,16 +14,16 @@ from ddetr.registry import LOG_PROCESSORS
 
 
 class ProgressLine(str):
-    """A line of the log file; `short` is what the terminal shows of it."""
+    """Line of the log file; `short` is its form on the terminal."""
 
     short: str
 
 
 @LOG_PROCESSORS.register_module()
 class LogProcessor(EngineLogProcessor):
-    """mmengine's log processor; training lines are short on the terminal, and name the memory on the CPU too.
+    """mmengine's log processor with short training lines on the terminal and memory usage also on the CPU.
 
-    TensorBoard, Weights & Biases, MLflow and the JSON log get every term, and `images_per_second` of all processes.
+    TensorBoard, Weights & Biases, MLflow and the JSON log receive every term and the total `images_per_second`.
     """
 
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
@@ -45,7 +45,7 @@ class LogProcessor(EngineLogProcessor):
 
 
 def short_progress(tag: dict[str, Any], eta_seconds: float | None) -> str:
-    """Total loss, learning rate, speed, memory and time to go, as far as they are known."""
+    """Total loss, learning rate, speed, memory and remaining time, as far as available."""
     parts = []
     if 'loss' in tag:
         parts.append(f'loss {tag["loss"]:.4f}')
@@ -61,7 +61,7 @@ def short_progress(tag: dict[str, Any], eta_seconds: float | None) -> str:
 
 
 def peak_memory_mib() -> int | None:
-    """Largest resident memory of this process so far, in MiB; None on Windows, or where a GPU's memory counts."""
+    """Peak resident memory of this process in MiB; None on Windows and when training on a GPU."""
     if torch.cuda.is_available() or sys.platform == 'win32':
         return None
     import resource
@@ -71,7 +71,7 @@ def peak_memory_mib() -> int | None:
 
 
 class ShortLines(logging.Formatter):
-    """Formats for the terminal as `formatter` does, progress lines by their short form."""
+    """Terminal formatter: like `formatter`, but with the short form of progress lines."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Training loops that go on exactly where a checkpoint was saved.
+"""Training loops that resume exactly where a checkpoint was saved.
 
-Random draws have no state to save: those of an iteration follow from the run's seed, the iteration and the rank, those
-of a sample from the seed, the epoch and its index. Nor are the gradients of an unfinished accumulation window saved:
-the weights have not changed since it began, so that its first batches are run again.
+No random state is saved: random numbers of an iteration follow from the seed, the iteration and the rank, those of a
+sample from the seed, the epoch and its index. Gradients of an unfinished accumulation window are not saved either: the
+weights have not changed since its start, so its first batches are run again.
 """
 
 from bisect import bisect
@@ -29,7 +29,7 @@ from .interruption import shield_worker
 
 
 class Place(NamedTuple):
-    """A place in the order of the training batches."""
+    """Position in the sequence of training batches."""
 
     epoch: int  # of the sampler
     start: int  # sample of the epoch's order, counted over all processes, with which the batches begin
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a training goes on, as its checkpoints note it; the same in all processes."""
+    """Position from which a training resumes, as stored in checkpoints; the same in all processes."""
 
     epoch: int  # the place of the current window's first batch
     start: int
@@ -50,12 +50,12 @@ class Position(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """Samples of the epoch, over all processes, before the current window."""
+        """Number of samples in the epoch, over all processes, before the current window."""
         return self.start + self.skip * self.processes * self.batch_size
 
 
 class ResumableLoop(BaseLoop):
-    """What both training loops share: order of batches, accumulation windows, seeds, and going on after a resume."""
+    """Common part of both training loops: batch order, accumulation windows, seeds and resuming."""
 
     _epoch: int
     _iter: int
@@ -78,13 +78,13 @@ class ResumableLoop(BaseLoop):
         """The loader's batch sampler; ConfigError if the loader was not built from a config."""
         if not isinstance(self.dataloader.batch_sampler, ResumableBatchSampler):
             raise ConfigError(
-                'train_dataloader is a DataLoader, which cannot be resumed: give its config as a dict.'
+                'train_dataloader is a DataLoader, which cannot be resumed: give a config dict instead.'
             )
         return self.dataloader.batch_sampler
 
     @property
     def accumulated(self) -> int:
-        """Batches of a full accumulation window."""
+        """Number of batches in a full accumulation window."""
         return self.runner.optim_wrapper._accumulative_counts
 
     def position(self, epoch: int, iteration: int) -> Position:
@@ -103,13 +103,13 @@ class ResumableLoop(BaseLoop):
         return Position(*place, replay, *sizes, validate)
 
     def restore(self, position: Mapping[str, Any] | None) -> str | None:
-        """Go on from a checkpoint, of which `_epoch` and `_iter` are set already.
+        """Resume from a checkpoint whose `_epoch` and `_iter` are already set.
 
         Args:
             position: The checkpoint's `Position`, as a dict; None for checkpoints of mmengine, which have none.
 
         Returns:
-            What cannot be as in an uninterrupted run; None if everything is.
+            Description of the differences from an uninterrupted run; None if there are none.
 
         Raises:
             CheckpointError: The position has other keys than this version writes.
@@ -156,7 +156,7 @@ class ResumableLoop(BaseLoop):
             yield from (batch for _, batch in window[repeated:])
 
     def batches_from(self, place: Place) -> Iterator[tuple[Place, Any]]:
-        """The batches of one epoch from `place` on."""
+        """Batches of one epoch, starting at `place`."""
         batch_sampler, sampler = self.batch_sampler, cast(Any, self.batch_sampler.sampler)
         batch_sampler.seed, batch_sampler.skip = self.runner.base_seed, place.skip
         sampler.start = place.start
@@ -167,7 +167,7 @@ class ResumableLoop(BaseLoop):
 
     @contextmanager
     def iteration(self, number: int) -> Iterator[None]:
-        """Seed what this process draws in an iteration, and let its losses be divided by the window's counts."""
+        """Seed the random generators for an iteration, and normalise its losses by the counts of the window."""
         self._seed(number)
         with self._effective.active():
             yield
@@ -176,13 +176,13 @@ class ResumableLoop(BaseLoop):
         seed_everything(derive_seed(self.runner.base_seed, 'iteration', iteration, self.runner.rank))
 
     def _repeat(self, iteration: int, batch: Any) -> None:
-        """Add the gradients of an earlier iteration; statistics that its forward pass updates stay as they are."""
+        """Recompute and add the gradients of an earlier iteration, without updating running statistics."""
         self.runner.model.train()
         with _buffers_kept(self.runner.model), self.iteration(iteration):
             self.runner.model.train_step(batch, optim_wrapper=self.runner.optim_wrapper)
 
     def _effective_batch(self, window: Sequence[Any]) -> EffectiveBatch:
-        """What the losses of a window's batches have in common; `BaseDetector` says what `count_ahead` is."""
+        """Normalisers shared by the losses of a window's batches; see `BaseDetector` for `count_ahead`."""
         samples: list[Any] = [
             batch.get('data_samples', ()) if isinstance(batch, Mapping) else () for batch in window
         ]
@@ -212,11 +212,11 @@ class ResumableLoop(BaseLoop):
         raise NotImplementedError
 
     def _place_of_iteration(self) -> Place:
-        """The place of `_iter` in a run that has had as many processes and images a batch from its beginning."""
+        """Position of `_iter`, assuming a constant number of processes and batch size."""
         raise NotImplementedError
 
     def _renumber(self, batches: int) -> None:
-        """Correct `_iter`, which is `batches` into the epoch, where iterations now have other numbers of images."""
+        """Correct `_iter`, which is `batches` into the epoch, if the number of images per iteration has changed."""
         raise NotImplementedError
 
 
@@ -237,7 +237,7 @@ class EpochBasedTrainLoop(ResumableLoop, engine.EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """Train on what is left of the epoch."""
+        """Train on the rest of the epoch."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         batches = self.micro_batches(self.batches_from(self._next._replace(epoch=self._epoch)))
@@ -265,14 +265,14 @@ class EpochBasedTrainLoop(ResumableLoop, engine.EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class IterBasedTrainLoop(ResumableLoop, engine.IterBasedTrainLoop):
-    """mmengine's loop over iterations. A finite sampler begins its next epoch where one ends.
+    """mmengine's loop over iterations. A finite sampler restarts at the end of each epoch.
 
     Args:
         runner, dataloader: Given by the Runner.
         max_iters: Iterations to train.
-        val_begin: Iteration from which on to validate.
+        val_begin: First iteration at which to validate.
         val_interval: Iterations between two validations.
-        dynamic_intervals: Pairs of an iteration and the interval from there on.
+        dynamic_intervals: Pairs of an iteration and the validation interval from that iteration on.
     """
 
     def __init__(
@@ -332,11 +332,11 @@ class IterBasedTrainLoop(ResumableLoop, engine.IterBasedTrainLoop):
         return Place(epoch, 0, skip)
 
     def _renumber(self, batches: int) -> None:
-        """An iteration stays the one that it is."""
+        """Keep `_iter`."""
 
 
 def _with_seeds(dataloader: Any) -> Any:
-    """A loader's config whose samples are drawn with seeds of their own; a loader that is built stays as it is."""
+    """Data loader config with one seed per sample; an already built loader is returned unchanged."""
     if not isinstance(dataloader, Mapping):
         return dataloader
     loader = {**dataloader}
@@ -351,7 +351,7 @@ def _with_seeds(dataloader: Any) -> Any:
 
 
 def _differences(then: Position, here: Position) -> str:
-    """What a run of other numbers of processes, images or accumulated batches does not share with the checkpoint's."""
+    """Differences from the checkpoint's run due to another number of processes, images or accumulated batches."""
     says = [
         'which images share a batch' if then[4:6] != here[4:6] else '',
         'what is drawn inside the model, such as dropout' if then.processes != here.processes else '',

@@ -1,4 +1,4 @@
-"""Optimizer wrappers whose windows of accumulated gradients the training loop begins (loops.py)."""
+"""Optimizer wrappers whose accumulation windows are started by the training loop (loops.py)."""
 
 import logging
 import math
@@ -21,23 +21,23 @@ EMULATING = ('NO AVX', 'AVX2')  # x86 CPUs without AVX-512, by PyTorch's names
 
 
 class Watch(Protocol):
-    """What looks at each step before the weights change."""
+    """Inspects each step before the weights change."""
 
     notes: list[str]  # faults in the current forward pass, see `ddetr.utils.nonfinite`
 
     def allows(self, loss: float, gradient_norm: float) -> bool:
-        """Whether a batch with this loss and these gradients, of the window so far, may be used."""
+        """Whether to use a batch with this loss and the gradients accumulated so far."""
 
 
 @OPTIM_WRAPPERS.register_module()
 class OptimWrapper(engine.OptimWrapper):
-    """mmengine's wrapper, whose updates can be watched.
+    """mmengine's wrapper with an optional watch over updates.
 
-    Its loops count all iterations, so that a window may lie across the end of an epoch.
+    mmengine's loops count all iterations, so that a window may extend beyond the end of an epoch.
 
     Attributes:
-        watch: Decides after each backward pass whether its batch may be used.
-        spoilt: Whether an earlier batch of the current window may not be used, so that nothing of it is.
+        watch: Decides after each backward pass whether the batch is used.
+        spoilt: Whether an earlier batch of the current window was rejected, so that the whole window is skipped.
         updated: Whether the last batch updated the weights.
     """
 
@@ -47,13 +47,13 @@ class OptimWrapper(engine.OptimWrapper):
     _norm: tuple[Tensor, float] | None = None  # of the window's gradients, where they are watched
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
-        """Begin a window of `max_counts` batches, of which `init_counts` are done; the last one updates the weights."""
+        """Start a window of `max_counts` batches, `init_counts` of them done; the last one updates the weights."""
         self._inner_count, self._max_counts = init_counts, max_counts
         self._remainder_counts = max_counts % self._accumulative_counts
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """No synchronisation of gradients before the last batch of a window; a watch is told of faults."""
+        """Skip gradient synchronisation before the last batch of a window; report failures to the watch."""
         notes = None if self.watch is None else self.watch.notes
         with engine.OptimWrapper.optim_context(self, model), watched(notes):
             yield
@@ -61,7 +61,7 @@ class OptimWrapper(engine.OptimWrapper):
     def update_params(
         self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None
     ) -> None:
-        """Backward pass, and at the end of a window the update, unless a batch of it was not to be used."""
+        """Run the backward pass and, at the end of a window, the update, unless a batch of it was rejected."""
         self.backward(self.scale_loss(loss))
         last, norm = self.should_update(), 0.0
         if last:
@@ -88,7 +88,7 @@ class OptimWrapper(engine.OptimWrapper):
         return [p for group in groups for p in group['params'] if p.requires_grad and p.grad is not None]
 
     def _clip_grad(self) -> None:
-        """mmengine's, with the norm that is known already where updates are watched."""
+        """mmengine's, but reuse the gradient norm that the watch has computed."""
         if self._norm is None or self.clip_func is not clip_grad_norm_:
             super()._clip_grad()
             return
@@ -99,18 +99,18 @@ class OptimWrapper(engine.OptimWrapper):
             self.message_hub.update_scalar(f'train/{self.grad_name}', norm)
 
     def _unscale(self) -> None:
-        """There is no loss scale."""
+        """Do nothing: there is no loss scale."""
 
     def _discard(self) -> None:
-        """End a window without an update."""
+        """Discard a window without an update."""
 
 
 @OPTIM_WRAPPERS.register_module()
 class AmpOptimWrapper(OptimWrapper, engine.AmpOptimWrapper):
     """Mixed precision on every device: by default float16 on a GPU, bfloat16 on the CPU.
 
-    float16 needs its losses scaled, bfloat16 has float32's range. mmengine's constructor first asserts that there is a
-    GPU, its autocast knows no float16 on the CPU.
+    float16 needs a loss scale; bfloat16 has the range of float32. mmengine's constructor asserts that there is a GPU,
+    and its autocast does not support float16 on the CPU.
 
     Args:
         loss_scale: 'dynamic', a constant, or keywords of `torch.amp.GradScaler`.
@@ -118,7 +118,7 @@ class AmpOptimWrapper(OptimWrapper, engine.AmpOptimWrapper):
         **kwargs: Of `OptimWrapper`.
 
     Raises:
-        ConfigError: Another dtype.
+        ConfigError: The dtype is not supported.
     """
 
     _unscaled = False
@@ -139,12 +139,12 @@ class AmpOptimWrapper(OptimWrapper, engine.AmpOptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast, beside what `OptimWrapper` does."""
+        """Autocast in addition to `OptimWrapper`."""
         with OptimWrapper.optim_context(self, model), torch.autocast(self.device, self.cast_dtype):
             yield
 
     def step(self, **kwargs: Any) -> None:
-        """Update the weights, or lower the loss scale where gradients have overflown."""
+        """Update the weights, or reduce the loss scale after an overflow."""
         self._unscale()
         if self.clip_grad_kwargs:
             self._clip_grad()

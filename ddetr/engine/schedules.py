@@ -1,4 +1,4 @@
-"""Schedules that follow the length of the training."""
+"""Schedules relative to the length of the training."""
 
 import math
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ STEP_KEYS = ('begin', 'end', 'T_max', 'step_size', 'milestones')
 
 
 def resolve_shares(scheduler: Mapping[str, Any], max_epochs: int, max_iters: int) -> dict[str, Any]:
-    """A copy of a scheduler's config, with shares of the training replaced by epochs or iterations.
+    """Copy of a scheduler config with fractions of the training converted to epochs or iterations.
 
-    A float in `begin`, `end`, `T_max`, `step_size` or `milestones` is a share, rounded down to at least one step unless
-    it is 0: `milestones=[0.8]` is epoch 40 of 50. Integers stay.
+    A float in `begin`, `end`, `T_max`, `step_size` or `milestones` is a fraction, rounded down to at least one step
+    unless it is 0: `milestones=[0.8]` is epoch 40 of 50. Integers are kept.
 
     Args:
         scheduler: One entry of `param_scheduler`; `by_epoch` says what its steps are.
@@ -38,7 +38,7 @@ def _steps(key: str, value: Any, total: int) -> Any:
         return value
     if not 0 <= value <= 1:
         raise ConfigError(
-            f'param_scheduler.{key}={value} is no share of the training: give a float from 0 to 1, or an integer '
-            'number of epochs or iterations.'
+            f'param_scheduler.{key}={value} is not a valid fraction of the training: give a float from 0 to 1, or an '
+            'integer number of epochs or iterations.'
         )
     return max(math.floor(value * total + 1e-6), 1) if value else 0

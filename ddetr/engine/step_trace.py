@@ -1,4 +1,4 @@
-"""Running a training step again to find where its numbers stop being finite."""
+"""Rerun a training step to find the first non-finite module."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from ddetr.utils.seeding import seed_everything
 
 
 class Step(NamedTuple):
-    """A training step of one process: all that its numbers depend on, beside weights and buffers."""
+    """Inputs of a training step of one process, besides weights and buffers."""
 
     batch: Any  # as the loader gave it to the model
     seed: int  # of this process in this iteration
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Where the numbers of a step stopped being finite."""
+    """First non-finite place in a step."""
 
     losses: Mapping[str, float]  # all terms and what else the step logs
     place: str = ''  # the first module, by name and class; '' if all is finite
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 
 def run_again(model: BaseModel, step: Step) -> Finding:
-    """Run both passes of a step, and find the first module whose output or gradient is not finite.
+    """Run forward and backward pass of a step and find the first module with a non-finite output or gradient.
 
     Gradients are added to the parameters; buffers change as in any training step.
     """
@@ -54,12 +54,12 @@ def run_again(model: BaseModel, step: Step) -> Finding:
 
 
 def nonfinite_names(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors with a NaN or an infinity."""
+    """Names of the tensors that contain NaN or infinity."""
     return [name for name, value in tensors.items() if not _finite(value)]
 
 
 class _Rerun:
-    """In an optimizer wrapper's place: runs the backward pass of a finite loss, and updates nothing."""
+    """Optimizer wrapper that runs the backward pass of a finite loss but updates nothing."""
 
     def __init__(self, step: Step, device: str) -> None:
         self.step, self.device = step, device
@@ -80,9 +80,9 @@ class _Rerun:
 class _Trace:
     """Watches outputs and gradients of all modules.
 
-    A module breaks the backward pass if the gradients of its outputs are finite, and one of an input or parameter is
-    not. Each input goes through an identity of its own, since the gradient of a tensor that several modules read would
-    not tell them apart.
+    A module breaks the backward pass if the gradients of its outputs are finite and that of an input or parameter is
+    not. Each input passes through a separate identity, because the gradient of a tensor shared by several modules does
+    not identify the module.
     """
 
     def __init__(self, batch_size: int | None) -> None:
@@ -110,7 +110,7 @@ class _Trace:
                 handle.remove()
 
     def first(self) -> tuple[str, str, list[int]]:
-        """Module, what of it, and rows; empty if all was finite."""
+        """Module, kind of tensor, and rows; empty if everything is finite."""
         if self.outputs is not None:
             return self.outputs
         for call, what, rows in self.gradients:
@@ -149,7 +149,7 @@ class _Trace:
                 self.broken.add(call)
 
     def _rows(self, value: Tensor) -> list[int]:
-        """Images with non-finite numbers, where one of the first two dimensions counts images."""
+        """Indices of images with non-finite values, if one of the first two dimensions is the batch."""
         for dim in range(min(value.dim() - 1, 2)):
             if value.shape[dim] == self.batch_size:
                 bad = (~value.isfinite()).transpose(0, dim).flatten(1).any(1)

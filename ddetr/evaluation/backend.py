@@ -1,4 +1,4 @@
-"""The library that computes COCO's AP: faster-coco-eval where it is installed, else pycocotools, which it equals."""
+"""Backend of the COCO evaluation: faster-coco-eval if installed, else pycocotools, with equal results."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ __all__ = ['COCO', 'new_evaluation']
 
 
 def new_evaluation(truth: Any, found: Any) -> Any:
-    """A `COCOeval` of boxes, which prints its table to stdout. `truth` and `found` are `COCO` indices."""
+    """Create a `COCOeval` for boxes, which prints its table to stdout. `truth` and `found` are `COCO` indices."""
     if COCOeval_faster is None:
         return COCOeval(truth, found, 'bbox')
     return COCOeval_faster(truth, found, 'bbox', print_function=print)

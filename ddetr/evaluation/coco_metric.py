@@ -38,33 +38,32 @@ class ImageDetections:
 class CocoMetric(BaseMetric):
     """Box AP and AR as COCO defines them: the twelve rows of pycocotools' table, and AP per class on request.
 
-    The ground truth comes with the samples (`annotations`, see `PackDetInputs`), so a dataset of any format can be
-    evaluated; or from a file in COCO's format. Of one dataset both give the same numbers, to the last digit.
+    The ground truth comes from the samples (`annotations`, see `PackDetInputs`), for datasets of any format, or from a
+    COCO annotation file. Both give identical results for the same dataset.
 
-    The results are `coco/bbox_mAP`, `_mAP_50`, `_mAP_75`, `_mAP_s`, `_mAP_m`, `_mAP_l` in [0, 1], and -1 where the
-    ground truth has nothing to measure. With `classwise` they hold `coco/<class>_precision` too.
+    The results are `coco/bbox_mAP`, `_mAP_50`, `_mAP_75`, `_mAP_s`, `_mAP_m`, `_mAP_l` in [0, 1], or -1 without
+    ground truth. With `classwise` they include `coco/<class>_precision`.
 
-    Only images that the loader went through count, so a part of a dataset is evaluated on its own.
+    Only images from the data loader count, so that a subset of a dataset can be evaluated.
 
     Args:
-        ann_file: ground truth in COCO's format, instead of the samples'. It is read once.
+        ann_file: COCO annotation file to use instead of the samples. It is read once.
         metric: 'bbox', or `['bbox']`.
         classwise: log a table with AP of every class.
-        proposal_nums: three ascending limits of detections per image, at which AR is reported; the largest also
-            limits AP_50, AP_75 and AP by size, while AP itself takes 100, which therefore must be one of them.
+        proposal_nums: three ascending limits of detections per image for AR. The largest also applies to AP_50, AP_75
+            and AP by size; AP itself uses 100, which must be one of them.
         iou_thrs: IoU thresholds instead of 0.50:0.05:0.95.
-        metric_items: which results to return, of the six above and of 'AR@n' (n of `proposal_nums`), 'AR_s@n',
+        metric_items: results to return, from the six above and 'AR@n' (n of `proposal_nums`), 'AR_s@n',
             'AR_m@n', 'AR_l@n' (n the last of them).
-        format_only: write the predictions and evaluate nothing, as for COCO's test sets.
+        format_only: write the predictions without evaluation, for test sets without public annotations.
         outfile_prefix: write the predictions to `{outfile_prefix}.bbox.json`, in COCO's result format.
         backend_args: of mmengine's file backend, for `ann_file`.
-        collect_device: 'cpu' or 'gpu', how several processes gather their results.
-        prefix: in place of 'coco'.
+        collect_device: 'cpu' or 'gpu', where processes gather their results.
+        prefix: prefix of the result names, by default 'coco'.
 
     Raises:
-        InputError: the annotation file is missing or malformed or lacks a class of the dataset; there is neither a
-            file nor annotations in the samples; arguments that do not go together; predictions for images or labels
-            that do not exist.
+        InputError: the annotation file is missing, malformed or lacks a class of the dataset; neither a file nor
+            annotations are available; arguments are inconsistent; predictions refer to unknown images or labels.
     """
 
     default_prefix = 'coco'
@@ -108,7 +107,7 @@ class CocoMetric(BaseMetric):
         self._file = None if ann_file is None else read_coco(ann_file, not format_only, backend_args)
 
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
-        """Keep one batch's `pred_instances` and `annotations`, both in pixels of the original image."""
+        """Store the `pred_instances` and `annotations` of a batch, both in pixels of the original image."""
         for sample in data_samples:
             found = sample['pred_instances']
             boxes, scores = (found[key].detach().float().cpu().numpy() for key in ('bboxes', 'scores'))
@@ -117,7 +116,7 @@ class CocoMetric(BaseMetric):
             self.results.append(ImageDetections(*image, boxes, scores, found['labels'].cpu().numpy(), truth))
 
     def compute_metrics(self, results: list[ImageDetections]) -> dict[str, float]:
-        """Evaluate all images' detections; see the class."""
+        """Evaluate the detections of all images; see the class."""
         assert self.dataset_meta is not None
         classes = self.dataset_meta['classes']
         if self._file is not None:
@@ -152,14 +151,14 @@ class CocoMetric(BaseMetric):
         return metrics
 
     def _truth_of_file(self, results: list[ImageDetections]) -> tuple[dict, list[Any]]:
-        """The file's ground truth, and each result's image id there."""
+        """Ground truth of the file, and the image id of each result in it."""
         assert self._file is not None
         image_ids = [detections.img_id for detections in results]
         tested, listed = set(image_ids), {image['id'] for image in self._file['images']}
         if absent := tested - listed:
             raise InputError(
                 f'image id {min(absent)} was tested on, but {self.ann_file} does not list it: give CocoMetric '
-                'the annotation file of the dataset under test'
+                'the annotation file of the test dataset'
             )
         if len(tested) < len(listed):
             MMLogger.get_current_instance().info(
@@ -170,7 +169,7 @@ class CocoMetric(BaseMetric):
     def _evaluation(
         self, ground_truth: dict, rows: list[dict], category_ids: list[int], image_ids: list[int]
     ) -> Any:
-        """The backend's `COCOeval` of `rows`, accumulated."""
+        """Accumulated `COCOeval` of `rows`."""
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
             truth = _index(ground_truth, ground_truth['annotations'])
             found = _index(ground_truth, rows)
@@ -185,7 +184,7 @@ class CocoMetric(BaseMetric):
 
 
 def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
-    """An index of objects or detections, numbered from 1: COCOeval takes an object with id 0 as never found."""
+    """Index of objects or detections with ids from 1: COCOeval never matches an object with id 0."""
     coco = COCO()
     numbered = [
         {'area': found['bbox'][2] * found['bbox'][3], 'iscrowd': 0, **found, 'id': i}
@@ -203,8 +202,8 @@ def truth_of_samples(results: list[ImageDetections], category_ids: list[int]) ->
     """
     if any(detections.truth is None for detections in results):
         raise InputError(
-            "CocoMetric has no ground truth: the samples carry none (no 'instances' in the dataset's items?); "
-            'give it ann_file'
+            "CocoMetric has no ground truth: the samples contain none (no 'instances' in the dataset's items?); "
+            'set ann_file'
         )
     # the type's name first: concatenated datasets may have ids of both kinds
     keys = [(type(d.img_id).__name__, d.img_id, d.img_path) for d in results]
@@ -247,9 +246,9 @@ def _coco_rows(
 
 
 def class_table(evaluation: Any, name_of: dict[int, str]) -> dict[str, list[float]]:
-    """By class name, the six numbers of `AP_ITEMS` from an accumulated evaluation; -1 where there is no ground truth.
+    """The six values of `AP_ITEMS` by class name, from an accumulated evaluation; -1 without ground truth.
 
-    `name_of` maps category ids to names. The numbers average to pycocotools' own over classes with ground truth.
+    `name_of` maps category ids to names. The mean over classes with ground truth equals pycocotools' own result.
     """
     params = evaluation.params
     precision = evaluation.eval['precision']  # (IoU thresholds, recalls, classes, areas, detection limits)

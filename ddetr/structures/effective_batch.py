@@ -1,7 +1,7 @@
-"""The batch that an update of the weights is made of: all images of all processes and accumulated batches.
+"""Effective batch of a weight update: the images of all processes and accumulated batches.
 
-The losses of each part of it are divided by counts of the whole, so that the mean of the parts' gradients, which
-processes and accumulation take, is the gradient of one large batch.
+The losses of each part are normalised by counts over the effective batch, so that the mean of the gradients over parts,
+as computed by processes and accumulation, equals the gradient of one large batch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ ACTIVE: ContextVar['EffectiveBatch | None'] = ContextVar('effective batch', defa
 
 @dataclass(frozen=True)
 class EffectiveBatch:
-    """What is known of it before its first backward pass.
+    """Facts about the effective batch that are known before its first backward pass.
 
     Attributes:
-        boxes_per_image: Ground-truth boxes of each of its images.
-        processes: Their number.
-        accumulated: Batches of each process.
-        counts: Totals by name that only a forward pass tells, see `BaseDetector`; without accumulation none.
-        found: Totals that a forward pass without accumulation has told.
+        boxes_per_image: Number of ground-truth boxes of each image.
+        processes: Number of processes.
+        accumulated: Number of accumulated batches per process.
+        counts: Totals by name that require a forward pass, see `BaseDetector`; empty without accumulation.
+        found: Totals that a forward pass without accumulation has computed.
     """
 
     boxes_per_image: Sequence[int]
@@ -36,10 +36,10 @@ class EffectiveBatch:
     found: dict[str, int] = field(default_factory=dict)
 
     def total(self, name: str, here: int) -> int:
-        """The sum over all parts of a count that is `here` in this one; all processes call it.
+        """Sum of a count over all parts, `here` in this one; all processes call it.
 
         Raises:
-            ValueError: `counts` has no such name, and accumulated batches have not been through the model yet.
+            ValueError: `counts` lacks the name, and the other accumulated batches have not been run yet.
         """
         if name in self.counts:
             return self.counts[name]
@@ -52,17 +52,17 @@ class EffectiveBatch:
         return self.found[name]
 
     def share(self, total: float) -> float:
-        """What a sum over this part is divided by, where `total` is the whole batch's count."""
+        """Normaliser of a sum over this part, where `total` is the count over the effective batch."""
         return max(total, 1.0) / self.num_parts
 
     @property
     def num_parts(self) -> int:
-        """Batches that go through the model one by one, the mean of whose gradients is taken."""
+        """Number of batches whose gradients are averaged."""
         return self.processes * self.accumulated
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Let `effective_batch` return this one."""
+        """Make `effective_batch` return this one."""
         token = ACTIVE.set(self)
         try:
             yield
@@ -71,12 +71,12 @@ class EffectiveBatch:
 
 
 def effective_batch(samples: Samples) -> EffectiveBatch:
-    """The active one; without any, of the `samples` that each process has in its hands; all processes call it."""
+    """Active effective batch, else that of the current `samples` of all processes; all processes call it."""
     return ACTIVE.get() or gather_batch([samples])
 
 
 def gather_batch(batches: Sequence[Samples], counts: Mapping[str, int] = _NOTHING) -> EffectiveBatch:
-    """The effective batch of every process's accumulated `batches` and their `counts`; all processes call it."""
+    """Effective batch of the accumulated `batches` and `counts` of all processes; all processes call it."""
     boxes = [len(getattr(sample, 'gt_instances', ())) for samples in batches for sample in samples]
     everywhere = gather((boxes, dict(counts)))
     totals = {name: sum(theirs[name] for _, theirs in everywhere) for name in counts}

@@ -1,4 +1,4 @@
-"""The padded batch of images that every detector takes."""
+"""Padded image batch, the input of every detector."""
 
 from typing import NamedTuple
 
@@ -13,6 +13,6 @@ class ImageBatch(NamedTuple):
 
     @property
     def sizes_hw(self) -> list[tuple[int, int]]:
-        """The (h, w) of each image without its padding."""
+        """Unpadded (h, w) of each image."""
         heights, widths = (~self.pad_mask[:, :, 0]).sum(1), (~self.pad_mask[:, 0]).sum(1)
         return list(zip(heights.tolist(), widths.tolist(), strict=True))

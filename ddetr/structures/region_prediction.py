@@ -1,7 +1,7 @@
-"""Records that flow between the parts of a region-based detector.
+"""Records that pass between the steps of a region-based detector.
 
 Shapes: B batch, L feature levels, N_l anchors of level l (row after row, cell after cell), N anchors of all levels,
-G ground-truth boxes of one image, R regions of all images together, P those of them that hold an object, K classes.
+G ground-truth boxes of one image, R regions of all images together, P positive regions, K classes.
 Boxes are x1 y1 x2 y2 in pixels of the resized, padded image.
 """
 
@@ -11,38 +11,38 @@ from torch import Tensor
 
 
 class AnchorPredictions(NamedTuple):
-    """What the first stage says about every anchor."""
+    """Predictions of the first stage for every anchor."""
 
-    logits: list[Tensor]  # L x (B, N_l), of "here is an object"
+    logits: list[Tensor]  # L x (B, N_l), objectness
     deltas: list[Tensor]  # L x (B, N_l, 4), from the anchor to the object
     anchors: list[Tensor]  # L x (N_l, 4)
 
 
 class Proposals(NamedTuple):
-    """The regions of one image that the second stage looks at, best first."""
+    """Regions of one image for the second stage, sorted by score."""
 
     boxes_xyxy_px: Tensor  # (n, 4)
     scores: Tensor  # (n,)
 
 
 class Sampled(NamedTuple):
-    """The candidates of one image that the losses are computed on, as indices."""
+    """Indices of the candidates of one image that contribute to the losses."""
 
     positive: Tensor  # (P,) int64
     negative: Tensor  # (n,) int64
-    avg_factor: int  # this image's share of what the losses are divided by
+    avg_factor: int  # contribution of this image to the normaliser of the losses
 
 
 class RoITargets(NamedTuple):
-    """The sampled regions and what the second stage should say about them."""
+    """Sampled regions and their targets in the second stage."""
 
     boxes_xyxy_px: Tensor  # (R, 4)
     labels: Tensor  # (R,) int64, K = background
-    gt_boxes_xyxy_px: Tensor  # (P, 4), of the regions that are not background, in their order
+    gt_boxes_xyxy_px: Tensor  # (P, 4), of the positive regions, in their order
 
 
 class RoIPredictions(NamedTuple):
-    """What the second stage says about every region."""
+    """Predictions of the second stage for every region."""
 
     logits: Tensor  # (R, K + 1), the last being background
     deltas: Tensor  # (R, 4 * K), or (R, 4) if class-agnostic

@@ -1,4 +1,4 @@
-"""Records that flow between the parts of a set predictor.
+"""Records that pass between the steps of a set predictor.
 
 Shapes: B batch, S tokens of all levels together, L feature levels, Q queries, C channels, K classes, N decoder
 layers, G ground-truth boxes of one image, P matched pairs.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-NO_OBJECT = -1  # the label of a query without an object
+NO_OBJECT = -1  # label of a query without an object
 
 
 class FlatFeatures(NamedTuple):
@@ -23,7 +23,7 @@ class FlatFeatures(NamedTuple):
     pad_mask: Tensor  # (B, S) bool, True = padding
     spatial_shapes: Tensor  # (L, 2) int64, (h, w) of each level
     level_start_index: Tensor  # (L,) int64, first token of each level
-    valid_ratios: Tensor  # (B, L, 2), (w, h): unpadded part of each level's sides
+    valid_ratios: Tensor  # (B, L, 2), (w, h): unpadded fraction of the sides of each level
 
 
 class FlatMap(NamedTuple):
@@ -35,40 +35,42 @@ class FlatMap(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """Pairs of a query and the ground-truth box it has to predict, in one image."""
+    """Matched pairs of queries and ground-truth boxes in one image."""
 
-    query_index: Tensor  # (P,) int64, within the queries' group
+    query_index: Tensor  # (P,) int64, within the query group
     target_index: Tensor  # (P,) int64
 
 
 class QueryGroup(NamedTuple):
-    """Decoder queries that are trained as one set, apart from the others."""
+    """Decoder queries that are matched and trained as one set."""
 
-    queries: slice  # of all the decoder's queries
-    name: str = ''  # prefix of its losses; the group that detects has none
-    matches: tuple[Matching, ...] | None = None  # B fixed ones; None: the assigner matches every layer anew
-    repeats: int = 1  # the assigner gives each object to so many queries
+    queries: slice  # position among the decoder queries
+    name: str = ''  # prefix of its losses; empty for the group used for detection
+    matches: tuple[Matching, ...] | None = (
+        None  # fixed pairs of the B images; None: the assigner matches each layer
+    )
+    repeats: int = 1  # number of queries matched to each object
     loss_weight: float = 1.0
-    per_object: int | None = None  # fixed pairs of each object, where all objects have as many
+    per_object: int | None = None  # number of fixed pairs per object, if constant
 
 
 class EncoderProposals(NamedTuple):
-    """Boxes predicted by the encoder, as far as they are trained."""
+    """Encoder predictions that receive losses."""
 
     cls_logits: Tensor  # (B, S or Q, K)
     boxes_cxcywh_norm: Tensor  # (B, S or Q, 4)
-    by_class: bool  # trained with the objects' classes; False: class 0 stands for any object
+    by_class: bool  # trained with class labels; False: class 0 stands for any object
 
 
 class DecoderInput(NamedTuple):
     """Initial decoder queries and reference points."""
 
     content: Tensor  # (B, Q, C)
-    position: Tensor | None  # (B, Q, C); None: each decoder layer derives it from its reference
+    position: Tensor | None  # (B, Q, C); None: each decoder layer computes it from its reference
     reference_norm: Tensor  # (B, Q, 2) points or (B, Q, 4) boxes, relative to the unpadded image
-    groups: tuple[QueryGroup, ...]  # the first one detects
+    groups: tuple[QueryGroup, ...]  # the first one is used for detection
     proposals: EncoderProposals | None = None
-    self_attn_mask: Tensor | None = None  # (Q, Q) bool, True: the row's query does not attend to the column's
+    self_attn_mask: Tensor | None = None  # (Q, Q) bool, True: query i does not attend to query j
 
 
 class DecoderStates(NamedTuple):
@@ -79,9 +81,9 @@ class DecoderStates(NamedTuple):
 
 
 class SetPredictions(NamedTuple):
-    """The predicted sets of all decoder layers. Detections come from the last layer."""
+    """Predictions of all decoder layers. Detections come from the last layer."""
 
-    cls_logits: Tensor  # (N, B, Q, K), with softmax heads K + 1, the last being "no object"
+    cls_logits: Tensor  # (N, B, Q, K); K + 1 for softmax heads, the last being "no object"
     boxes_cxcywh_norm: Tensor  # (N, B, Q, 4), relative to the unpadded image
     groups: tuple[QueryGroup, ...] = (QueryGroup(slice(None)),)
     proposals: EncoderProposals | None = None

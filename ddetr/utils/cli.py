@@ -1,4 +1,4 @@
-"""Helpers that the command lines share."""
+"""Shared helpers of the command lines."""
 
 import argparse
 import ast
@@ -17,7 +17,7 @@ INTERRUPTED_NOTE = 'INTERRUPTED_NOTE'  # environment variable: a file to make wh
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Give a command `--cfg-options`: KEY=VALUE pairs that override the config, by dotted key."""
+    """Add `--cfg-options`: KEY=VALUE pairs that override the config by dotted key."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -29,13 +29,13 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_launcher(parser: argparse.ArgumentParser, see: str) -> None:
-    """Give a command what starts it as several processes: `--launcher`, and torchrun's own option."""
+    """Add the options for several processes: `--launcher`, and torchrun's own option."""
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help=see)
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 class _ConfigOptions(argparse.Action):
-    """mmengine's `DictAction`, which knows numbers, words and lists of them, and Python's literals and `dict(...)`."""
+    """mmengine's `DictAction` (numbers, words and lists) extended by Python literals and `dict(...)`."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         options = dict(getattr(namespace, self.dest))
@@ -68,10 +68,10 @@ def _parse(text: str) -> Any:
 
 
 def run_cli(main: Callable[[], Any]) -> None:
-    """Run a command. What the user's input causes is printed as its one sentence, anything else as a traceback.
+    """Run a command, and print user errors as one message instead of a traceback.
 
-    Exit status 2 for the former, as argparse's own errors have; 75 after a training that a signal ended, which
-    `--resume` goes on with; 3 after one whose numbers were no longer finite.
+    The exit status is 2 for user errors, as in argparse, 75 if a signal interrupted a training (continue with
+    `--resume`), and 3 if a loss or gradient was not finite.
     """
     end_with_launcher()
     try:
@@ -105,7 +105,7 @@ def run_cli(main: Callable[[], Any]) -> None:
 
 
 def _part_together() -> None:
-    """Leave the process group: one that exits while gloo's threads still run may be aborted (pytorch issue 190489)."""
+    """Leave the process group: exiting while gloo's threads run may abort the process (pytorch issue 190489)."""
     distributed = sys.modules.get(
         'torch.distributed'
     )  # not imported: a command without processes needs no torch

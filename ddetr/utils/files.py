@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees a half-written one."""
+"""Write files atomically."""
 
 import json
 import os
@@ -12,9 +12,9 @@ UNFINISHED = '.unfinished'  # in the names of files that are being written
 
 @contextmanager
 def unfinished_file(path: str | Path) -> Iterator[Path]:
-    """A file beside `path` to be written; it is put in place in one step when the block ends without an exception.
+    """Temporary file beside `path` that replaces it atomically when the block ends without an exception.
 
-    A run killed in the middle leaves the earlier file, or none, but never half of one.
+    A killed process leaves the previous file or none, never a partial one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,17 +30,17 @@ def unfinished_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file that then gets its name; see `unfinished_file`."""
+    """Call `write` on a temporary file and rename it; see `unfinished_file`."""
     with unfinished_file(path) as unfinished:
         write(unfinished)
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove what killed processes have left half-written in `folder`; no other process may be writing there."""
+    """Delete temporary files of killed processes in `folder`; no other process may be writing there."""
     for path in Path(folder).glob(f'.*{UNFINISHED}*'):
         path.unlink(missing_ok=True)
 
 
 def write_json(value: Any, path: str | Path) -> None:
-    """Write `value` as JSON to `path`, whole or not at all; folders are made as needed."""
+    """Write `value` as JSON to `path` atomically, creating parent folders."""
     write_atomically(path, lambda unfinished: unfinished.write_text(json.dumps(value)))

@@ -1,14 +1,14 @@
-"""Python literals as config files write them, read without executing anything."""
+"""Parse Python literals as used in config files, without executing anything."""
 
 import ast
 from typing import Any
 
 
 def literal_value(node: ast.AST) -> Any:
-    """The value of a parsed literal; calls of `dict` with keywords are literals too, and a bare name is a word.
+    """Value of a parsed literal. `dict(...)` with keywords counts as a literal, a bare name as a word.
 
     Raises:
-        ValueError, TypeError: The expression is no literal.
+        ValueError, TypeError: The expression is not a literal.
     """
     match node:
         case ast.List(elts=items):
@@ -27,7 +27,7 @@ def literal_value(node: ast.AST) -> Any:
 
 
 def parse_word(text: str) -> Any:
-    """A number, True, False, None or the word itself, by the rules of mmengine's `--cfg-options`."""
+    """Convert to a number, True, False or None, else keep the word, as mmengine's `--cfg-options` does."""
     from mmengine.config import DictAction
 
     return DictAction._parse_int_float_bool(text)

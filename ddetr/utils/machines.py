@@ -1,4 +1,4 @@
-"""What keeps a training on several machines together: addresses, and the end of all when one is lost."""
+"""Connect the machines of a training: addresses, and a joint end when one of them fails."""
 
 import contextlib
 import ctypes
@@ -28,7 +28,7 @@ _SUCCESS, _FAILURE = b'.', b'!'  # what a launcher says last when it ends by its
 
 
 class Meeting(NamedTuple):
-    """Where the machines of a training meet, and which of them this is."""
+    """Rendezvous of the machines of a training, and the rank of this machine."""
 
     machines: int
     rank: int  # of this machine, from 0
@@ -37,7 +37,7 @@ class Meeting(NamedTuple):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> 'Meeting':
-        """By the variables that the launch scripts document."""
+        """Create it from the environment variables that the launch scripts document."""
         number = environment.get
         return cls(
             int(number('NNODES') or 1), int(number('NODE_RANK') or 0), number('MASTER_ADDR') or '127.0.0.1',
@@ -45,11 +45,11 @@ class Meeting(NamedTuple):
         )  # fmt: skip
 
     def local_address(self) -> str:
-        """Where the other machines reach this one; its host name may resolve to anything, also to 127.0.1.1."""
+        """Address at which other machines reach this one; its host name may resolve to 127.0.1.1."""
         return self.host if self.rank == 0 else self._own_address()
 
     def interface(self) -> str | None:
-        """The network interface that leads to machine 0; None if that is no IPv4 network."""
+        """Network interface towards machine 0; None without IPv4."""
         source = self._own_address()
         if ipaddress.ip_address(source).is_loopback:
             return None
@@ -74,9 +74,9 @@ class Meeting(NamedTuple):
 
 
 def end_with_launcher() -> None:
-    """Let the kernel end this process when its launcher is gone, however that ended (Linux).
+    """Make the kernel terminate this process when its launcher ends for any reason (Linux).
 
-    torchrun's processes are sessions of their own: they would outlive a launcher that was killed.
+    Processes of torchrun have separate sessions and would outlive a killed launcher.
     """
     launcher = os.environ.pop(LAUNCHER_PID, None)  # not for the commands that this process starts
     if launcher is None or sys.platform != 'linux':
@@ -88,11 +88,11 @@ def end_with_launcher() -> None:
 
 
 class Lifeline:
-    """A connection from each machine's launcher to that of machine 0, to notice when one of them is gone.
+    """Connection from the launcher of each machine to that of machine 0, to detect failures.
 
-    When a launcher ends, or is killed, its connection closes at once. A machine that is off, or whose network is down,
-    is noticed after `LOST_S` seconds by the kernel's keep-alive probes. Without this the processes of the other
-    machines wait for it in a collective operation until that times out: half an hour over gloo, ten minutes over NCCL.
+    When a launcher ends or is killed, its connection closes immediately. If a machine or its network is down, the
+    keep-alive probes of the kernel detect it after `LOST_S` seconds. Otherwise the processes of other machines would
+    wait in a collective operation until its timeout: half an hour over gloo, ten minutes over NCCL.
     """
 
     def __init__(self, meeting: Meeting, end: Callable[[str, int], None]) -> None:
@@ -103,7 +103,7 @@ class Lifeline:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def leave(self, failed: bool) -> None:
-        """Tell the other machines that this launcher ends by itself. They end, too, if its processes have failed."""
+        """Tell the other machines that this launcher ends regularly. They stop, too, if its processes have failed."""
         with self._lock:
             for connection in self._connections:
                 with contextlib.suppress(OSError):  # it has left before
@@ -159,7 +159,7 @@ class Lifeline:
             self._end(name, MACHINE_LOST if self.has_lost else 1)
 
     def _pass_on(self) -> None:
-        """Let the other machines know at once, as if this one had gone in the same way."""
+        """Notify the other machines immediately, as if this one had failed in the same way."""
         if not self.has_lost:
             self.leave(failed=True)
             return

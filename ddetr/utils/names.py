@@ -1,4 +1,4 @@
-"""Names that commands offer, here so that a command's help need not import what implements them."""
+"""Choices of command-line options, kept here so that help texts need no heavy imports."""
 
 DATASET_FORMATS = ('coco', 'voc', 'yolo')  # of annotations
 PROJECTS = ('ddetr', 'original', 'mmdet', 'hf')  # whose checkpoints are read and written

@@ -1,4 +1,4 @@
-"""What a training step says of numbers that are not finite, without leaving the other processes waiting for it."""
+"""Report non-finite values in a training step without blocking the other processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ _NOTES: ContextVar[list[str] | None] = ContextVar('notes of a watched step', def
 
 @contextmanager
 def watched(notes: list[str] | None) -> Iterator[None]:
-    """Let `raise_or_note` add to `notes`; with None it raises."""
+    """Make `raise_or_note` append to `notes`; with None it raises."""
     token = _NOTES.set(notes)
     try:
         yield
@@ -18,10 +18,10 @@ def watched(notes: list[str] | None) -> Iterator[None]:
 
 
 def raise_or_note(fault: str) -> None:
-    """Raise a ValueError; in a watched step note the fault instead, and go on.
+    """Raise a ValueError; in a watched step, record the message and continue.
 
-    A process that raised between forward and backward pass would leave the others in their exchange of gradients.
-    Whoever watches the step stops all of them after it, and does not let it change the weights.
+    If one process raised between forward and backward pass, the others would block in the gradient all-reduce. The
+    watch stops all of them after the step, before the weights change.
     """
     notes = _NOTES.get()
     if notes is None:

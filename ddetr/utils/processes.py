@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another on the CPU, without waiting for a GPU."""
+"""Communication between the processes of a run on the CPU, without waiting for a GPU."""
 
 import functools
 from typing import Any, TypeVar
@@ -10,12 +10,12 @@ T = TypeVar('T')
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several that train together."""
+    """Whether this process belongs to a distributed run."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather(value: T) -> list[T]:
-    """Every process's `value`, in the order of their ranks; all processes call it."""
+    """Gather `value` from all processes, in the order of ranks; all processes call it."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -24,7 +24,7 @@ def gather(value: T) -> list[T]:
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """Whether each of `flags` is set in any process, told in one message; all processes call it."""
+    """Whether each of `flags` is set in any process, in one message; all processes call it."""
     if not is_distributed():
         return list(flags)
     highest = torch.tensor(flags, dtype=torch.int32)
@@ -38,5 +38,5 @@ def _cpu_group() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _gloo_beside(world: Any) -> Any:
-    """The group of all processes itself if it speaks gloo, else one of gloo beside it."""
+    """The default process group if its backend is gloo, else an additional gloo group."""
     return world if dist.get_backend(world) == 'gloo' else dist.new_group(backend='gloo')

@@ -1,4 +1,4 @@
-"""Progress lines for what takes more than a moment."""
+"""Progress lines for long operations."""
 
 import sys
 import time
@@ -9,9 +9,9 @@ T = TypeVar('T')
 
 
 def track(items: Iterable[T], what: str, total: int | None = None, every_s: float = 3.0) -> Iterator[T]:
-    """Go through `items` and print one line every few seconds, which a log file bears too, to stderr.
+    """Iterate over `items` and print a progress line to stderr every few seconds, suitable for log files.
 
-    The time left is told where `total`, or the length of `items`, is known; else the items per second.
+    The line shows the remaining time if `total` or the length of `items` is known, else the items per second.
     """
     total = len(items) if total is None and isinstance(items, Sized) else total
     start = last = time.monotonic()

@@ -1,4 +1,4 @@
-"""Random seeds that follow from what is drawn for, instead of from what was drawn before."""
+"""Random seeds derived from their purpose instead of from earlier random numbers."""
 
 import hashlib
 import random
@@ -10,7 +10,7 @@ import torch
 
 
 def derive_seed(*facts: int | str) -> int:
-    """A seed of 63 bits that depends on all of these facts, and on nothing else."""
+    """63-bit seed that depends on the arguments only."""
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
 
@@ -24,7 +24,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU generators of Python, NumPy and PyTorch, and put their states back afterwards."""
+    """Seed the CPU generators of Python, NumPy and PyTorch, and restore their states afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

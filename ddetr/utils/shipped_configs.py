@@ -1,4 +1,4 @@
-"""The configs that come with ddetr, by name: from a checkout, or from inside an installed package."""
+"""Configs shipped with ddetr, by name: in a checkout or inside the installed package."""
 
 from pathlib import Path
 
@@ -6,23 +6,23 @@ from .errors import ConfigError, did_you_mean
 
 
 def config_root() -> Path:
-    """The folder of the configs: inside the package where it was installed from a wheel, else beside it."""
+    """Folder of the configs: inside the package if installed from a wheel, else beside it."""
     package = Path(__file__).resolve().parents[1]
     inside = package / 'configs'  # setup.py puts it there
     return inside if inside.is_dir() else package.parent / 'configs'
 
 
 def list_configs() -> dict[str, Path]:
-    """The files of all complete configs by name, sorted; not those that others only build on (`_base_`)."""
+    """Paths of all complete configs by name, sorted; without the `_base_` files."""
     files = config_root().glob('*/*.py')
     return {path.stem: path for path in sorted(files) if path.parent.name != '_base_'}
 
 
 def find_config(config: str | Path) -> Path:
-    """The file of a config that is given by its path, or by the name of one that comes with ddetr.
+    """Path of a config given by its path or by the name of a shipped config.
 
     Raises:
-        ConfigError: There is neither such a file nor such a name.
+        ConfigError: Neither a file nor a shipped config has this name.
     """
     path = Path(config).expanduser()
     if path.is_file():

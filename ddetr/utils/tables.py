@@ -1,4 +1,4 @@
-"""Tables of text, as aligned columns, Markdown or CSV."""
+"""Text tables as aligned columns, Markdown or CSV."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ FORMATS = ('text', 'markdown', 'csv')
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
-    """A header and its rows in one of `FORMATS`; the first column is aligned left, the others right."""
+    """Render a header and rows in one of `FORMATS`; the first column is left-aligned, the others right-aligned."""
     if style == 'csv':
         out = io.StringIO()
         csv.writer(out, lineterminator='\n').writerows([header, *rows])

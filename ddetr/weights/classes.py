@@ -1,6 +1,6 @@
-"""Class rows: the original projects number COCO's classes by category id, with gaps; we number them 0 to 79.
+"""Class rows: the original projects number COCO's classes by category id, with gaps; ddetr numbers them 0 to 79.
 
-Rows are those of the classification layers: `(classes, C)` weights and `(classes,)` biases.
+Class rows are the rows of classification layers: `(classes, C)` weights and `(classes,)` biases.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ EMPTY: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class ClassRows(NamedTuple):
-    """Tensors with rows for each class."""
+    """Tensors with class rows."""
 
     template: str  # of their names, ours; see rules.py
     background: bool = False  # whether there is a row for "no object"
@@ -34,12 +34,12 @@ class ClassRows(NamedTuple):
 
 
 def rows_of(name: str, class_rows: Sequence[ClassRows]) -> ClassRows | None:
-    """Which of `class_rows` a tensor of this name has."""
+    """Entry of `class_rows` that matches a tensor name."""
     return next((rows for rows in class_rows if matches_any(name, [rows.template])), None)
 
 
 def num_class_rows(state: Mapping[str, Tensor], class_rows: Sequence[ClassRows]) -> int:
-    """How many rows the classification layers have, "no object" included; 0 without one."""
+    """Number of class rows, including "no object"; 0 without classification layers."""
     found = ((rows_of(name, class_rows), tensor) for name, tensor in state.items())
     return next((len(t) for rows, t in found if rows and rows.per_class == 1 and not rows.spare), 0)
 
@@ -47,19 +47,19 @@ def num_class_rows(state: Mapping[str, Tensor], class_rows: Sequence[ClassRows])
 def take_class_rows(
     state: State, class_rows: Sequence[ClassRows], background: Background, coco_ids: bool, proposals: str
 ) -> tuple[State, State]:
-    """Bring another project's class rows, of tensors under our names, into our order, the background last.
+    """Reorder another project's class rows, in tensors under our names, to our order with the background last.
 
     Args:
-        state, class_rows: Tensors, and which of them have rows for classes.
-        background: Where their "no object" is.
-        coco_ids: Take as many rows as COCO has category ids for these ids, and keep those of the 80 categories. Other
-            numbers of classes all stay.
-        proposals: Prefix of the branch whose row 0 says "any object"; it stays the first, in place of the first
-            category's.
+        state, class_rows: Tensors, and those of them that have class rows.
+        background: Position of the "no object" row in the other project.
+        coco_ids: Interpret rows as COCO category ids if their number matches, and keep those of the 80 categories.
+            Any other number of rows is kept.
+        proposals: Prefix of the branch whose row 0 means "any object"; it stays row 0 and displaces that of the first
+            category.
 
     Returns:
-        The state, and for `put_class_rows`, by name, rows that ours has no place for: the proposals' row of the first
-        category, spare rows.
+        The state and, for `put_class_rows`, the displaced rows by name: the first category of the proposals, and
+        unused ids.
     """
     result, aside = dict(state), {}
     for name, tensor in state.items():
@@ -88,7 +88,7 @@ def put_class_rows(
     proposals: str,
     aside: Mapping[str, Tensor],
 ) -> State:
-    """The inverse of `take_class_rows`; with `coco`, ids that are no category get zero weights and never fire."""
+    """The inverse of `take_class_rows`; with `coco`, ids without a category are never predicted."""
     result = dict(state)
     for name, tensor in state.items():
         if not (spec := rows_of(name, class_rows)):
@@ -111,7 +111,7 @@ def put_class_rows(
 
 
 def _rows(spec: ClassRows, objects: int, coco: bool, background: Background) -> tuple[int, list[int]]:
-    """How many rows they have, and which of them are ours, in our order."""
+    """Number of rows in the other project, and the indices of ours among them, in our order."""
     first = background == 'first'
     taken = list(COCO_IDS) if coco else [i + first for i in range(objects)]
     total = NUM_COCO_IDS if coco else objects + first

@@ -1,4 +1,4 @@
-"""From another project's tensors to ours and back, in memory."""
+"""Convert state dicts between other projects and ddetr, in memory."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from .rules import State, to_ours, to_theirs
 
 
 class Converted(NamedTuple):
-    """Weights under our names, and where they came from."""
+    """Weights under our names, with their origin."""
 
     state: State
     layout: Layout
@@ -30,7 +30,7 @@ class Converted(NamedTuple):
     aside: Mapping[str, Tensor] = EMPTY  # rows that we have no use for but give back: see `take_class_rows`
 
     def missing_in_layers(self) -> list[str]:
-        """Names that some layers of a stack have and others lack: what shows without a model."""
+        """Names that only some layers of a stack have; an incompleteness that shows without a model."""
         layers: dict[str, dict[str, set[str]]] = {}  # stack -> layer -> names in it
         stacks = '|'.join(map(re.escape, self.family.stacks if self.family else ()))
         for name in self.state if stacks else ():
@@ -45,7 +45,7 @@ class Converted(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What is known about tensors beside their names and shapes."""
+    """Facts about tensors beyond their names and shapes."""
 
     hints: Mapping[
         str, Any
@@ -64,12 +64,12 @@ def convert_state(
     name: str = 'this state dict',
     families: tuple[WeightFamily, ...] = (),
 ) -> Converted:
-    """Recognise a state dict by its names, of a registered family or one of `families`, and give it ours.
+    """Recognise the family of a state dict by its names, among the registered ones and `families`, and rename it.
 
-    `coco_ids` takes 91 class rows for COCO's category ids and keeps those of the 80 classes. `name` is for the error.
+    `coco_ids` interprets 91 class rows as COCO category ids and keeps those of the 80 classes. `name` is for errors.
 
     Raises:
-        CheckpointError: The names are of no known family.
+        CheckpointError: The names match no known family.
     """
     state, found = dict(state), recognise(state, *families)
     if found is None:
@@ -109,13 +109,13 @@ def convert_state(
 
 
 def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool = False) -> Converted:
-    """Give our tensors another project's names, shapes and repetitions: what its own files hold.
+    """Convert our tensors to the names, shapes and duplicates in another project's files.
 
-    With `coco`, the 80 classes are COCO's, which the other projects (but MMDetection) number by category id.
-    `allow_partial` leaves out tensors that the project has no place for.
+    With `coco`, the 80 classes are COCO's, which all other projects except MMDetection number by category id.
+    `allow_partial` drops tensors that have no counterpart in the project.
 
     Raises:
-        CheckpointError: The project has no such model, or no place for some of its tensors.
+        CheckpointError: The project has no such model, or some tensors have no counterpart.
     """
     if project == 'ddetr':
         return weights
@@ -146,7 +146,7 @@ def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool 
 
 
 def _under_our_names(weights: Converted, family: WeightFamily) -> Converted:
-    """For MMDetection: with batch norms' counters, without biases that are 0 and that it leaves out by default."""
+    """For MMDetection: add batch norm counters, drop zero biases that it omits by default."""
     state, notes = dict(weights.state), weights.notes
     for name in weights.state:
         if name.endswith('.running_var'):

@@ -1,4 +1,4 @@
-"""How a detector or backbone describes its own weights: `weight_family`, a class attribute of it."""
+"""Description of the weights of a detector or backbone: its class attribute `weight_family`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Hints = Mapping[str, Any]
 
 
 class OptionalZeros(NamedTuple):
-    """Biases that some projects leave out; those that are left out are 0."""
+    """Biases that some projects omit; omitted ones are 0."""
 
     title: str = ''  # 'biases of the neck'
     templates: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ NO_ZEROS = OptionalZeros()
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How another project stores a family."""
+    """Format of a family in another project."""
 
     # `original`, `mmdet`, `hf`, or another name; `convert_weights.py --to` offers these three
     project: str
@@ -50,7 +50,7 @@ class WeightFormat:
 
 @dataclass(frozen=True)
 class WeightFamily:
-    """What is to be known about the weights of one detector or backbone. Names are ours unless said otherwise."""
+    """Description of the weights of a detector or backbone. Names are ours unless stated otherwise."""
 
     name: str  # for people
     landmarks: tuple[
@@ -71,25 +71,25 @@ class WeightFamily:
     part_of_detector: str = ''  # of a backbone: the prefix of its names in a detector, such as `backbone.`
 
     def format(self, project: str) -> WeightFormat | None:
-        """How `project` stores the family, if it has it."""
+        """Format of the family in `project`, if there is one."""
         return next((format for format in self.formats if format.project == project), None)
 
     def zeros_in(self, names: Iterable[str]) -> list[str]:
-        """Which of the optional zero tensors are there."""
+        """Optional zero tensors that are present."""
         return [name for name in names if matches_any(name, self.optional_zeros.templates)]
 
     def hints_from(self, source: object) -> dict[str, Any]:
-        """The hints that a live model or a layout gives."""
+        """Hints from a model or a layout."""
         return {name: getattr(source, name) for name in self.hints if hasattr(source, name)}
 
 
 def family_of(model: object) -> WeightFamily | None:
-    """The family of a model or class, if it has one."""
+    """Family of a model or class, if it has one."""
     return getattr(model, 'weight_family', None)
 
 
 def known_families() -> list[WeightFamily]:
-    """Those of all registered models, a user's own included once its module is imported."""
+    """Families of all registered models, including user-defined ones whose modules are imported."""
     MODELS.import_from_location()
     found = {id(family): family for model in MODELS.module_dict.values() if (family := family_of(model))}
     return list(found.values())
@@ -98,9 +98,9 @@ def known_families() -> list[WeightFamily]:
 def recognise(
     state: Mapping[str, Any], *more: WeightFamily
 ) -> tuple[WeightFamily, WeightFormat | None] | None:
-    """The registered family or one of `more`, and the format (None: our own names), whose landmarks are all there.
+    """Find the registered family, or one of `more`, and the format (None: our names) whose landmarks are all present.
 
-    Of several, the one with most landmarks.
+    If several match, the one with the most landmarks is chosen.
     """
     candidates: list[tuple[int, WeightFamily, WeightFormat | None]] = []
     for family in [*more, *known_families()]:

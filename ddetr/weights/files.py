@@ -1,4 +1,4 @@
-"""Weight files and folders, read into our names and written under others'."""
+"""Read checkpoints of any project into our names, and write them under other names."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ ASIDE = 'ddetr_aside.'
 
 
 class WeightsFile(NamedTuple):
-    """A file's weights under our names, and the names of their classes where the file tells."""
+    """Weights of a file under our names, with class names if the file has them."""
 
     path: Path
     weights: Converted
@@ -46,13 +46,12 @@ def read_weights(
 
     Args:
         path: See `read_checkpoint`.
-        content: What `path` holds, if it was read already.
-        model: The model that the weights are for. It is asked where tensors have two meanings, and names that no family
-            knows are taken for its own.
-        strict: Without a model, raise an error for names that no family knows, instead of leaving them as they are.
+        content: Content of `path`, if already read.
+        model: Target model. It resolves ambiguous tensors, and names that no family knows are assumed to be its own.
+        strict: Without a model, raise an error for names that no family knows, instead of keeping them.
 
     Raises:
-        CheckpointError: No such file, a damaged or malicious one, or one of no known format.
+        CheckpointError: The file is missing, damaged, malicious or of unknown format.
     """
     content = read_checkpoint(path) if content is None else content
     path = Path(path)
@@ -84,7 +83,7 @@ def tensors_in(
     path: str | Path,
     keys: Sequence[str] = ('state_dict', 'model', 'model_state_dict'),
 ) -> State:
-    """Tensors by name of a checkpoint, under the first of `keys` that it has or at its top. CheckpointError if none."""
+    """Tensors of a checkpoint by name, under the first existing key of `keys` or at top level; else CheckpointError."""
     inner = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
     state = {name: t for name, t in inner.items() if isinstance(name, str) and isinstance(t, Tensor)}
     if not state:
@@ -101,18 +100,18 @@ def write_weights(
     model_cfg: Mapping[str, Any] | None = None,
     allow_partial: bool = False,
 ) -> Converted:
-    """Write weights in a project's format, whole or not at all, and return what was written.
+    """Write weights atomically in the format of a project, and return what was written.
 
     Args:
-        out: `.pth` (or `.pt`, `.bin`), `.safetensors`, or for `hf` a folder, which gets a `config.json` too.
+        out: `.pth` (or `.pt`, `.bin`), `.safetensors`, or for `hf` a folder, with a `config.json`.
         file: From `read_weights`.
         project: `ddetr`, `original`, `mmdet` or `hf`.
-        model_cfg: `model` of the config that the weights belong to: Hugging Face's `config.json` needs what weights do
-            not show. By default, the published models' values.
-        allow_partial: Leave out tensors that the project has no place for.
+        model_cfg: `model` of the config that the weights belong to, for fields of Hugging Face's `config.json` that
+            do not follow from the weights. By default, the values of the published models.
+        allow_partial: Drop tensors that have no counterpart in the project.
 
     Raises:
-        CheckpointError: The project has no such model, or `out` is no such place; nothing is written then.
+        CheckpointError: The project has no such model, or `out` is not a valid target; nothing is written.
     """
     out, source = Path(out), file.weights
     if project == 'hf' and (out.is_file() or out.suffix in ('.pth', '.pt', '.bin')):
@@ -136,7 +135,7 @@ def write_weights(
 
 
 def save_weights(out: Path, state: State, meta: Mapping[str, str], key: str = 'state_dict') -> None:
-    """Write tensors and texts about them, atomically; in a `.safetensors` file repeated tensors are stored apart."""
+    """Write tensors and string metadata atomically; `.safetensors` files store shared tensors separately."""
     if out.suffix == '.safetensors':
         apart = {name: tensor.contiguous().clone() for name, tensor in state.items()}
         # not save_file: nobody but its owner may read what that writes
@@ -146,7 +145,7 @@ def save_weights(out: Path, state: State, meta: Mapping[str, str], key: str = 's
 
 
 def meta_of(file: WeightsFile) -> dict[str, str]:
-    """What a file of ours says about its weights: texts only, so that every container holds them."""
+    """Metadata of a checkpoint, as strings only, which every container format can store."""
     weights = file.weights
     hints = weights.family.hints_from(weights.layout) if weights.family else {}
     origin = {ORIGIN_KEY: json.dumps({**hints, 'style': weights.style._asdict()})}
@@ -154,7 +153,7 @@ def meta_of(file: WeightsFile) -> dict[str, str]:
 
 
 def _origin_of(meta: Mapping[str, Any], path: Path, told: Mapping[str, Any]) -> Origin:
-    """From a file of ours; what it keeps wins over what class names or the live model tell."""
+    """Origin stored in a file of ours; it takes precedence over class names and the model."""
     text = meta.get(ORIGIN_KEY)
     if not isinstance(text, str):
         return Origin(told)
@@ -167,7 +166,7 @@ def _origin_of(meta: Mapping[str, Any], path: Path, told: Mapping[str, Any]) -> 
 
 
 def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The class names in a checkpoint's meta."""
+    """Class names in the metadata of a checkpoint."""
     names, dataset = meta.get('classes'), meta.get('dataset_meta')
     if isinstance(names, str):
         with suppress(ValueError):
@@ -178,7 +177,7 @@ def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _classes_of(names: tuple[str, ...] | None, path: Path, weights: Converted) -> tuple[str, ...] | None:
-    """The class names that a checkpoint carries, if there are as many as classes."""
+    """Class names of a checkpoint, if their number equals that of the classes."""
     config = (path if path.is_dir() else path.parent) / 'config.json'
     if weights.project == 'hf' and names is None and config.is_file():
         labels: dict[str, str] = {}
@@ -195,11 +194,11 @@ def _classes_of(names: tuple[str, ...] | None, path: Path, weights: Converted) -
 
 
 def _config_json(file: WeightsFile, coco: bool, model_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Hugging Face's config.json; the family knows what stands in it."""
+    """Content of Hugging Face's config.json, as defined by the family."""
     weights = file.weights
     target = weights.family.format('hf') if weights.family else None
     if target is None or target.config_json is None:
-        raise CheckpointError(f'config.json of {weights.title} is not known: choose another format.')
+        raise CheckpointError(f'config.json of {weights.title} is not supported: choose another format.')
     names: Sequence[str] = file.classes or [f'LABEL_{i}' for i in range(weights.layout.num_classes)]
     if coco:
         by_id = dict(zip(COCO_IDS, COCO_CLASSES, strict=True))

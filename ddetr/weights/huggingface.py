@@ -1,7 +1,7 @@
-"""What Hugging Face transformers' names have in common, whichever model they are of.
+"""Naming conventions of Hugging Face transformers, shared by all models.
 
-`save_pretrained` writes the names of version 4, which every version reads. Version 5's modules have other names, and
-the backbone has timm's (which are torchvision's) or those of Hugging Face's own ResNet. All of them are read.
+`save_pretrained` writes the names of version 4, which every version reads. Modules of version 5 have other names, and
+the backbone has those of timm (equal to torchvision's) or of Hugging Face's own ResNet. All of them are supported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from .rules import Rule
 
 
 class Style(NamedTuple):
-    """Which of Hugging Face's names a file uses."""
+    """Variant of Hugging Face's names in a file."""
 
     version_5: bool = False
     hf_resnet: bool = False
@@ -21,7 +21,7 @@ AS_PUBLISHED = Style()
 
 
 def style_of(names: Mapping[str, Any]) -> Style:
-    """The style in which these names are written."""
+    """Detect the style of these names."""
     return Style(
         version_5=any('.mlp.fc1.' in name for name in names),
         hf_resnet=any('.embedder.embedder.' in name for name in names),
@@ -29,7 +29,7 @@ def style_of(names: Mapping[str, Any]) -> Style:
 
 
 def in_both_versions(table: Sequence[Rule], style: Style) -> tuple[Rule, ...]:
-    """A table of version 4's names, with those of version 5 beside them; the style's are written."""
+    """Extend a table of version 4 names by those of version 5; the style decides which are written."""
     new = [Rule(_version_5_name(r.theirs), r.ours, r.written and style.version_5) for r in table]
     return (*new, *(rule._replace(written=rule.written and not style.version_5) for rule in table))
 

@@ -1,4 +1,4 @@
-"""What a set of weights shows of the config that it belongs to."""
+"""Facts about a config that follow from its weights."""
 
 import re
 from collections.abc import Iterable
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Layout:
-    """The facts that a config and a checkpoint must agree on, read off names and shapes.
+    """Facts on which config and checkpoint must agree, derived from names and shapes.
 
-    A family subclasses it with its own fields. Fields with `compare=False` are known but need not agree. The base class
-    stands for a model of no known family.
+    A family subclasses it with its own fields. Fields with `compare=False` are informative only. The base class
+    stands for a model of unknown family.
     """
 
     num_classes: int = 0  # 0: unknown, or none
@@ -20,24 +20,24 @@ class Layout:
         return 'a model of its own' + (f', {self.num_classes} classes' if self.num_classes else '')
 
     def comparable(self, ignore_classes: bool = False) -> 'Layout':
-        """What must be equal between file and model; fine-tuning ignores the classes."""
+        """Fields that must be equal in file and model; fine-tuning ignores the classes."""
         return replace(self, num_classes=0) if ignore_classes else self
 
     def fitting_configs(self) -> tuple[str, ...]:
-        """Our configs that build such a model; several where weights do not tell them apart."""
+        """Our configs that build such a model; several if the weights do not distinguish them."""
         return ()
 
     def config_changes(self) -> dict[str, Any]:
-        """What to set in the fitting configs where this model differs from them, by dotted key."""
+        """Changes to the fitting configs that this model needs, by dotted key."""
         return {}
 
     def suggestion(self) -> str:
-        """The fitting configs and the changes to them, in words; '' without one."""
+        """Text with the fitting configs and the changes to them; '' if there is none."""
         changes = ' '.join(f'{key}={value}' for key, value in self.config_changes().items())
         configs = ' or '.join(self.fitting_configs())
         return f'{configs} with {changes}' if configs and changes else configs
 
 
 def count(names: Iterable[str], prefix: str) -> int:
-    """How many numbers follow `prefix` in the names: the length of that list of modules."""
+    """Length of the module list `prefix`: the number of distinct indices after it."""
     return len({match[1] for name in names if (match := re.match(re.escape(prefix) + r'(\d+)\.', name))})

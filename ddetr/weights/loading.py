@@ -1,4 +1,4 @@
-"""Loading a checkpoint of any known format into a model."""
+"""Load checkpoints of any known format into a model."""
 
 import copy
 import logging
@@ -50,19 +50,19 @@ def load_weights(
     finetune: bool = False,
     allow_partial: bool = False,
 ) -> LoadReport:
-    """Load a checkpoint of any known format, all of it or nothing; print one line about it and return the report.
+    """Load a checkpoint of any known format, completely or not at all; print a summary and return the report.
 
     Args:
-        model: A detector, not wrapped. Without a `weight_family`, names decide.
+        model: Unwrapped detector. Without a `weight_family`, tensors are matched by name.
         path: See `read_checkpoint`.
-        content: What `path` holds, if it was read already.
-        finetune: With another number of classes than the file's, take everything else and reinitialise the tensors that
-            the model's `reset_classes` names. For training only: these know no class yet.
-        allow_partial: Take what fits, leave the rest as it is, and warn.
+        content: Content of `path`, if already read.
+        finetune: If the number of classes differs, load everything else and reinitialise the tensors that the
+            `reset_classes` of the model names. For training only, as these are untrained.
+        allow_partial: Load the tensors that fit, keep the others, and warn.
 
     Raises:
-        CheckpointError: The file is of no known format or damaged; it is of another model than the config's; names
-            are missing or left over.
+        CheckpointError: The file is damaged or of unknown format, belongs to another model than the config's, or has
+            missing or unexpected names.
     """
     own, family = model.state_dict(), family_of(model)
     file = read_weights(path, content, model)
@@ -104,9 +104,9 @@ def load_weights(
 
 
 def _fresh_classes(model: Any, own: State, file: WeightsFile, built: Layout) -> State:
-    """Freshly initialised class tensors, if the file's are for other classes; empty if they fit.
+    """Newly initialised class tensors if the file has other classes; empty if they fit.
 
-    `reset_classes` is called on a copy: optimizer and process group hold the model's own parameters already.
+    `reset_classes` is called on a copy, because the optimizer and the process group already hold the parameters.
     """
     state, held = file.weights.state, file.weights.layout
     # K classes and a background have the shapes of K + 1 classes
@@ -121,7 +121,7 @@ def _fresh_classes(model: Any, own: State, file: WeightsFile, built: Layout) -> 
 
 
 def _refuse_other_model(file: WeightsFile, family: WeightFamily, built: Layout, ignore_classes: bool) -> None:
-    """Raise an error that says that file and config are of different models, and which config fits."""
+    """Raise an error for a file of another model than the config, naming the config that fits."""
     held, theirs = file.weights.layout.comparable(ignore_classes), file.weights.family
     if theirs is None:
         return  # names of no known family decide
@@ -139,7 +139,7 @@ def _refuse_other_model(file: WeightsFile, family: WeightFamily, built: Layout, 
 
 
 def _settle_optional_zeros(state: State, own: State, file: WeightsFile) -> list[str]:
-    """Fill in or leave out the family's optional zero tensors, in place, where that changes nothing."""
+    """Add or drop optional zero tensors of the family, in place, where this does not change the model."""
     if (family := file.weights.family) is None:
         return []
     title, mine, theirs = family.optional_zeros.title, family.zeros_in(own), family.zeros_in(state)

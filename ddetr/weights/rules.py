@@ -1,8 +1,8 @@
-"""Rename tables: how another project's parameter names and ours correspond, read in both directions.
+"""Rename tables between parameter names of other projects and ours, usable in both directions.
 
-A table is a sequence of `Rule`s, each a pair of name templates. In a template `{i}` and `{j}` stand for a number, `{p}`
-for the rest of the name. `{qkv}` (theirs only) stands for `q`, `k`, `v`: three tensors there that are one here,
-stacked along their first axis, as in `torch.nn.MultiheadAttention`.
+A table is a sequence of `Rule`s, each a pair of name templates. In a template, `{i}` and `{j}` match a number and `{p}`
+the rest of the name. `{qkv}` (other project only) matches `q`, `k` and `v`: three tensors that correspond to one of
+ours, stacked along the first axis, as in `torch.nn.MultiheadAttention`.
 """
 
 import re
@@ -19,7 +19,7 @@ _PLACEHOLDERS = {'{i}': r'(?P<i>\d+)', '{j}': r'(?P<j>\d+)', '{p}': r'(?P<p>.+)'
 
 
 class Rule(NamedTuple):
-    """One line of a table. An earlier rule wins where two name the same tensor."""
+    """One line of a table. If two rules match a tensor, the earlier one applies."""
 
     theirs: str
     ours: str  # '' for what they store and we have no use for
@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 
 class Renamed(NamedTuple):
-    """A state dict under its new names, and what became of the others."""
+    """Renamed state dict, and the names that could not be converted."""
 
     state: State
     unexpected: tuple[str, ...]  # old names that no rule knows
@@ -66,7 +66,7 @@ def to_ours(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
 
 
 def to_theirs(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
-    """Give our tensors the other project's names; a tensor that they store twice is written twice."""
+    """Rename our tensors to those of another project, including its duplicates."""
     renamed: State = {}
     unexpected = []
     for ours, tensor in state.items():
@@ -87,17 +87,17 @@ def to_theirs(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
 
 
 def within(theirs: str, ours: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """The rules of a module, for its place in the model: `theirs` and `ours` are put before their names."""
+    """Rules of a module with the prefixes `theirs` and `ours` of its place in the model."""
     return tuple(Rule(theirs + rule.theirs, ours + rule.ours, rule.written) for rule in rules)
 
 
 def table(theirs: str, ours: str, modules: Mapping[str, str], written: bool = True) -> tuple[Rule, ...]:
-    """Rules for all tensors of modules, `{their name: our name}`; `theirs` and `ours` are put before the names."""
+    """Rules for all tensors of modules, `{their name: our name}`, with the prefixes `theirs` and `ours`."""
     return tuple(Rule(f'{theirs}{a}.{{p}}', f'{ours}{b}.{{p}}', written) for a, b in modules.items())
 
 
 def matches_any(name: str, templates: Sequence[str]) -> bool:
-    """Whether `name` is an instance of one of the templates."""
+    """Whether `name` matches one of the templates."""
     return any(_pattern(template).fullmatch(name) for template in templates)
 
 
@@ -108,5 +108,5 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same values."""
+    """Whether two tensors have equal values."""
     return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))

@@ -1,4 +1,4 @@
-"""Load the compiled libraries, once, and say once what is missing."""
+"""Load the compiled libraries once, and warn once about missing ones."""
 
 import functools
 import sys
@@ -12,7 +12,7 @@ _SUFFIX = '.dll' if sys.platform == 'win32' else '.so'
 
 
 def _load(stem: str) -> str | None:
-    """Load a library that lies beside this file; None, or why that did not work."""
+    """Load a library beside this file. Return None, or the reason for a failure."""
     path = _FOLDER / (stem + _SUFFIX)
     if not path.exists():
         note = _FOLDER / f'{stem}.missing.txt'  # left by the build
@@ -41,7 +41,7 @@ def _warn_fallback(device_type: str, problem: str) -> None:
 
 
 def has_kernels(device_type: str) -> bool:
-    """Whether there are kernels for tensors on this type of device; warns once where there are not."""
+    """Whether compiled kernels exist for this device type; warns once if not."""
     if device_type == 'cpu':
         problem = CPU_PROBLEM
     elif device_type == 'cuda':

@@ -1,6 +1,6 @@
-"""What `torch.library` has to know about the operators: fake kernels, autograd, autocast, vmap.
+"""Registrations of the operators with `torch.library`: fake kernels, autograd, autocast, vmap.
 
-The Stable ABI of PyTorch 2.10 registers kernels only, so these come from Python.
+The Stable ABI of PyTorch 2.10 can register kernels only, so the rest is registered from Python.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def _no_double_backward(ctx: Any, *grads: Tensor) -> tuple:
 
 
 def _autocast_impl(name: str, device_type: str) -> Any:
-    """Under autocast `value` is stored in the low precision; locations and weights keep theirs."""
+    """Under autocast, `value` is stored in low precision; locations and weights keep their dtype."""
     op = getattr(torch.ops.ddetr_ops, name.split('::')[1]).default
 
     def run(value: Tensor, *rest: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The attention layer around the op: what ddetr's own layer and the drop-ins are made of."""
+"""Attention module around the operator; base of ddetr's layer and of the drop-in replacements."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from .functional import ms_deform_attn_fused
 
 
 class DeformableAttention(nn.Module):
-    """Projections, offsets and logits around the op, with the parameter names that all projects use.
+    """Multi-scale deformable attention with its projections, under the parameter names that all projects use.
 
     Args:
         channels: Channels of the query.
         levels: Feature levels.
         heads: Attention heads.
-        points: Points that a head samples in every level, or a list with each level's number.
-        value_channels: Channels of the values; `heads` must divide both.
+        points: Sampling points per head and level: one number for all levels, or a list by level.
+        value_channels: Channels of the values; `heads` must divide this and `channels`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class DeformableAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """As in the paper, appendix A.4: head m looks in direction 2 pi m / M, its point p at distance p + 1."""
+        """Initialise as in the paper, appendix A.4: point p of head m in direction 2 pi m / M, at distance p + 1."""
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # (M, 2)
         directions = directions / directions.abs().amax(-1, keepdim=True)
@@ -62,7 +62,7 @@ class DeformableAttention(nn.Module):
         level_start_index: Tensor,
         pad_mask: Tensor | None,
     ) -> Tensor:
-        """query (B, Q, C), tokens (B, S, C), pad_mask (B, S) with True = padding; (B, Q, C)."""
+        """Attend from query (B, Q, C) to tokens (B, S, C), with pad_mask (B, S), True = padding. Returns (B, Q, C)."""
         if tokens.shape[1] == 0 or reference_points.shape[-1] not in (2, 4):
             raise ValueError(
                 f'{tokens.shape[1]} tokens and reference points of {reference_points.shape[-1]} numbers: there '

@@ -1,7 +1,7 @@
 """The operators as functions. `_registrations` gives them autograd, fake kernels, autocast and vmap.
 
-As PyTorch's own functions do, they call an active `torch.overrides.TorchFunctionMode`, which sees their arguments and
-result whatever runs them: a kernel or plain PyTorch.
+Like PyTorch's own functions, they call an active `torch.overrides.TorchFunctionMode`, which receives their arguments
+and result regardless of the implementation, compiled or plain PyTorch.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _settle_dtypes(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the dtype of `value`, or both in the dtype of sums: the kernels know these pairs."""
+    """Cast both to the dtype of `value`, or both to the accumulation dtype: the pairs that the kernels support."""
     dtype = locations.dtype
     if dtype == weights.dtype and dtype in (value.dtype, _wide(value.dtype)):
         return locations, weights
@@ -78,7 +78,7 @@ def ms_deform_attn(
         (B, Q, M * D) in the dtype of `value`.
 
     Raises:
-        RuntimeError: shapes that do not add up, dtypes or devices that do not match.
+        RuntimeError: Shapes are inconsistent, or dtypes or devices do not match.
         TypeError: spatial_shapes or level_start_index are not integers.
     """
     shapes = _as_indices(spatial_shapes, value.device)
@@ -101,9 +101,9 @@ def ms_deform_attn_fused(
     attention_logits: Tensor,
     num_points: Sequence[int] | None = None,
 ) -> Tensor:
-    """The same from the outputs of the linear layers: softmax, locations and sampling in one pass.
+    """Multi-scale deformable attention from the outputs of the linear layers, in one pass.
 
-    Equal to `ms_deform_attn` on the softmax over all K logits of a head and on the locations
+    Equal to `ms_deform_attn` with the softmax over all K logits of a head and the locations
     reference + offset / (w, h) for points, (cx, cy) + offset / P * (w, h) / 2 for boxes.
 
     Args:
@@ -136,9 +136,9 @@ def ms_deform_attn_fused(
 def discrete_sampling_locations(
     sampling_locations: Tensor, spatial_shapes: Tensor, num_points: Sequence[int] | None = None
 ) -> Tensor:
-    """Locations at pixel centres, for the discrete sampling of RT-DETRv2 (section 3.2 of its paper).
+    """Round locations to pixel centres, for the discrete sampling of RT-DETRv2 (section 3.2 of its paper).
 
-    `ms_deform_attn` at these locations reads one pixel for each point instead of interpolating between four:
+    At these locations, `ms_deform_attn` reads one pixel per point instead of interpolating between four:
     pixel floor(location * size + 0.5), clamped into the feature map, as the published models were trained.
 
     Args:

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: what the kernels are tested against, and the fallback.
+"""Multi-scale deformable attention in plain PyTorch: the reference for tests, and the fallback.
 
 One `grid_sample` per level, as the paper's text defines it (Deformable DETR, section 4.1). It differs from
 the `grid_sample` formulation that other projects use at the borders only: a point that lies on or outside the

@@ -61,7 +61,7 @@ def test_the_command_prints_the_report_writes_the_page_and_the_exit_status_tells
     page, copy = tmp_path / 'page.html', tmp_path / 'clean'
     output = run(*command, root, '--html', page, '--fix', copy, expect=1)
     assert 'ERROR  unknown category: 1' in output
-    assert '1 boxes of unknown categories left out' in output
+    assert '1 boxes of unknown categories dropped' in output
     assert 'unknown category' in page.read_text()
     run(*command, copy, '--no-images', '--html', page, expect=0)
 
@@ -111,6 +111,6 @@ def test_a_training_on_boxes_in_fractions_does_not_start(root):
             box['bbox'] = [v / side for v, side in zip(box['bbox'], sizes[box['image_id']], strict=True)]
 
     edit(root, normalise)
-    with pytest.raises(ConfigError, match=r'fractions where pixels belong.*check_data=False'):
+    with pytest.raises(ConfigError, match=r'fractions instead of pixels.*check_data=False'):
         start(root)
     assert start(root, check_data=False) == ''

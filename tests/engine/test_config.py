@@ -87,7 +87,7 @@ def test_wrong_types_and_keys_are_named_with_the_nearest(option, value, says):
 def test_a_misspelt_top_level_key(tmp_path):
     path = tmp_path / 'a.py'
     path.write_text(f"_base_ = {str(TINY)!r}\noptim_wraper = dict(type='OptimWrapper')")
-    with pytest.raises(ConfigError, match="'optim_wraper' is read by nothing; did you mean 'optim_wrapper'"):
+    with pytest.raises(ConfigError, match="unknown config key 'optim_wraper'; did you mean 'optim_wrapper'"):
         check_config(load_config(path))
 
 

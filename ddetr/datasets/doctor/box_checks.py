@@ -27,10 +27,10 @@ NUMBERS = {
 
 
 @check(
-    'box that is no number', 'error',
-    consequence='Training stops when it reads the annotation file, or leaves the box out.',
-    cure='Find out what wrote it; remove the box.',
-    fix='leaves the box out',
+    'box that is not a number', 'error',
+    consequence='Training fails when it reads the annotation file, or skips the box.',
+    cure='Find the tool that wrote it; remove the box.',
+    fix='drops the box',
 )  # fmt: skip
 def _nan(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -42,8 +42,8 @@ def _nan(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'box written as text', 'error',
-    consequence='Training stops when it reads the annotation file.',
+    'box stored as text', 'error',
+    consequence='Training fails when it reads the annotation file.',
     cure='Write numbers without quotation marks.',
     fix='writes numbers',
 )  # fmt: skip
@@ -60,8 +60,8 @@ def _is_text(boxes: Boxes, index: int) -> bool:
 
 
 @check(
-    'fractions where pixels belong', 'error',
-    consequence='The boxes are less than a pixel in size in the top left corner: AP stays 0.',
+    'fractions instead of pixels', 'error',
+    consequence='All boxes shrink to less than a pixel in the top left corner: AP stays 0.',
     cure='Multiply x and width by the width of the image, y and height by its height.',
     fix='multiplies them',
     spoils=True,
@@ -72,7 +72,7 @@ def _normalised(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'pixels where fractions belong', 'error',
+    'pixels instead of fractions', 'error',
     consequence='The boxes lie far outside the image: AP stays 0.',
     cure='Divide x and width by the width of the image, y and height by its height.',
     fix='divides them',
@@ -151,9 +151,9 @@ def _fits(corners: np.ndarray, image_size: np.ndarray, tolerance: float) -> np.n
 
 
 @check(
-    'boxes written in another order of numbers', 'error',
-    consequence='The boxes are in wrong places and of wrong sizes: they fit their images only when read otherwise.',
-    cure='Write the four numbers that the format asks for.',
+    'boxes in the wrong coordinate order', 'error',
+    consequence='The boxes have wrong positions and sizes: they fit their images only in another coordinate order.',
+    cure='Write the coordinates in the order of the format.',
     fix='converts them',
     spoils=True,
 )  # fmt: skip
@@ -167,9 +167,9 @@ def _other_reading(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'box without area', 'warning',
-    consequence='There is nothing to learn from it; training leaves it out, or, from VOC, learns one pixel.',
-    cure='Draw it anew, or remove it.',
-    fix='leaves the box out',
+    consequence='It contains no object; training skips it or, in VOC format, learns a single pixel.',
+    cure='Redraw or remove it.',
+    fix='drops the box',
 )  # fmt: skip
 def _no_area(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -184,9 +184,9 @@ def _overlap(boxes: Boxes) -> np.ndarray:
 
 @check(
     'box outside its image', 'warning',
-    consequence='There is nothing to learn from it; training leaves it out.',
-    cure='See whether the boxes belong to another size of the image; remove the box.',
-    fix='leaves the box out',
+    consequence='It contains no object; training skips it.',
+    cure='Check whether the boxes belong to another image size; remove the box.',
+    fix='drops the box',
 )  # fmt: skip
 def _outside(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -195,8 +195,8 @@ def _outside(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'box partly outside its image', 'warning',
-    consequence='Training clips it; evaluation compares with the whole box, which no detection reaches.',
-    cure='Clip it, if it is a person\'s imprecision; many such boxes mean a wrong size or order of numbers.',
+    consequence='Training clips it; evaluation uses the whole box, which no detection can match.',
+    cure='Clip it if it was drawn imprecisely; many such boxes point to a wrong image size or coordinate order.',
     fix='clips the box',
 )  # fmt: skip
 def _partly_outside(evidence: Evidence) -> Iterator[Example]:
@@ -208,10 +208,10 @@ def _partly_outside(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'box of less than two pixels', 'warning',
-    consequence='No detector finds it, and the box losses of such boxes are noise.',
-    cure='Remove it: it is mostly a slip of the mouse.',
-    fix='leaves the box out',
+    'box smaller than two pixels', 'warning',
+    consequence='It cannot be detected, and its box losses are noise.',
+    cure='Remove it: most such boxes are accidental clicks.',
+    fix='drops the box',
 )  # fmt: skip
 def _tiny(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -220,8 +220,8 @@ def _tiny(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'box over the whole image', 'note',
-    consequence='It is right for a close-up, and wrong where it stands for "somewhere in this image".',
+    'box that covers the whole image', 'note',
+    consequence='Correct for a close-up, wrong if it means "somewhere in this image".',
     cure='Look at the pictures.',
 )  # fmt: skip
 def _whole(evidence: Evidence) -> Iterator[Example]:
@@ -249,21 +249,21 @@ def _pairs(evidence: Evidence, low: float, high: float) -> Iterator[Example]:
 
 
 @check(
-    'object with two boxes',
+    'duplicate box',
     'warning',
-    consequence='One of the two always counts as missed, and the detector learns to find objects twice.',
+    consequence='One of the two always counts as missed, and the detector learns to predict duplicates.',
     cure='Remove one of them.',
-    fix='leaves the later box out',
+    fix='drops the later box',
 )
 def _duplicated(evidence: Evidence) -> Iterator[Example]:
     return _pairs(evidence, SAME_IOU, np.inf)
 
 
 @check(
-    'boxes of one class that nearly coincide',
+    'nearly coinciding boxes of one class',
     'note',
-    consequence='If it is one object with two boxes, one of them always counts as missed.',
-    cure='Look at the pictures: they can be two objects, one before the other.',
+    consequence='If it is one duplicate box, one of them always counts as missed.',
+    cure='Look at the pictures: they may be two overlapping objects.',
 )
 def _coinciding(evidence: Evidence) -> Iterator[Example]:
     return _pairs(evidence, NEAR_IOU, SAME_IOU)
@@ -271,8 +271,8 @@ def _coinciding(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'object with boxes of two classes', 'note',
-    consequence='The detector learns two answers for one object.',
-    cure='Decide which it is, unless the classes are meant to overlap.',
+    consequence='The detector learns contradictory classes for one object.',
+    cure='Keep one class, unless the classes are meant to overlap.',
 )  # fmt: skip
 def _two_classes(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -283,8 +283,8 @@ def _two_classes(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'area unlike the box', 'warning',
-    consequence='Evaluation sorts objects into small, medium and large by it.',
+    'area differs from the box', 'warning',
+    consequence='Evaluation uses it to classify objects as small, medium or large.',
     cure='Write the area of the mask or of the box in square pixels.',
     fix='writes the area of the box',
 )  # fmt: skip
@@ -299,8 +299,8 @@ def _area(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'many crowd regions or difficult objects', 'warning',
-    consequence='They are not trained on, and detections of them are not counted.',
-    cure='Set iscrowd and difficult to 0 for objects that are to be found.',
+    consequence='Training ignores them, and evaluation does not count detections of them.',
+    cure='Set iscrowd and difficult to 0 for objects to be detected.',
 )  # fmt: skip
 def _crowds(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -313,7 +313,7 @@ def _crowds(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'more objects than queries', 'warning',
-    consequence='A detector has at most one detection for each query: the others are missed, at training too.',
+    consequence='Each query gives at most one detection: the remaining objects are missed, in training too.',
     cure='Raise model.num_queries above the number of objects, or tile the images.',
 )  # fmt: skip
 def _crowded(evidence: Evidence) -> Iterator[Example]:
@@ -322,8 +322,8 @@ def _crowded(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'more objects than the metric counts', 'note',
-    consequence=f'COCO\'s metric takes the {METRIC_MAX} best detections of an image: recall there stays below 1.',
-    cure='Know it when you read the AP, or tile the images.',
+    consequence=f'COCO\'s metric takes the {METRIC_MAX} best detections of an image: recall on it stays below 1.',
+    cure='Keep it in mind when you read the AP, or tile the images.',
 )  # fmt: skip
 def _beyond_metric(evidence: Evidence) -> Iterator[Example]:
     return _full_images(evidence, METRIC_MAX, 'detections')

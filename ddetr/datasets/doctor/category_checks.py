@@ -26,9 +26,9 @@ def names_of(evidence: Evidence) -> Counter[str]:
 
 
 @check(
-    'several categories with one name', 'error',
-    consequence='The classes cannot be told apart by name, so ddetr refuses the file.',
-    cure='Merge them, or give them names of their own.',
+    'duplicate category name', 'error',
+    consequence='Classes are ambiguous by name, so ddetr rejects the file.',
+    cure='Merge them, or give them distinct names.',
     fix='merges them',
 )  # fmt: skip
 def _one_name(evidence: Evidence) -> Iterator[Example]:
@@ -41,9 +41,9 @@ def _one_name(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'several categories with one id', 'error',
-    consequence='It is not known which class the boxes have, so ddetr refuses the file.',
-    cure='Give every category an id of its own, and correct the annotations.',
+    'duplicate category id', 'error',
+    consequence='The class of the boxes is ambiguous, so ddetr rejects the file.',
+    cure='Give every category a unique id, and correct the annotations.',
 )  # fmt: skip
 def _one_id(evidence: Evidence) -> Iterator[Example]:
     for split in evidence.splits:
@@ -66,10 +66,10 @@ def _no_categories(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'one class written in several ways', 'warning',
-    consequence='The detector learns each way of writing as a class of its own, and one counts as wrong for another.',
-    cure='Write the name in one way everywhere.',
-    fix='takes the way that most boxes have',
+    'inconsistent spelling of a class name', 'warning',
+    consequence='The detector learns each spelling as a separate class, and confusions between them count as errors.',
+    cure='Use one spelling everywhere.',
+    fix='uses the spelling that most boxes have',
 )  # fmt: skip
 def _variants(evidence: Evidence) -> Iterator[Example]:
     counts = names_of(evidence)
@@ -86,10 +86,10 @@ def variants(counts: Counter[str]) -> list[list[str]]:
 
 
 @check(
-    'class name with blanks around it, or none', 'warning',
-    consequence='Names in configs, tables and other files will not match it.',
-    cure='Remove the blanks; give every class a name.',
-    fix='removes the blanks',
+    'empty class name or surrounding spaces', 'warning',
+    consequence='It will not match the name in configs, tables and other files.',
+    cure='Remove the spaces; give every class a name.',
+    fix='removes the spaces',
 )  # fmt: skip
 def _blank_names(evidence: Evidence) -> Iterator[Example]:
     for name, n in names_of(evidence).items():
@@ -98,10 +98,10 @@ def _blank_names(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'splits number their classes differently', 'error',
-    consequence='A label means one class in training and another in evaluation.',
+    'class numbering differs between splits', 'error',
+    consequence='A label means different classes in training and evaluation.',
     cure='Write the same categories, ids and order in all files.',
-    fix='writes the same list in all splits',
+    fix='writes one list for all splits',
 )  # fmt: skip
 def _different_lists(evidence: Evidence) -> Iterator[Example]:
     first = next((split for split in evidence.splits if split.categories), None)
@@ -121,7 +121,7 @@ def _different_lists(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'unused category', 'note',
-    consequence='The detector has an output that learns nothing, and the class has no AP.',
+    consequence='The detector has an output that is never trained, and the class has no AP.',
     cure='Remove it from the list if it is not meant to be there (Roboflow exports the project\'s name as category 0).',
 )  # fmt: skip
 def _unused(evidence: Evidence) -> Iterator[Example]:
@@ -133,7 +133,7 @@ def _unused(evidence: Evidence) -> Iterator[Example]:
 @check(
     'class in one split only', 'warning',
     consequence='A class without training boxes cannot be learnt; one without test boxes is not evaluated.',
-    cure='Divide the images into splits anew, so that each has boxes of every class.',
+    cure='Split the images again, so that each split has boxes of every class.',
 )  # fmt: skip
 def _one_split(evidence: Evidence) -> Iterator[Example]:
     filled = [boxes for boxes in evidence.boxes if len(boxes.flat)]
@@ -148,8 +148,8 @@ def _one_split(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'class imbalance', 'note',
-    consequence=f'A class with {IMBALANCE} times fewer boxes than another is found less and less surely.',
-    cure='Collect more of it, or repeat its images: dict(type="ClassBalancedDataset", oversample_thr=...).',
+    consequence=f'A class with {IMBALANCE} times fewer boxes than another is detected less reliably.',
+    cure='Collect more examples, or repeat its images: dict(type="ClassBalancedDataset", oversample_thr=...).',
 )  # fmt: skip
 def _imbalance(evidence: Evidence) -> Iterator[Example]:
     counts = Counter({name: n for name, n in names_of(evidence).items() if n})
@@ -161,8 +161,8 @@ def _imbalance(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'category ids from 0 or with gaps', 'note',
-    consequence='ddetr numbers classes by the order of their ids; tools that take ids for labels are off by some.',
-    cure='Nothing for ddetr. Number the categories from 1 without gaps for others.',
+    consequence='ddetr numbers classes in the order of their ids; tools that use ids as labels get wrong labels.',
+    cure='Not needed for ddetr. For other tools, number the categories from 1 without gaps.',
     fix='numbers categories from 1',
 )  # fmt: skip
 def _odd_ids(evidence: Evidence) -> Iterator[Example]:

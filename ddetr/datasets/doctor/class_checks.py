@@ -50,9 +50,9 @@ def _at_border(boxes: Boxes) -> np.ndarray:
 
 
 @check(
-    'size far from the usual of its class', 'warning',
-    consequence='Such a box is often of another class, or of something else.',
-    cure='Look at the pictures, and correct the class or the box.',
+    'unusual size for its class', 'warning',
+    consequence='The box often has the wrong class or does not show such an object.',
+    cure='Look at the pictures and correct the class or the box.',
 )  # fmt: skip
 def _outliers(evidence: Evidence) -> Iterator[Example]:
     usual = _usual_sizes(evidence)
@@ -72,7 +72,7 @@ def _outliers(evidence: Evidence) -> Iterator[Example]:
             for i, z in zip(members[far], off[far], strict=True):
                 side, common = np.sqrt(boxes.area[i]), np.exp(median / 2)
                 yield boxes.example(
-                    int(i), f', side {side:.0f} pixels, usual {common:.0f}', abs(float(z)) / sigma
+                    int(i), f', side {side:.0f} pixels, typically {common:.0f}', abs(float(z)) / sigma
                 )
 
 
@@ -92,8 +92,8 @@ def _unresolved(evidence: Evidence, boxes: Boxes) -> tuple[np.ndarray, np.ndarra
 
 
 @check(
-    'box below what the training size resolves', 'note',
-    consequence='Resized for training it is less than half a step of the finest feature level: hardly found.',
+    'box too small at the training size', 'note',
+    consequence='At the training size it is smaller than half a cell of the finest feature level: rarely detected.',
     cure='Train with larger images, or tile them.',
 )  # fmt: skip
 def _too_small(evidence: Evidence) -> Iterator[Example]:
@@ -105,9 +105,9 @@ def _too_small(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'class below what the training size resolves', 'warning',
-    consequence='Most of what these objects look like is lost before the detector sees them: their AP stays low.',
-    cure='Train with larger images, tile them, or take a finer feature level.',
+    'class too small at the training size', 'warning',
+    consequence='Resizing removes most of the detail of these objects: their AP stays low.',
+    cure='Train with larger images, tile them, or add a finer feature level.',
 )  # fmt: skip
 def _class_too_small(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -124,8 +124,8 @@ def _class_too_small(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'image with fewer boxes of a class than usual', 'note',
-    consequence='If the objects are there without boxes, the detector learns not to find them.',
-    cure='Look at the pictures for objects that nobody annotated.',
+    consequence='If objects are present but not annotated, the detector learns to ignore them.',
+    cure='Look for objects without annotation in the pictures.',
 )  # fmt: skip
 def _sparse(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -140,5 +140,5 @@ def _sparse(evidence: Evidence) -> Iterator[Example]:
             for i in np.flatnonzero((per_image == 0) | (per_image < FEW * median)):
                 image, n = boxes.split.images[i], per_image[i]
                 drawn = Picture(image.path, tuple(box.corners for box in image.boxes))
-                text = f'{where(boxes.split, image)}: {n} boxes of {category.name}, usual are {median:.0f}'
+                text = f'{where(boxes.split, image)}: {n} boxes of {category.name}, typically {median:.0f}'
                 yield Example(text, (drawn,), median - float(n))

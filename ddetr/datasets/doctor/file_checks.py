@@ -31,10 +31,10 @@ OTHER_TEXTS = {
 
 
 @check(
-    'annotation that cannot be read', 'error',
-    consequence='Training stops when it reads the file, or goes on without these objects.',
+    'unreadable annotation', 'error',
+    consequence='Training fails when it reads the file, or continues without these objects.',
     cure='Correct or remove the file or record.',
-    fix='leaves it out',
+    fix='drops it',
 )  # fmt: skip
 def _unreadable_annotation(evidence: Evidence) -> Iterator[Example]:
     for split in evidence.splits:
@@ -44,9 +44,9 @@ def _unreadable_annotation(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'missing image', 'error',
-    consequence='Training stops when it builds the dataset or reaches the image.',
+    consequence='Training fails when it builds the dataset or reaches the image.',
     cure='Put the file in place, correct its name in the annotation file, or remove its entry.',
-    fix='takes the file of the same name in other letter case or with another suffix; else leaves the entry out',
+    fix='uses a file whose name differs only in case or suffix; else drops the entry',
 )  # fmt: skip
 def _missing(evidence: Evidence) -> Iterator[Example]:
     for split, image in evidence.images():
@@ -69,8 +69,8 @@ def like_named(evidence: Evidence, path: Path) -> Path | None:
 
 
 @check(
-    'file name with backslashes or of another machine', 'warning',
-    consequence='The image is not found on Linux, or on any machine but the one that wrote the file.',
+    'file name with backslashes or from another machine', 'warning',
+    consequence='The image is not found on Linux, or only on the machine that wrote the file.',
     cure='Write paths relative to the image folder, with forward slashes.',
     fix='writes plain names',
 )  # fmt: skip
@@ -89,9 +89,9 @@ def _with_problem(evidence: Evidence, problem: str) -> Iterator[Example]:
 
 @check(
     'empty image file', 'error',
-    consequence='Training stops when it reaches the image.',
-    cure='Copy the file anew from its source, or remove its entry.',
-    fix='leaves the image out',
+    consequence='Training fails when it reaches the image.',
+    cure='Copy the file from its source again, or remove its entry.',
+    fix='drops the image',
 )  # fmt: skip
 def _empty(evidence: Evidence) -> Iterator[Example]:
     return _with_problem(evidence, 'empty')
@@ -99,9 +99,9 @@ def _empty(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'unreadable image', 'error',
-    consequence='Training stops when it reaches the image.',
-    cure='Copy the file anew from its source, convert it to JPEG or PNG, or remove its entry.',
-    fix='leaves the image out',
+    consequence='Training fails when it reaches the image.',
+    cure='Copy the file from its source again, convert it to JPEG or PNG, or remove its entry.',
+    fix='drops the image',
 )  # fmt: skip
 def _unreadable(evidence: Evidence) -> Iterator[Example]:
     return _with_problem(evidence, 'unreadable')
@@ -109,21 +109,21 @@ def _unreadable(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'truncated image', 'error',
-    consequence='Training stops when it reaches the image.',
-    cure='Copy the file anew from its source, or remove its entry.',
-    fix='leaves the image out',
+    consequence='Training fails when it reaches the image.',
+    cure='Copy the file from its source again, or remove its entry.',
+    fix='drops the image',
 )  # fmt: skip
 def _truncated(evidence: Evidence) -> Iterator[Example]:
     return _with_problem(evidence, 'truncated')
 
 
 @check(
-    'size unlike the file', 'error',
-    consequence='Boxes may not fit the picture. In COCO\'s format training stops when it reaches the image; in others '
-    'it takes the size of the file.',
-    cure='Write the width and height of the image file, and see whether the boxes were drawn on this picture.',
-    fix='takes the size of the file: boxes are scaled where the shape is the same, kept where they fit; else the '
-    'image is left out',
+    'image size differs from the file', 'error',
+    consequence='Boxes may not fit the picture. In COCO\'s format training fails when it reaches the image; in others '
+    'it uses the size of the file.',
+    cure='Write the width and height of the image file, and check that the boxes were drawn on this image.',
+    fix='uses the size of the file: boxes are scaled where the shape is the same, kept where they fit; else the '
+    'image is dropped',
 )  # fmt: skip
 def _other_size(evidence: Evidence) -> Iterator[Example]:
     for split, image, facts in evidence.opened():
@@ -137,10 +137,10 @@ def _other_size(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'image without a size', 'error',
-    consequence='In COCO\'s format training stops when it reads the annotation file; in others it takes the size '
+    consequence='In COCO\'s format training fails when it reads the annotation file; in others it uses the size '
     'of the file.',
     cure='Write the width and height of the image file in pixels.',
-    fix='takes the size of the file',
+    fix='uses the size of the file',
 )  # fmt: skip
 def _no_size(evidence: Evidence) -> Iterator[Example]:
     for split, image in evidence.images():
@@ -155,10 +155,10 @@ def good_size(size: object) -> bool:
 
 @check(
     'EXIF rotation', 'warning',
-    consequence='Programs that ignore the camera\'s rotation show and load the picture otherwise than others; boxes '
-    'fit only one of the two. ddetr takes the one whose size the annotation file has.',
-    cure='Store the pixels upright, without the tag.',
-    fix='stores the pixels as the boxes need them, without the tag',
+    consequence='Programs that ignore the camera\'s rotation show and load the image differently; boxes '
+    'fit only one orientation. ddetr uses the one that matches the size in the annotations.',
+    cure='Store the image upright, without the tag.',
+    fix='stores the image in the orientation of the boxes, without the tag',
 )  # fmt: skip
 def _rotated(evidence: Evidence) -> Iterator[Example]:
     for _, image, facts in evidence.opened():
@@ -179,9 +179,9 @@ def _fit(image: WrittenImage, facts: ImageFacts) -> str:
 
 
 @check(
-    'suffix unlike the content', 'warning',
-    consequence='ddetr reads the content; programs that go by the suffix fail.',
-    cure='Rename the file, in the annotation file too.',
+    'wrong file suffix', 'warning',
+    consequence='ddetr detects the format from the content; programs that rely on the suffix fail.',
+    cure='Rename the file, also in the annotations.',
     fix='renames the image',
 )  # fmt: skip
 def _wrong_suffix(evidence: Evidence) -> Iterator[Example]:
@@ -191,9 +191,9 @@ def _wrong_suffix(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'more than 8 bits a channel', 'warning',
-    consequence='Only the upper 8 bits are loaded, which leaves most 12-bit and medical pictures nearly black.',
-    cure='Convert the images to 8 bits with the contrast that people label them with.',
+    'more than 8 bits per channel', 'warning',
+    consequence='Only the upper 8 bits are loaded, so most 12-bit and medical images are nearly black.',
+    cure='Convert the images to 8 bits with the contrast used for annotation.',
 )  # fmt: skip
 def _deep(evidence: Evidence) -> Iterator[Example]:
     for _, image, facts in evidence.opened():
@@ -204,7 +204,7 @@ def _deep(evidence: Evidence) -> Iterator[Example]:
 @check(
     'grey, transparent, palette or CMYK image', 'note',
     consequence='The image is loaded as three 8-bit colours; transparency is dropped, which can show what was hidden.',
-    cure='Nothing, if these pictures look right when loaded.',
+    cure='None, if the pictures look right.',
 )  # fmt: skip
 def _other_mode(evidence: Evidence) -> Iterator[Example]:
     for _, image, facts in evidence.opened():
@@ -214,8 +214,8 @@ def _other_mode(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'very small image', 'note',
-    consequence=f'Configs with filter_cfg=dict(min_size={SMALL_PX}) leave it out; enlarged, it shows little.',
-    cure='Remove thumbnails and cut-outs that came in by mistake.',
+    consequence=f'Configs with filter_cfg=dict(min_size={SMALL_PX}) skip it; enlarged, it shows little detail.',
+    cure='Remove thumbnails and crops that were added by mistake.',
 )  # fmt: skip
 def _small_image(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
@@ -227,10 +227,10 @@ def _small_image(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'image that no annotation file lists', 'warning',
-    consequence='The image is used nowhere, though somebody may have meant it to be.',
+    'image missing from the annotations', 'warning',
+    consequence='The image is not used.',
     cure='Annotate it, or move it out of the image folder.',
-    fix='leaves it out',
+    fix='drops it',
 )  # fmt: skip
 def _unlisted(evidence: Evidence) -> Iterator[Example]:
     listed = set(evidence.file_splits)
@@ -243,9 +243,9 @@ def _unlisted(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'label file without image', 'warning',
-    consequence='Its objects are used nowhere.',
+    consequence='Its objects are not used.',
     cure='Put the image in place or list it, or remove the label file.',
-    fix='leaves it out',
+    fix='drops it',
 )  # fmt: skip
 def _orphan_label(evidence: Evidence) -> Iterator[Example]:
     used: dict[tuple[Path, str], set[str]] = {}
@@ -269,10 +269,10 @@ def label_folder(split: WrittenSplit, image: WrittenImage) -> Path:
 
 
 @check(
-    'annotation file named unlike its image', 'note',
-    consequence='ddetr takes the image that is named as the XML file; other readers take the name inside.',
+    'annotation file not named like its image', 'note',
+    consequence='ddetr uses the image named like the XML file; other readers use the name inside the file.',
     cure='Give the XML file and its image the same name.',
-    fix='names both as the image',
+    fix='names both after the image',
 )  # fmt: skip
 def _named_unlike(evidence: Evidence) -> Iterator[Example]:
     for _, image in evidence.images():

@@ -18,9 +18,9 @@ def _repeated(values: Iterable[object]) -> dict[object, int]:
 
 @check(
     'duplicate image id', 'error',
-    consequence='Boxes go to the wrong one of the images, so ddetr refuses the file.',
-    cure='Number the images anew, each with an id of its own, and its annotations with it.',
-    fix='numbers images anew; boxes stay with the image that the reader gave them to',
+    consequence='Boxes may be assigned to the wrong image, so ddetr rejects the file.',
+    cure='Give each image a unique id, and update its annotations.',
+    fix='renumbers images; boxes stay with the image that the reader assigned them to',
 )  # fmt: skip
 def _image_ids(evidence: Evidence) -> Iterator[Example]:
     for split in evidence.splits:
@@ -48,9 +48,9 @@ def _annotation_ids(evidence: Evidence, restarted: bool) -> Iterator[Example]:
 
 @check(
     'duplicate annotation id', 'error',
-    consequence='Tools that look annotations up by id, as pycocotools does, lose boxes in silence.',
-    cure='Number the annotations anew.',
-    fix='numbers annotations anew',
+    consequence='Tools that look up annotations by id, such as pycocotools, silently lose boxes.',
+    cure='Renumber the annotations.',
+    fix='renumbers annotations',
 )  # fmt: skip
 def _duplicate_annotation_ids(evidence: Evidence) -> Iterator[Example]:
     return _annotation_ids(evidence, restarted=False)
@@ -59,9 +59,9 @@ def _duplicate_annotation_ids(evidence: Evidence) -> Iterator[Example]:
 @check(
     'annotation ids restart in each image', 'error',
     consequence='Tools that look annotations up by id, pycocotools among them, keep the boxes of the last image only; '
-    'ddetr refuses the file.',
-    cure='Number the annotations through the whole file.',
-    fix='numbers annotations anew',
+    'ddetr rejects the file.',
+    cure='Number the annotations consecutively through the whole file.',
+    fix='renumbers annotations',
 )  # fmt: skip
 def _restarted_annotation_ids(evidence: Evidence) -> Iterator[Example]:
     return _annotation_ids(evidence, restarted=True)
@@ -70,9 +70,9 @@ def _restarted_annotation_ids(evidence: Evidence) -> Iterator[Example]:
 @check(
     'unknown image id',
     'error',
-    consequence='These boxes belong to no image that the file lists; ddetr refuses the file.',
+    consequence='These boxes belong to no listed image; ddetr rejects the file.',
     cure='Add the images to the list, or remove the annotations.',
-    fix='leaves them out',
+    fix='drops them',
 )
 def _unknown_image(evidence: Evidence) -> Iterator[Example]:
     for split in evidence.splits:
@@ -81,10 +81,10 @@ def _unknown_image(evidence: Evidence) -> Iterator[Example]:
 
 
 @check(
-    'id that is text', 'warning',
-    consequence='1 and "1" are different ids: records do not find each other, and evaluation tools want numbers.',
+    'id stored as text', 'warning',
+    consequence='1 and "1" are different ids: records do not match, and evaluation tools expect numbers.',
     cure='Write ids as numbers.',
-    fix='numbers everything anew',
+    fix='renumbers everything',
 )  # fmt: skip
 def _text_ids(evidence: Evidence) -> Iterator[Example]:
     for split in evidence.splits:
@@ -105,9 +105,9 @@ def _text_ids(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'unknown category', 'error',
-    consequence='The class of these boxes is not known, so training stops when it reads the annotation file.',
+    consequence='The class of these boxes is unknown, so training fails when it reads the annotation file.',
     cure='Add the category to the file, or correct the id.',
-    fix='takes the category that differs only in being a number or text; else leaves the boxes out',
+    fix='uses the category whose id differs only in type (number or text); else drops the boxes',
 )  # fmt: skip
 def _unknown_category(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:

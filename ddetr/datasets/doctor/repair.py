@@ -79,8 +79,8 @@ class Repair:
 def repair(splits: Sequence[WrittenSplit], work: Repair) -> list[WrittenSplit]:
     """Clean splits; `work.done` says what was changed, and how often."""
     for split in splits:
-        work.done['annotations that cannot be read left out'] += len(split.unreadable)
-        work.done['annotations of images that are not listed left out'] += len(split.lost)
+        work.done['unreadable annotations dropped'] += len(split.unreadable)
+        work.done['annotations of unlisted images dropped'] += len(split.lost)
     steps: tuple[Callable[[list[WrittenSplit], Repair], list[WrittenSplit]], ...] = (
         _find_files,
         _drop_damaged,
@@ -102,7 +102,7 @@ def repair(splits: Sequence[WrittenSplit], work: Repair) -> list[WrittenSplit]:
 def _each_image(
     splits: Sequence[WrittenSplit], change: Callable[[WrittenSplit, WrittenImage], WrittenImage | None]
 ) -> list[WrittenSplit]:
-    """Replace every image by what `change` makes of it; None leaves it out."""
+    """Replace every image by what `change` makes of it; None drops it."""
     result = []
     for split in splits:
         changed = (change(split, image) for image in split.images)
@@ -117,7 +117,7 @@ def _find_files(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
         if evidence.exists(image.path):
             return image
         path = like_named(evidence, image.path)
-        work.done['image names corrected' if path else 'entries of missing images left out'] += 1
+        work.done['image names corrected' if path else 'entries of missing images dropped'] += 1
         return image._replace(path=path) if path else None
 
     found = _each_image(splits, change)
@@ -129,7 +129,7 @@ def _find_files(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
 def _drop_damaged(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
     def change(split: WrittenSplit, image: WrittenImage) -> WrittenImage | None:
         problem = work.facts[image.path].problem
-        work.done[f'{problem} images left out'] += bool(problem)
+        work.done[f'{problem} images dropped'] += bool(problem)
         return None if problem else image
 
     return _each_image(splits, change)
@@ -156,7 +156,7 @@ def _set_sizes(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
         corners = np.array([box.corners for box in image.boxes]).reshape(-1, 4)
         if (corners[:, 2:] <= np.array(real) + OUTSIDE_PX).all():
             return resized
-        work.done['images whose boxes fit another size left out'] += 1
+        work.done['images whose boxes fit another size dropped'] += 1
         return None
 
     return _each_image(splits, change)
@@ -201,7 +201,7 @@ def _drop_copies(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]
     last = {path: max(names, key=rank.__getitem__) for path, names in shared.items()}
     leave_out(
         {(name, path) for path, names in shared.items() for name in names if name != last[path]},
-        'entries of images that another split has too left out',
+        'entries of images that are also in another split dropped',
     )
     groups: dict[Path, list[Path]] = {}
     for later, first in equal_files({path: work.facts[path] for path in homes()}).items():
@@ -209,7 +209,7 @@ def _drop_copies(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]
     home = {path: names[0] for path, names in homes().items()}
     kept = {first: max(same, key=lambda path: rank[home[path]]) for first, same in groups.items()}
     gone = {(home[p], p) for first, same in groups.items() for p in same if p != kept[first]}
-    leave_out(gone, 'copies of images left out')
+    leave_out(gone, 'copies of images dropped')
     while True:
         home = {path: names[0] for path, names in homes().items()}
         pairs = [
@@ -220,7 +220,9 @@ def _drop_copies(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]
         if not across:
             return splits
         earlier = {min(pair, key=lambda path: rank[home[path]]) for pair in across}
-        leave_out({(home[path], path) for path in earlier}, 'near-copies of images of other splits left out')
+        leave_out(
+            {(home[path], path) for path in earlier}, 'near-duplicates of images in other splits dropped'
+        )
 
 
 def _mend_boxes(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
@@ -254,7 +256,7 @@ def _mended(boxes: Boxes, work: Repair) -> tuple[np.ndarray, np.ndarray]:
     )
     with np.errstate(invalid='ignore'):
         keep = (clipped[:, 2:] - clipped[:, :2] >= TINY_PX).all(axis=1)  # False for NaN
-    work.done['boxes without numbers, area or place in their image left out'] += int((~keep).sum())
+    work.done['boxes that are non-numeric, empty or outside their image dropped'] += int((~keep).sum())
     return clipped, keep
 
 
@@ -294,7 +296,7 @@ def _mend_categories(splits: list[WrittenSplit], work: Repair) -> list[WrittenSp
             if name is not None:
                 flat[index] = box._replace(category=new_of[name_of[name]])
                 work.done['categories of boxes found as number or text'] += not known
-        work.done['boxes of unknown categories left out'] += int((~keep).sum())
+        work.done['boxes of unknown categories dropped'] += int((~keep).sum())
         result.append(_drop_duplicates(_regroup(boxes, flat, keep)._replace(categories=categories), work))
     return result
 
@@ -329,7 +331,7 @@ def _drop_duplicates(split: WrittenSplit, work: Repair) -> WrittenSplit:
     (boxes,) = gather([split], {}, Limits()).boxes
     keep = np.ones(len(boxes.flat), dtype=bool)
     keep[duplicates(boxes)[1]] = False
-    work.done['second boxes of an object left out'] += int((~keep).sum())
+    work.done['duplicate boxes dropped'] += int((~keep).sum())
     return _regroup(boxes, boxes.flat, keep)
 
 

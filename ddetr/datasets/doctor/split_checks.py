@@ -19,7 +19,7 @@ ROBOFLOW_COPY = re.compile(r'\.rf\.[0-9a-zA-Z]{8,}$')  # end of the stem of an a
 @check(
     'empty split', 'error',
     consequence='There is nothing to train on or to evaluate with.',
-    cure='Put images and boxes into it; see whether the annotation file and image folder are those meant.',
+    cure='Add images and boxes, or correct the paths of the annotation file and image folder.',
 )  # fmt: skip
 def _empty(evidence: Evidence) -> Iterator[Example]:
     for split, boxes in zip(evidence.splits, evidence.boxes, strict=True):
@@ -29,8 +29,8 @@ def _empty(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'image without boxes', 'note',
-    consequence='It teaches what background looks like, which is right only if it shows no object.',
-    cure='Look at the pictures for objects that nobody annotated.',
+    consequence='It is trained as background, which is correct only if it shows no object.',
+    cure='Look for objects without annotation in the pictures.',
 )  # fmt: skip
 def _without_boxes(evidence: Evidence) -> Iterator[Example]:
     for split, image in evidence.images():
@@ -40,7 +40,7 @@ def _without_boxes(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'image listed twice in a split', 'warning',
-    consequence='The boxes of one entry are background to the other, and the image counts twice.',
+    consequence='The boxes of one entry are background for the other, and the image counts twice.',
     cure='List every image once, with all its boxes.',
     fix='merges the entries',
 )  # fmt: skip
@@ -55,9 +55,9 @@ def _listed_twice(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'image in several splits', 'warning',
-    consequence='Evaluation on images that were trained on says nothing about new ones.',
+    consequence='Evaluation on training images says nothing about new images.',
     cure='Leave it in one split.',
-    fix='leaves it in test, else val',
+    fix='keeps it in test, else val',
 )  # fmt: skip
 def _overlap(evidence: Evidence) -> Iterator[Example]:
     for path, splits in evidence.file_splits.items():
@@ -78,9 +78,9 @@ def _pair(evidence: Evidence, image: Path, original: Path, why: str, weight: flo
 
 @check(
     'duplicate image', 'warning',
-    consequence='It counts twice, and its two sets of boxes may contradict each other.',
+    consequence='It counts twice, and its two sets of boxes may be contradictory.',
     cure='Remove one of the two.',
-    fix='leaves the later one out',
+    fix='drops the later one',
 )  # fmt: skip
 def _duplicates(evidence: Evidence) -> Iterator[Example]:
     for image, original in equal_files(evidence.facts).items():
@@ -90,9 +90,9 @@ def _duplicates(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'duplicate image in another split', 'warning',
-    consequence='Evaluation on images that were trained on says nothing about new ones.',
+    consequence='Evaluation on training images says nothing about new images.',
     cure='Leave it in one split.',
-    fix='leaves it in test, else val',
+    fix='keeps it in test, else val',
 )  # fmt: skip
 def _leaked(evidence: Evidence) -> Iterator[Example]:
     for image, original in equal_files(evidence.facts).items():
@@ -110,8 +110,8 @@ def _near(evidence: Evidence, across: bool) -> Iterator[Example]:
 
 @check(
     'near-duplicate image', 'note',
-    consequence='It adds little, and images that look alike should have boxes that look alike.',
-    cure='Compare the boxes of the two; thin out frames of one video.',
+    consequence='It adds little, and similar images should have similar boxes.',
+    cure='Compare the boxes of the two; subsample frames of one video.',
 )  # fmt: skip
 def _near_duplicates(evidence: Evidence) -> Iterator[Example]:
     return _near(evidence, across=False)
@@ -119,9 +119,9 @@ def _near_duplicates(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'near-duplicate image in another split', 'warning',
-    consequence='Evaluation on images that look like trained ones says little about new ones.',
+    consequence='Evaluation on images similar to training images says little about new ones.',
     cure='Put images of one scene, video or slide into one split.',
-    fix='leaves it in test, else val',
+    fix='keeps it in test, else val',
 )  # fmt: skip
 def _near_leaks(evidence: Evidence) -> Iterator[Example]:
     return _near(evidence, across=True)
@@ -129,9 +129,9 @@ def _near_leaks(evidence: Evidence) -> Iterator[Example]:
 
 @check(
     'augmented copies of one image in several splits', 'warning',
-    consequence='Evaluation on images that were trained on says nothing about new ones.',
-    cure='Divide the original images into splits first, then augment the training images only.',
-    fix='leaves them in test, else val',
+    consequence='Evaluation on training images says nothing about new images.',
+    cure='Split the original images first, then augment only the training images.',
+    fix='keeps them in test, else val',
 )  # fmt: skip
 def _augmented(evidence: Evidence) -> Iterator[Example]:
     for paths in augmented_copies(evidence.splits):

@@ -1,4 +1,4 @@
-"""Annotation formats: reading them as they are, finding them in a folder, writing them."""
+"""Annotation formats: read them with their faults, detect them in a folder, write them."""
 
 from .coco import read_coco_split
 from .convert import Converted, convert_dataset

@@ -1,4 +1,4 @@
-"""COCO's detection format as a file has it, faults included."""
+"""Read COCO's detection format with its faults."""
 
 import json
 import math
@@ -11,15 +11,15 @@ from ddetr.utils.errors import InputError
 
 
 def read_coco_split(ann_file: Path, image_dir: Path, name: str) -> WrittenSplit:
-    """Read an annotation file, leaving its faults as they are.
+    """Read an annotation file with its faults.
 
     Args:
         ann_file: JSON in COCO's format.
-        image_dir: Folder that the file's image names are relative to.
-        name: Of the split.
+        image_dir: Folder to which image names are relative.
+        name: Name of the split.
 
     Returns:
-        The split. Records that cannot be understood at all are sentences in `unreadable`, as is a file that is no JSON.
+        The split. Unusable records, or a file that is not JSON, are described in `unreadable`.
 
     Raises:
         InputError: There is no such file.
@@ -30,7 +30,7 @@ def read_coco_split(ann_file: Path, image_dir: Path, name: str) -> WrittenSplit:
 
 
 def split_of(coco: dict, ann_file: Path, image_dir: Path, name: str, unreadable: list[str]) -> WrittenSplit:
-    """The content of an annotation file as records; what cannot be understood is added to `unreadable`."""
+    """Convert the content of an annotation file to records; unusable parts are described in `unreadable`."""
     categories = tuple(
         Category(record['id'], str(record['name']))
         for _, record in _records(coco, 'categories', ('id', 'name'), ann_file, unreadable)
@@ -62,7 +62,7 @@ def split_of(coco: dict, ann_file: Path, image_dir: Path, name: str, unreadable:
 
 
 def _read_json(path: Path, unreadable: list[str]) -> dict:
-    """The file's dict; empty, with a sentence in `unreadable`, if it holds none."""
+    """Dict in the file; empty, with a message in `unreadable`, if there is none."""
     if not path.is_file():
         raise InputError(f'annotation file {path} {"is a folder" if path.is_dir() else "does not exist"}.')
     try:
@@ -79,7 +79,7 @@ def _read_json(path: Path, unreadable: list[str]) -> dict:
 def _records(
     coco: dict, key: str, needed: tuple[str, ...], path: Path, unreadable: list[str]
 ) -> list[tuple[int, dict]]:
-    """The dicts of list `key` that have the needed keys, with their indices; the others go to `unreadable`."""
+    """Dicts in the list `key` that have the needed keys, with their indices; others are added to `unreadable`."""
     listed = coco.get(key)
     if not isinstance(listed, list):
         if coco:
@@ -112,7 +112,7 @@ def _box(index: int, record: dict) -> WrittenBox:
 
 
 def _number(value: Any) -> float:
-    """A JSON number; NaN for anything else, text included, which training would not take either."""
+    """A JSON number; NaN for anything else, including text, which training rejects as well."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
@@ -122,5 +122,5 @@ def _size(record: dict) -> tuple[int, int] | None:
 
 
 def _key(value: Any) -> str:
-    """For matching ids of any JSON type; 7 and "7" are different ids."""
+    """Key for matching ids of any JSON type; 7 and "7" are different ids."""
     return json.dumps(value, sort_keys=True)

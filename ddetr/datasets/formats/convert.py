@@ -1,4 +1,4 @@
-"""Converting a dataset from one annotation format to another."""
+"""Convert datasets between annotation formats."""
 
 import random
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ddetr.utils.errors import InputError
 
 
 class Converted(NamedTuple):
-    """What a conversion did."""
+    """Result of a conversion."""
 
     summary: str  # of the source
     classes: tuple[str, ...]
@@ -29,16 +29,16 @@ def convert_dataset(
     val_fraction: float = 0.0,
     format: str | None = None,
 ) -> Converted:
-    """Write the dataset in a folder in another format, all of it or nothing.
+    """Convert the dataset in a folder to another format, completely or not at all.
 
     Args:
         data: See `find_dataset`.
         to: 'coco', 'voc' or 'yolo'.
         out: Folder that does not exist yet or is empty.
         images: 'copy', 'symlink' or 'hardlink'.
-        val_fraction: Part of the training images to hold out as `val`, drawn at random but always the same ones; for
+        val_fraction: Fraction of the training images to hold out as `val`, chosen at random but reproducibly; for
             datasets without a validation split.
-        format: Of the source, where a folder has several.
+        format: Format of the source, if the folder contains several.
 
     Raises:
         InputError: See `find_dataset` and `write_dataset`; a fraction of a dataset that has a validation split, or one

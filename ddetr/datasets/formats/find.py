@@ -1,4 +1,4 @@
-"""Finding a dataset in a folder: its format, its splits and where they lie."""
+"""Detect the format, splits and layout of a dataset in a folder."""
 
 import json
 import mmap
@@ -69,18 +69,18 @@ _TITLES = {'coco': 'COCO', 'voc': 'Pascal VOC', 'yolo': 'YOLO'}
 
 
 def find_dataset(data_root: str | Path, format: str | None = None) -> FoundDataset:
-    """Find out which format a folder's annotations have, and which splits there are.
+    """Detect the annotation format and the splits of a folder.
 
-    Knows COCO's, Pascal VOC's and Ultralytics' layouts and the exports of Roboflow and Label Studio in these formats;
-    docs/data_formats.md lists them. A dataset that has one part only is all `train`.
+    Supports the layouts of COCO, Pascal VOC and Ultralytics and the exports of Roboflow and Label Studio in these
+    formats; docs/data_formats.md lists them. A dataset without splits is all `train`.
 
     Args:
         data_root: The folder, or a `data.yaml`.
-        format: 'coco', 'voc' or 'yolo', to look for this one only.
+        format: 'coco', 'voc' or 'yolo', to consider only this format.
 
     Raises:
-        InputError: There is no such folder, no annotations that are known, or more than one answer; the message lists
-            what was found.
+        InputError: The folder is missing, contains no known annotations, or is ambiguous; the message lists the
+            candidates.
     """
     root = Path(data_root)
     if root.is_file() and is_yaml(root):
@@ -112,7 +112,7 @@ def find_dataset(data_root: str | Path, format: str | None = None) -> FoundDatas
 
 
 def _unique(splits: list[FoundSplit], root: Path, notes: list[str]) -> dict[str, FoundSplit]:
-    """One split of each name, in order; `trainval` is used where there is no `train`."""
+    """One split per name, in order; `trainval` replaces a missing `train`."""
     by_name: dict[str, list[FoundSplit]] = {}
     for split in splits:
         by_name.setdefault(split.name, []).append(split)
@@ -142,14 +142,14 @@ def _below(path: Path, root: Path) -> str:
 
 
 def _split_in(text: str) -> str | None:
-    """The split that a name such as 'instances_val2017' or 'valid' says; None if it says none or several."""
+    """Split named in a string such as 'instances_val2017' or 'valid'; None if there is none or several."""
     words = re.findall(r'[a-z]+', text.lower())
     found = {_ALIASES[word] for word in words if word in _ALIASES}
     return found.pop() if len(found) == 1 else None
 
 
 def _folders(root: Path) -> list[Path]:
-    """The folders in a folder; `scandir` knows them without a `stat` of every image."""
+    """Subfolders; `scandir` finds them without a `stat` call per image."""
     with os.scandir(root) as entries:
         return sorted(Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
 
@@ -158,7 +158,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _find_coco(root: Path, notes: list[str]) -> Iterator[FoundSplit]:
-    """Every JSON file at the top or one folder down that looks like COCO's detection format."""
+    """JSON files at the top level or one folder below that look like COCO's detection format."""
     below = [root, *_folders(root)]
     files = [path for folder in below for path in sorted(folder.glob('*.json')) if _looks_like_coco(path)]
     named = [
@@ -192,12 +192,12 @@ def _find_coco(root: Path, notes: list[str]) -> Iterator[FoundSplit]:
 
 
 def _prefix(folder: Path, root: Path) -> str:
-    """A folder for `data_prefix`: relative to the root, '' for the root itself."""
+    """Folder for `data_prefix`, relative to the root; '' for the root itself."""
     return '' if folder == root else f'{_below(folder, root)}/'
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """Whether a file names the three lists of the format; large files are searched without being parsed."""
+    """Whether a file contains the three lists of the format; large files are searched without parsing."""
     if path.stat().st_size == 0:
         return False
     text = _map(path)
@@ -207,19 +207,19 @@ def _looks_like_coco(path: Path) -> bool:
 
 
 def _map(path: Path) -> mmap.mmap:
-    """A file's bytes, read where they are needed; closed with the last reference."""
+    """Memory map of a file, closed with the last reference."""
     with open(path, 'rb') as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _image_names(path: Path) -> list[str]:
-    """The first image names in a file, without parsing all of it."""
+    """First image names in a file, without parsing all of it."""
     found = re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', _map(path))
     return [json.loads(match[1]) for match in islice(found, _SAMPLE)]
 
 
 def _image_folder(ann_file: Path, root: Path, split: str) -> Path:
-    """The folder that the most of the file's first images are in; of several, the one whose name fits the split."""
+    """Folder that contains most of the first images; of several, the one whose name matches the split."""
     names = _image_names(ann_file)
     stem = re.sub(r'^.*?_', '', ann_file.stem)  # instances_train2017 -> train2017
     near = [folder for folder in (ann_file.parent, root) for folder in (folder, *_folders(folder))]
@@ -237,7 +237,7 @@ def _image_folder(ann_file: Path, root: Path, split: str) -> Path:
 
 
 def _find_voc(root: Path, notes: list[str]) -> Iterator[FoundSplit]:
-    """VOC's own layout, here or in `VOCdevkit/VOC*`; or XML files beside or in parallel to the images."""
+    """VOC's own layout, here or in `VOCdevkit/VOC*`, or XML files beside or parallel to the images."""
     years = [
         path for folder in (root, root / 'VOCdevkit') if folder.is_dir() for path in folder.glob('VOC[0-9]*')
     ]
@@ -263,7 +263,7 @@ def _find_voc(root: Path, notes: list[str]) -> Iterator[FoundSplit]:
 
 
 def _voc_lists(base: Path) -> dict[str, Path]:
-    """The lists of the splits in `ImageSets/Main`; lists of one class, such as cat_train.txt, are not taken."""
+    """Lists of the splits in `ImageSets/Main`, without lists of one class such as cat_train.txt."""
     folders = [base / 'ImageSets' / 'Main', base / 'ImageSets']
     folder = next((folder for folder in folders if _has(folder, '*.txt')), None)
     files = sorted(folder.glob('*.txt')) if folder else []

@@ -1,4 +1,4 @@
-"""A black box: stops a training whose numbers are no longer finite, and keeps what is needed to find out why."""
+"""Black box: stop training at the first non-finite loss or gradient, and record what is needed to find the cause."""
 
 import math
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -31,16 +31,16 @@ NAMED = 5  # weights and images that a message lists
 class BlackBoxHook(Hook):
     """Stop all processes at the iteration whose loss or gradients are NaN or infinite, before the weights change.
 
-    On by default; `default_hooks=dict(black_box=None)` switches it off. Nothing is recorded while all is finite. Then
-    the step is run again from its seed to find the first module, and each process with such numbers writes a capsule
-    into the work directory that tools/analysis/replay.py runs again.
+    On by default; `default_hooks=dict(black_box=None)` switches it off. Nothing is recorded before a
+    failure. After one, the step is rerun from its seed to find the first non-finite module, and each affected process
+    writes a capsule for tools/analysis/replay.py to the work directory.
 
-    Gradients that overflow under float16's loss scale are normal: they lower the scale. They count as not finite once
-    the scale is at 1, or after 30 in a row. With accumulation the whole window is skipped.
+    Overflowing float16 gradients are normal: they reduce the loss scale. They count as a failure at a scale of 1, or
+    after 30 in a row. With accumulation, the whole window is skipped.
 
     Args:
-        max_skipped: Steps in the whole training, resumed or not, that are skipped with a warning instead.
-        max_capsules: Capsules that each process writes.
+        max_skipped: Maximum number of failed steps, across resumes, that are skipped with a warning instead.
+        max_capsules: Maximum number of capsules per process.
     """
 
     priority = 'HIGHEST'  # sees the batch and the losses before other hooks
@@ -55,7 +55,7 @@ class BlackBoxHook(Hook):
         self._written = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to watch the updates."""
+        """Start watching the updates."""
         self._runner, self._wrapper = runner, cast(Any, runner.optim_wrapper)
         if not hasattr(self._wrapper, 'watch'):
             runner.logger.warning(
@@ -67,15 +67,15 @@ class BlackBoxHook(Hook):
         self._interruption = next(hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
 
     def after_train(self, runner: Runner) -> None:
-        """Watch no longer."""
+        """Stop watching the updates."""
         self._wrapper.watch = None
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Look anew which modules are trained: validation puts all of them into another mode."""
+        """Update the list of modules in training mode, which validation changes."""
         self._buffers = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Hold the batch, and the buffers that the step may change."""
+        """Keep the batch and a copy of the buffers that the step may change."""
         self._batch = data_batch
         if self._buffers is None:
             modules = (module for module in self._model.modules() if module.training)
@@ -87,7 +87,7 @@ class BlackBoxHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Fetch all losses from a GPU at once, and keep those that are not finite out of the means in the log."""
+        """Copy all losses from the GPU together, and exclude non-finite ones from the logged means."""
         self._batch = None
         if isinstance(outputs, MutableMapping):
             _fetch(outputs)
@@ -111,7 +111,7 @@ class BlackBoxHook(Hook):
         return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
     def _fault(self, loss: float, gradient_norm: float) -> str | None:
-        """What is wrong with this process's step; None if nothing is."""
+        """Description of the failure in this process; None if the step is finite."""
         if not math.isfinite(loss):
             return f'the loss is {loss}'
         if self.notes:
@@ -132,7 +132,7 @@ class BlackBoxHook(Hook):
         return f'the gradient norm is {gradient_norm} at a loss scale of {scale:g}, overflow {overflows} in a row'
 
     def _alarm(self, fault: str | None) -> None:
-        """Find out what has happened, and stop or warn."""
+        """Investigate a failure, then stop the training or warn."""
         runner, hub = self._runner, self._runner.message_hub
         report = self._investigate(fault)
         said = [text for text in gather(report) if text]
@@ -149,7 +149,7 @@ class BlackBoxHook(Hook):
         runner.logger.warning(f'{text} Skipped: step {skipped + 1} of at most {self.max_skipped}.')
 
     def _investigate(self, fault: str | None) -> str:
-        """Run this process's step again and write its capsule; what to say of it, '' if all was finite here."""
+        """Rerun the step of this process and write a capsule. Return the message; '' if the step is finite here."""
         step, weights = self._step(), nonfinite_names(dict(self._model.named_parameters()))
         self._restore()
         state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
@@ -175,7 +175,7 @@ class BlackBoxHook(Hook):
         return Step(self._batch, seed, known, dtype, scaler.get_scale() if scaler else 1.0)
 
     def _restore(self) -> None:
-        """Buffers as they were before the step, and no gradients."""
+        """Restore the buffers from before the step and clear the gradients."""
         self._wrapper.zero_grad()
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._before)
@@ -195,7 +195,7 @@ class BlackBoxHook(Hook):
         return ' '.join([*lines, f'Images: {_some(_images(self._batch, finding.rows), 16)}.'])
 
     def _write(self, step: Step, weights: Mapping[str, Tensor], finding: Finding, report: str) -> str:
-        """Write the capsule; what to say of it."""
+        """Write the capsule and return the message about it."""
         runner, scaler = self._runner, getattr(self._wrapper, 'loss_scaler', None)
         if self._written >= self.max_capsules:
             return f'No capsule: {self._written} of max_capsules={self.max_capsules} are written.'
@@ -217,7 +217,7 @@ class BlackBoxHook(Hook):
 
 
 def _fetch(losses: MutableMapping[str, Any]) -> None:
-    """Move scalars from a GPU to the CPU in one copy, instead of one each as they are logged."""
+    """Copy scalars from the GPU to the CPU together, instead of one by one when they are logged."""
     there = {name: value for name, value in losses.items() if isinstance(value, Tensor) and value.is_cuda}
     if there:
         together = torch.stack([value.detach().double().mean() for value in there.values()]).cpu()

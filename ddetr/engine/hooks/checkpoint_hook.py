@@ -1,4 +1,4 @@
-"""Saving checkpoints so that a failure leaves the earlier ones."""
+"""Save checkpoints such that a failure never damages earlier ones."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from ddetr.registry import HOOKS
 
 
 class _RemoveLater:
-    """A file backend that only notes what to remove."""
+    """File backend that only records which files to remove."""
 
     def __init__(self, backend: Any) -> None:
         self.backend, self.paths = backend, list[str]()
@@ -25,9 +25,9 @@ class _RemoveLater:
 
 @HOOKS.register_module()
 class CheckpointHook(engine.CheckpointHook):
-    """mmengine's hook, which removes old checkpoints before it saves the new one; this one does so afterwards.
+    """mmengine's hook, but it deletes old checkpoints after saving the new one instead of before.
 
-    `last_checkpoint` names a checkpoint that is on disk at any time.
+    `last_checkpoint` always names an existing checkpoint.
     """
 
     file_backend: Any

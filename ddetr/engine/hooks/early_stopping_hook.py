@@ -1,4 +1,4 @@
-"""Stopping a training whose validation no longer improves."""
+"""Stop training when the validation metric no longer improves."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ STATE = ('best_score', 'wait_count')
 
 @HOOKS.register_module()
 class EarlyStoppingHook(hooks.EarlyStoppingHook):
-    """mmengine's hook, for metrics from 0 to 1, that a resumed training goes on with.
+    """mmengine's hook with defaults for metrics in [0, 1] and a state that survives resuming.
 
-    What the hook remembers is in every checkpoint, so that a resumed training stops where the uninterrupted one would.
+    The state is stored in every checkpoint, so that a resumed training stops where an uninterrupted one would.
 
     Args:
         monitor: Metric, such as `coco/bbox_mAP`.
-        min_delta: Least improvement that counts. mmengine's default of 0.1 is 10 points of AP.
-        patience: Validations without an improvement after which the training stops.
-        strict: False to go on with a warning where `monitor` is no metric of the validation.
+        min_delta: Minimum improvement. mmengine's default of 0.1 is 10 points of AP.
+        patience: Number of validations without improvement after which training stops.
+        strict: Raise an error if `monitor` is not a validation metric; False warns instead.
         **kwargs: `rule`, `check_finite` and `stopping_threshold` of mmengine's hook.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Averaged weights that follow the updates."""
+"""Weight averaging after updates."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from ddetr.registry import HOOKS
 
 @HOOKS.register_module()
 class EMAHook(hooks.EMAHook):
-    """mmengine's hook, which averages after each iteration; this one after each update of the weights.
+    """mmengine's hook, but it averages after each weight update instead of each iteration.
 
-    Iterations inside an accumulation window, steps that the black box has skipped and float16 gradients that have
-    overflown update nothing: with them the average would forget faster. `interval` counts updates.
+    Iterations inside an accumulation window, steps skipped by the black box and float16 overflows do not update the
+    weights: counting them would make the average decay faster. `interval` counts updates.
     """
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Take the weights into the average, if they have changed."""
+        """Update the average if the weights have changed."""
         if getattr(runner.optim_wrapper, 'updated', True):
             super().after_train_iter(runner, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Ending strong augmentation before the training ends."""
+"""Disable strong augmentation in the last epochs."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,17 @@ from ddetr.utils.errors import ConfigError
 
 @HOOKS.register_module()
 class YOLOXModeSwitchHook(Hook):
-    """Train the last epochs without Mosaic, MixUp and the like (Ge et al., "YOLOX", 2021).
+    """Train the last epochs without Mosaic, MixUp and similar transforms (Ge et al., "YOLOX", 2021).
 
-    The training dataset is a `MultiImageMixDataset`, which decides by each sample's epoch: workers need not be told,
-    and a resumed training switches where the uninterrupted one does.
+    The training dataset is a `MultiImageMixDataset`, which decides by the epoch of each sample: workers need no
+    message, and a resumed training switches at the same point.
 
     Args:
-        num_last_epochs: Epochs without; a float below 1 is a share of `max_epochs`.
-        skip_type_keys: Transforms that are left out then.
+        num_last_epochs: Number of epochs without them; a float below 1 is a fraction of `max_epochs`.
+        skip_type_keys: Types of the transforms to disable.
 
     Raises:
-        ConfigError: Before the training, if it goes by iterations, or its dataset cannot leave transforms out.
+        ConfigError: Training is iteration-based, or its dataset does not support skipping transforms.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class YOLOXModeSwitchHook(Hook):
         self.num_last_epochs, self.skip_type_keys = num_last_epochs, tuple(skip_type_keys)
 
     def before_train(self, runner: Runner) -> None:
-        """Set the dataset's first epoch without the transforms."""
+        """Tell the dataset the first epoch without the transforms."""
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ConfigError(
                 'YOLOXModeSwitchHook counts epochs, and train_cfg goes by iterations: use EpochBasedTrainLoop, or '

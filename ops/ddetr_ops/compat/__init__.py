@@ -1,1 +1,1 @@
-"""The op under the names that other projects use: `original`, `mmcv`, `huggingface`."""
+"""Drop-in replacements under the names of other projects: `original`, `mmcv`, `huggingface`."""

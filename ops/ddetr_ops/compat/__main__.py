@@ -1,4 +1,4 @@
-"""Run a script that imports the original extension, unchanged: python -m ddetr_ops.compat SCRIPT [arguments].
+"""Run a script that imports the original extension, without changes: python -m ddetr_ops.compat SCRIPT [arguments].
 
 For several processes: torchrun --nproc_per_node 8 -m ddetr_ops.compat SCRIPT [arguments].
 """
@@ -11,7 +11,7 @@ from .original import install
 
 
 def main() -> None:
-    """`sys.argv[1]` as the main script, after `ddetr_ops.compat.original.install()`."""
+    """Run `sys.argv[1]` as the main script after `ddetr_ops.compat.original.install()`."""
     if len(sys.argv) < 2:
         sys.exit('usage: python -m ddetr_ops.compat SCRIPT [its arguments]')
     install()

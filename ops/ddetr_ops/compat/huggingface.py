@@ -1,4 +1,4 @@
-"""One call that puts the op into Hugging Face's models."""
+"""Run the deformable attention of Hugging Face's models on the operator."""
 
 import sys
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from ..functional import discrete_sampling_locations, ms_deform_attn
 
 
 def accelerate(model: nn.Module) -> int:
-    """Let the deformable attention of a transformers model run on the op, for inference and training.
+    """Run the deformable attention of a transformers model on the operator, for inference and training.
 
-    Outputs stay the same within rounding; parameters and state dict are not touched. Known by name are the layers
-    of deformable_detr, grounding_dino, mm_grounding_dino, rt_detr, rt_detr_v2, d_fine, mask2former, oneformer and
-    their relatives. Where transformers samples by a function of the model's source file (mask2former, oneformer,
-    rt_detr_v2), that function is replaced, for all models of that file in this process.
+    Outputs are equal up to rounding; parameters and state dict do not change. Supported are the layers of
+    deformable_detr, grounding_dino, mm_grounding_dino, rt_detr, rt_detr_v2, d_fine, mask2former, oneformer and
+    models derived from them. If transformers samples with a module-level function (mask2former, oneformer, rt_detr_v2),
+    that function is replaced for all models of that module in this process.
 
     Returns:
-        The number of attention layers that now run on the op.
+        Number of attention layers that run on the operator.
 
     Raises:
-        ValueError: there are none.
+        ValueError: The model has no supported attention layer.
     """
     count = 0
     for module in model.modules():
@@ -62,7 +62,7 @@ def _forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """`forward` of the layers called MultiScaleDeformableAttention."""
+    """Replacement of `MultiScaleDeformableAttention.forward`."""
     return ms_deform_attn(
         value, value_spatial_shapes, level_start_index, sampling_locations, attention_weights
     )
@@ -74,7 +74,7 @@ def multi_scale_deformable_attention(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """The function of this name in mask2former and oneformer."""
+    """Replacement of the function of this name in mask2former and oneformer."""
     shapes, starts = _levels(value_spatial_shapes, value.device)
     return ms_deform_attn(value, shapes, starts, sampling_locations, attention_weights)
 
@@ -87,13 +87,13 @@ def multi_scale_deformable_attention_v2(
     num_points_list: list[int],
     method: str = 'default',
 ) -> Tensor:
-    """The function of this name in rt_detr_v2 and d_fine, whose levels may differ in their number of points.
+    """Replacement of the function of this name in rt_detr_v2 and d_fine, whose levels may differ in points.
 
     Shapes: value (B, S, M, D), sampling_locations (B, Q, M, K, 2), attention_weights (B, Q, M, K), where K is the sum
     of `num_points_list`. `method` is 'default' (bilinear) or 'discrete' (`discrete_sampling_locations`).
 
     Raises:
-        ValueError: another `method`.
+        ValueError: `method` has another value.
     """
     if method not in ('default', 'discrete'):
         raise ValueError(f"the sampling method must be 'default' or 'discrete', got '{method}'")

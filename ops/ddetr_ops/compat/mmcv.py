@@ -1,4 +1,4 @@
-"""Names of mmcv's `mmcv.ops.multi_scale_deform_attn`, which needs mmcv's own compiled extension."""
+"""Drop-in replacement of `mmcv.ops.multi_scale_deform_attn`, without mmcv's compiled extension."""
 
 from typing import Any
 
@@ -18,16 +18,16 @@ __all__ = [
 def multi_scale_deformable_attn_pytorch(
     value: Tensor, value_spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """mmcv's fallback of this name; here it is the op, on the CPU too."""
+    """Replacement of mmcv's fallback of this name, on the compiled operator, also on the CPU."""
     sizes = value_spatial_shapes.prod(-1)
     starts = sizes.cumsum(0) - sizes
     return ms_deform_attn(value, value_spatial_shapes, starts, sampling_locations, attention_weights)
 
 
 class MultiScaleDeformableAttention(DeformableAttention):
-    """mmcv's attention layer: same arguments, same state dict.
+    """mmcv's attention layer, with the same arguments and state dict.
 
-    `im2col_step`, `norm_cfg` and `init_cfg` are accepted and without effect, as they are (but for the first) there.
+    `im2col_step`, `norm_cfg` and `init_cfg` are accepted and ignored. mmcv ignores the last two as well.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class MultiScaleDeformableAttention(DeformableAttention):
         self.dropout = nn.Dropout(dropout)
 
     def init_weights(self) -> None:
-        """mmengine calls this; the parameters are set like that from the start."""
+        """Initialise the parameters as in the constructor; called by mmengine."""
         self.reset_parameters()
 
     def forward(
@@ -70,10 +70,10 @@ class MultiScaleDeformableAttention(DeformableAttention):
         level_start_index: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """query (Q, B, C), value (S, B, C), or batch first; key_padding_mask (B, S), True = padding.
+        """Attend from query (Q, B, C) to value (S, B, C), or batch first; key_padding_mask (B, S), True = padding.
 
-        Returns `identity`, by default `query`, plus the attention's output, in the layout of `query`. `key` and
-        `kwargs` are there because mmcv's layers hand to each attention what any of them may need.
+        Returns the attention output plus `identity`, by default `query`, in the layout of `query`. `key` and `kwargs`
+        are ignored; mmcv's layers pass the same arguments to every kind of attention.
         """
         if reference_points is None or spatial_shapes is None or level_start_index is None:
             raise ValueError('reference_points, spatial_shapes and level_start_index are needed')

@@ -1,9 +1,9 @@
-"""Names of the original Deformable DETR: its extension module, function and attention layer.
+"""Drop-in replacement of the original Deformable DETR's extension module, function and attention layer.
 
-Code that says `import MultiScaleDeformableAttention as MSDA`, as the original and the hundreds of projects that
-took its `ops` folder do, runs unchanged after `ddetr_ops.compat.original.install()`, or with no call at all as
-`python -m ddetr_ops.compat SCRIPT`. No module of that name is installed: it would shadow one that you compiled, or
-be shadowed by it.
+Code with `import MultiScaleDeformableAttention as MSDA`, as in the original and projects that copied its `ops` folder,
+runs unchanged after `ddetr_ops.compat.original.install()`, or without this call as
+`python -m ddetr_ops.compat SCRIPT`. No module of that name is installed, since it would shadow one that you compiled,
+or be shadowed by it.
 """
 
 import sys
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def install() -> None:
-    """Let `import MultiScaleDeformableAttention` find this module."""
+    """Make `import MultiScaleDeformableAttention` return this module."""
     sys.modules['MultiScaleDeformableAttention'] = sys.modules[__name__]
 
 
@@ -36,7 +36,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """The extension's forward, without autograd; `im2col_step` has nothing to do here and is ignored."""
+    """Forward pass of the extension, without autograd; `im2col_step` is ignored."""
     with torch.no_grad():
         return ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
 
@@ -50,7 +50,7 @@ def ms_deform_attn_backward(
     grad_output: Tensor,
     im2col_step: int,
 ) -> list[Tensor]:
-    """The extension's backward: gradients of value, sampling_locations and attention_weights."""
+    """Backward pass of the extension: gradients of value, sampling_locations and attention_weights."""
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in (value, sampling_locations, attention_weights)]
         output = ms_deform_attn(leaves[0], spatial_shapes, level_start_index, leaves[1], leaves[2])
@@ -58,7 +58,7 @@ def ms_deform_attn_backward(
 
 
 class MSDeformAttnFunction:
-    """Stands for the original's autograd function; autograd is in the op itself."""
+    """Replacement of the original's autograd function; the operator itself supports autograd."""
 
     @staticmethod
     def apply(
@@ -69,14 +69,14 @@ class MSDeformAttnFunction:
         attention_weights: Tensor,
         im2col_step: int,
     ) -> Tensor:
-        """The op; `im2col_step` is ignored."""
+        """Call the operator; `im2col_step` is ignored."""
         return ms_deform_attn(
             value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights
         )
 
 
 class MSDeformAttn(DeformableAttention):
-    """The original's attention layer: same arguments, same state dict."""
+    """The original's attention layer, with the same arguments and state dict."""
 
     def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4) -> None:
         super().__init__(d_model, n_levels, n_heads, n_points, value_channels=d_model)
@@ -92,7 +92,7 @@ class MSDeformAttn(DeformableAttention):
         input_level_start_index: Tensor,
         input_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """query (B, Q, C), reference_points (B, Q, L, 2 or 4), input_flatten (B, S, C), mask (B, S); (B, Q, C)."""
+        """Attend from query (B, Q, C) at reference_points (B, Q, L, 2 or 4) to input_flatten (B, S, C); mask (B, S)."""
         return self.attend(
             query,
             input_flatten,

@@ -103,7 +103,7 @@ def _(data):
         old.rename(old.with_name(record['file_name']))
 
 
-@plants('size unlike the file')
+@plants('image size differs from the file')
 def _(data):
     data.train['images'][12]['width'] += 40
 
@@ -121,7 +121,7 @@ def _(data):
         image.transpose(Image.Transpose.ROTATE_90).save(data.file(14), exif=tags, quality=95)
 
 
-@plants('suffix unlike the content')
+@plants('wrong file suffix')
 def _(data):
     with Image.open(data.file(15)) as image:
         image.save(data.file(15), format='PNG')
@@ -133,7 +133,7 @@ def _(data):
         image.convert('CMYK').save(data.file(16), format='JPEG')
 
 
-@plants('more than 8 bits a channel')
+@plants('more than 8 bits per channel')
 def _(data):
     grey = cv2.imread(str(data.file(17)), cv2.IMREAD_GRAYSCALE)
     path = data.file(17).with_suffix('.png')
@@ -142,13 +142,13 @@ def _(data):
     data.train['images'][17]['file_name'] = path.name
 
 
-@plants('image that no annotation file lists')
+@plants('image missing from the annotations')
 def _(data):
     picture = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     cv2.imwrite(str(data.root / 'train2017/forgotten.PNG'), picture)
 
 
-@plants('file name with backslashes or of another machine')
+@plants('file name with backslashes or from another machine')
 def _(data):
     data.train['images'][18]['file_name'] = rf'C:\Users\me\{data.file(18).name}'
 
@@ -189,7 +189,7 @@ def _(data):
     data.add_box(21, [5, 5, 20, 20], category_id=55)
 
 
-@plants('id that is text')
+@plants('id stored as text')
 def _(data):
     data.val['annotations'][0]['id'] = 'first'
 
@@ -199,18 +199,18 @@ def _(data):
     data.val['annotations'][1]['id'] = data.val['annotations'][2]['id']
 
 
-@plants('annotation that cannot be read')
+@plants('unreadable annotation')
 def _(data):
     data.add_box(21, [5, 5, 20, 20], segmentation=[[5, 5, 25, 5, 25, 25]])
     del data.train['annotations'][-1]['bbox']
 
 
-@plants('box that is no number')
+@plants('box that is not a number')
 def _(data):
     data.add_box(22, [float('nan'), 5, 20, 20])
 
 
-@plants('box written as text')
+@plants('box stored as text')
 def _(data):
     data.add_box(22, [60, 30, 21, 22])
     data.train['annotations'][-1]['bbox'] = ['60', '30', '21', '22']
@@ -231,29 +231,29 @@ def _(data):
     data.add_box(24, [-15, 20, 40, 30])
 
 
-@plants('box of less than two pixels')
+@plants('box smaller than two pixels')
 def _(data):
     data.add_box(24, [50.0, 50.0, 1.5, 1.5])
 
 
-@plants('box below what the training size resolves')
+@plants('box too small at the training size')
 def _(data):
     data.add_box(24, [70.0, 50.0, 0.5, 20])
 
 
-@plants('box over the whole image')
+@plants('box that covers the whole image')
 def _(data):
     record = data.train['images'][25]
     data.add_box(25, [0, 0, record['width'], record['height']])
 
 
-@plants('object with two boxes')
+@plants('duplicate box')
 def _(data):
     first = data.boxes(26)[0]
     data.add_box(26, [first['bbox'][0] + 0.5, *first['bbox'][1:]], category_id=first['category_id'])
 
 
-@plants('boxes of one class that nearly coincide')
+@plants('nearly coinciding boxes of one class')
 def _(data):
     for width in (60, 52):
         data.add_box(46, [10, 10, width, 60], category_id=3)
@@ -265,7 +265,7 @@ def _(data):
     data.add_box(27, list(first['bbox']), category_id=first['category_id'] % 6 + 1)
 
 
-@plants('boxes written in another order of numbers')
+@plants('boxes in the wrong coordinate order')
 def _(data):
     for box in data.boxes(28):
         x, y, w, h = box['bbox']
@@ -275,14 +275,14 @@ def _(data):
     data.add_box(28, [width // 2, height // 2, width - 2, height - 2])
 
 
-@plants('fractions where pixels belong')
+@plants('fractions instead of pixels')
 def _(data):
     width, height = (data.train['images'][29][key] for key in ('width', 'height'))
     for box in data.boxes(29):
         box['bbox'] = [v / side for v, side in zip(box['bbox'], (width, height) * 2, strict=True)]
 
 
-@plants('area unlike the box')
+@plants('area differs from the box')
 def _(data):
     data.boxes(30)[0]['area'] = 1e6
 
@@ -304,7 +304,7 @@ def _(data):
     pass  # the same image
 
 
-@plants('size far from the usual of its class')
+@plants('unusual size for its class')
 def _(data):
     pass  # the other squares, beside so many small ones
 
@@ -314,14 +314,14 @@ def _(data):
     data.train['categories'].append({'id': 20, 'name': 'hexagon'})
 
 
-@plants('one class written in several ways')
+@plants('inconsistent spelling of a class name')
 def _(data):
     data.train['categories'].append({'id': 21, 'name': 'Triangle'})
     for index in range(32, 40):
         data.add_box(index, [3, 3, 20, 20], category_id=21)
 
 
-@plants('class name with blanks around it, or none')
+@plants('empty class name or surrounding spaces')
 def _(data):
     data.train['categories'].append({'id': 22, 'name': ' blob '})
     data.add_box(40, [3, 3, 20, 20], category_id=22)
@@ -337,13 +337,13 @@ def _(data):
     pass  # ' blob '
 
 
-@plants('several categories with one name')
+@plants('duplicate category name')
 def _(data):
     data.train['categories'].append({'id': 23, 'name': 'square'})
     data.add_box(41, [3, 3, 20, 20], category_id=23)
 
 
-@plants('splits number their classes differently')
+@plants('class numbering differs between splits')
 def _(data):
     names = {c['name']: c for c in data.val['categories']}
     names['ring']['id'], names['circle']['id'] = names['circle']['id'], names['ring']['id']

@@ -52,18 +52,18 @@ def test_faults_of_voc(written, tmp_path):
     image = next(root.rglob(f'{train[8].stem}.*g'))
     image.rename(image.with_suffix('.PNG'))
     assert names(root) == {
-        'annotation that cannot be read': 1,
-        'annotation file named unlike its image': 1,
+        'unreadable annotation': 1,
+        'annotation file not named like its image': 1,
         'box without area': 1,
-        'box that is no number': 1,
-        'fractions where pixels belong': 1,
-        'one class written in several ways': 1,
-        'class name with blanks around it, or none': 1,
+        'box that is not a number': 1,
+        'fractions instead of pixels': 1,
+        'inconsistent spelling of a class name': 1,
+        'empty class name or surrounding spaces': 1,
         'class in one split only': 1,
         'class imbalance': 1,
         'label file without image': 1,
-        'suffix unlike the content': 1,
-        'image that no annotation file lists': 1,  # that of the broken file
+        'wrong file suffix': 1,
+        'image missing from the annotations': 1,  # that of the broken file
     }
     fix(examine(root), tmp_path / 'fixed')
     assert [fault.name for fault in examine(tmp_path / 'fixed').faults if fault.fix] == []
@@ -78,9 +78,9 @@ def test_faults_of_yolo(written, tmp_path):
     (root / 'labels/train/orphan.txt').write_text('1 0.5 0.5 0.2 0.2\n')
     files[8].unlink()
     assert names(root) == {
-        'pixels where fractions belong': 1,
+        'pixels instead of fractions': 1,
         'unknown category': 1,
-        'annotation that cannot be read': 1,
+        'unreadable annotation': 1,
         'box without area': 1,
         'box partly outside its image': 1,
         'label file without image': 1,

@@ -40,8 +40,8 @@ def test_all_planted_faults_are_named_in_one_run(faulty):
 @pytest.mark.parametrize('name', PLANTED)
 def test_a_fault_is_named_when_it_is_the_only_one(data, name):
     alone = {'class in one split only', 'class imbalance', 'category ids from 0 or with gaps'}
-    cause = 'class name with blanks around it, or none' if name in alone else name
-    if name in ('more objects than the metric counts', 'size far from the usual of its class'):
+    cause = 'empty class name or surrounding spaces' if name in alone else name
+    if name in ('more objects than the metric counts', 'unusual size for its class'):
         cause = 'more objects than queries'
     PLANTED[cause](data)
     assert name in {fault.name for fault in examine(data.save()).faults}
@@ -50,7 +50,7 @@ def test_a_fault_is_named_when_it_is_the_only_one(data, name):
 def test_the_fixed_copy_has_no_fixable_fault_and_trains(faulty, tmp_path, run):
     copy = tmp_path / 'fixed'
     lines = fix(examine(faulty), copy)
-    assert any('1 truncated images left out' in line for line in lines)
+    assert any('1 truncated images dropped' in line for line in lines)
     left = examine(copy)
     assert [fault.name for fault in left.faults if fault.fix or fault.severity == 'error'] == []
     classes = len(json.loads((copy / 'annotations/instances_train.json').read_text())['categories'])
@@ -73,7 +73,7 @@ def test_the_fixed_copy_has_no_fixable_fault_and_trains(faulty, tmp_path, run):
 
 def test_fix_keeps_boxes_and_mends_their_numbers(data, tmp_path):
     wrong = [dict(box) for box in data.boxes(29)]
-    for name in ('boxes written in another order of numbers', 'fractions where pixels belong'):
+    for name in ('boxes in the wrong coordinate order', 'fractions instead of pixels'):
         PLANTED[name](data)
     report = examine(data.save())
     fix(report, tmp_path / 'fixed')

@@ -17,7 +17,7 @@ def found_in(fault):
 
 def test_blood_cells(bccd):
     assert found_in(bccd['box without area']) == ['00338', '00343']
-    assert found_in(bccd['object with two boxes']) == [
+    assert found_in(bccd['duplicate box']) == [
         '00020',
         '00100',
         '00104',
@@ -26,9 +26,9 @@ def test_blood_cells(bccd):
         '00331',
         '00403',
     ]
-    assert found_in(bccd['boxes of one class that nearly coincide']) == ['00013']
+    assert found_in(bccd['nearly coinciding boxes of one class']) == ['00013']
     # a platelet that is called a white cell, and two white cells that are called platelets
-    assert found_in(bccd['size far from the usual of its class']) == ['00113', '00133', '00135']
+    assert found_in(bccd['unusual size for its class']) == ['00113', '00133', '00135']
     assert found_in(bccd['near-duplicate image in another split']) == ['00037', '00038']
     assert {'00152', '00250', '00268', '00303'} < set(
         found_in(bccd['image with fewer boxes of a class than usual'])
@@ -41,7 +41,7 @@ def test_coco_has_no_error_and_nothing_that_is_not_there(coco_root):
     report = examine(coco_root)
     assert report.of('error') == []
     assert {fault.name: fault.count for fault in report.of('warning')} == {
-        'box of less than two pixels': 3,
+        'box smaller than two pixels': 3,
         'class in one split only': 8,
     }
     notes = {fault.name: fault.count for fault in report.of('note')}

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Build the documentation site into docs/_build: tools/build_docs.sh [folder]
+# Works without a network; a warning is an error. Needs requirements/docs.txt.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/launch.sh
+
+"$(find_python)" -m sphinx --fail-on-warning --keep-going --quiet --write-all -b html docs "${1:-docs/_build}"
+echo "built: ${1:-docs/_build}/index.html"
