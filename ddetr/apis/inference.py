@@ -20,7 +20,6 @@ from ddetr.registry import MODELS, SCOPE, TRANSFORMS
 from ddetr.structures import DetDataSample
 from ddetr.utils.coco_classes import COCO_CLASSES
 from ddetr.utils.errors import CheckpointError, ConfigError, InputError
-from ddetr.visualization import DetLocalVisualizer
 from ddetr.weights import load_weights, read_checkpoint
 
 from .batching import read_ahead, run_in_batches
@@ -167,6 +166,8 @@ class DetInferencer:
         self.model = model
         self.tiling = tiling
         self.classes: Sequence[str] = model.dataset_meta['classes']
+        from ddetr.visualization import DetLocalVisualizer  # imports matplotlib
+
         self.visualizer = DetLocalVisualizer()
         self.visualizer.dataset_meta = model.dataset_meta
 
