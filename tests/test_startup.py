@@ -23,6 +23,7 @@ def imported_by(run, *arguments):
     [
         ['-c', 'import ddetr'],
         ['-m', 'ddetr', '--help'],
+        ['-m', 'ddetr', 'predict', '--help'],
         ['-m', 'ddetr', 'configs'],
         ['tools/train.py', '--help'],
         ['tools/test.py', '--help'],
