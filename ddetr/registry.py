@@ -24,7 +24,7 @@ ALIAS = 'mmdet'
 
 
 def _child(parent: Registry, location: str) -> Registry:
-    """A registry under `parent` whose components are imported from `location` at first use."""
+    """A registry under `parent` whose components are imported with the module `location` at first use."""
     registry = Registry(parent.name, parent=parent, scope=SCOPE, locations=[location])
     parent.children.setdefault(ALIAS, registry)
     return registry
@@ -36,9 +36,9 @@ DATASETS = _child(ENGINE_DATASETS, 'ddetr.datasets')
 DATA_SAMPLERS = _child(ENGINE_DATA_SAMPLERS, 'ddetr.datasets')
 TRANSFORMS = _child(ENGINE_TRANSFORMS, 'ddetr.datasets')
 METRICS = _child(ENGINE_METRICS, 'ddetr.evaluation')
-HOOKS = _child(ENGINE_HOOKS, 'ddetr.engine')
-LOG_PROCESSORS = _child(ENGINE_LOG_PROCESSORS, 'ddetr.engine')
-LOOPS = _child(ENGINE_LOOPS, 'ddetr.engine')
-OPTIM_WRAPPERS = _child(ENGINE_OPTIM_WRAPPERS, 'ddetr.engine')
-VISUALIZERS = _child(ENGINE_VISUALIZERS, 'ddetr.visualization')
-WEIGHT_INITIALIZERS = _child(ENGINE_WEIGHT_INITIALIZERS, 'ddetr.weights')
+HOOKS = _child(ENGINE_HOOKS, 'ddetr.engine.components')
+LOG_PROCESSORS = _child(ENGINE_LOG_PROCESSORS, 'ddetr.engine.components')
+LOOPS = _child(ENGINE_LOOPS, 'ddetr.engine.components')
+OPTIM_WRAPPERS = _child(ENGINE_OPTIM_WRAPPERS, 'ddetr.engine.components')
+VISUALIZERS = _child(ENGINE_VISUALIZERS, 'ddetr.visualization.local_visualizer')
+WEIGHT_INITIALIZERS = _child(ENGINE_WEIGHT_INITIALIZERS, 'ddetr.weights.pretrained')

@@ -19,7 +19,7 @@ mkdir -p "$out"
 # From a copy: nothing that an earlier build left in the tree gets in, and nothing is left there.
 mkdir -p "$work/ops/ddetr_ops/compat"
 cp -r setup.py op_build.py pyproject.toml MANIFEST.in LICENSE README.md csrc "$work/ops/"
-cp ddetr_ops/*.py "$work/ops/ddetr_ops/"
+cp ddetr_ops/*.py ddetr_ops/py.typed "$work/ops/ddetr_ops/"
 cp ddetr_ops/compat/*.py "$work/ops/ddetr_ops/compat/"
 (cd "$work/ops" && "$python" -c 'from setuptools import build_meta; build_meta.build_sdist("dist")') > "$work/log" 2>&1 \
   || { cat "$work/log" >&2; exit 1; }

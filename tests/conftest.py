@@ -11,6 +11,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from tests.real_datasets import write_bccd, write_coco
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared'
 
@@ -41,9 +43,25 @@ def _shared(*parts: str) -> Path:
 
 
 @pytest.fixture(scope='session')
-def coco_root() -> Path:
-    """128 + 128 real COCO images in COCO's own layout."""
-    return _shared('data', 'coco')
+def photographs() -> Path:
+    """Folder of the photographs of `coco/` and `bccd/`, for what depends on their pixels."""
+    return _shared('data')
+
+
+@pytest.fixture(scope='session')
+def coco_root(tmp_path_factory) -> Path:
+    """The annotations of 128 + 128 COCO images in COCO's own layout, and images of noise."""
+    root = tmp_path_factory.mktemp('coco')
+    write_coco(root)
+    return root
+
+
+@pytest.fixture(scope='session')
+def bccd_root(tmp_path_factory) -> Path:
+    """The annotations of BCCD's 364 images in Pascal VOC's layout, and images of noise."""
+    root = tmp_path_factory.mktemp('bccd')
+    write_bccd(root)
+    return root
 
 
 @pytest.fixture(scope='session')

@@ -5,7 +5,7 @@ import re
 
 from tests.conftest import ROOT
 
-FAMILY = re.compile(r'DETR|R-?CNN|DINO')
+FAMILY = re.compile(r'(?<!D)DETR|R-?CNN|DINO')  # not DDETR_OPS_ALLOW_FALLBACK
 ANATOMY = re.compile(r'bbox_head|roi_head|encoder\.layers|neck\.convs|configs/')
 OWN = re.compile(r'models/(detectors|heads|layers)/|/__init__\.py$|analysis/paper_table\.py$')
 

@@ -1,20 +1,36 @@
 #!/usr/bin/env bash
-# Everything that CI checks: tools/run_tests.sh [arguments for pytest]
+# Everything that CI checks: tools/run_tests.sh [--fast | --lint] [arguments for pytest]
 # Installs first if needed; then ruff, mypy, the documentation site and the whole test suite.
+#   --fast  of the tests those of tests/fast_tier.txt only, neither mypy nor docs: for while you work
+#   --lint  ruff, mypy and the schemas of the repository's own files, no tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/launch.sh
 
+tier=all
+case "${1:-}" in
+    --fast) tier=fast; shift ;;
+    --lint) tier=lint; shift ;;
+esac
 python=$(find_python)
-if ! "$python" -c 'import ddetr, ddetr_ops, furo, hypothesis, mypy, myst_parser, onnxruntime, playwright, pytest, ruff, timm, transformers' 2> /dev/null; then
+if ! "$python" -c 'import check_jsonschema, ddetr, ddetr_ops, furo, hypothesis, mypy, myst_parser, onnxruntime, playwright, pytest, ruff, timm, transformers' 2> /dev/null; then
     bash tools/install.sh --tests
     python=$(find_python)
 fi
 echo '== ruff'
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+if [ "$tier" = fast ]; then
+    echo '== pytest, fast tier'
+    grep -v '^#' tests/fast_tier.txt | tr '\n' '\0' | xargs -0 "$python" -m pytest --durations=5 "$@"
+    exit
+fi
 echo '== mypy'
 "$python" -m mypy
+if [ "$tier" = lint ]; then
+    "$python" -m pytest --durations=0 tests/test_repository.py
+    exit
+fi
 echo '== docs'
 bash tools/build_docs.sh
 echo '== pytest'

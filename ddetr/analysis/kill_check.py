@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ddetr.analysis.resume_check import ACCUMULATION, EMA, WORKERS
 from ddetr.analysis.trainings import End, Training, differences
-from ddetr.engine.runner import LAST
+from ddetr.engine.saved_config import LAST
 from ddetr.utils.errors import TrainingInterrupted
 from ddetr.weights import read_checkpoint
 

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -12,10 +12,12 @@ from mmengine.logging import MMLogger
 from ddetr.datasets.detection import DetectionDataset
 from ddetr.datasets.doctor import Report, examine
 from ddetr.datasets.formats import WrittenSplit
-from ddetr.engine import DetRunner
 from ddetr.engine.config import load_config
 from ddetr.registry import DATASETS
 from ddetr.utils import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from ddetr.engine import DetRunner
 
 SPLITS = ('train', 'val', 'test')
 SPOILED_SHARE = 0.1  # of all boxes, from which on a training would learn wrong boxes
@@ -123,14 +125,14 @@ def _stride(cfg: Config) -> int | None:
     """Stride in pixels of the backbone's finest level, as far as the config says it."""
     backbone = cfg.get('model', {}).get('backbone', {})
     if backbone.get('out_strides'):
-        return min(backbone['out_strides'])
+        return int(min(backbone['out_strides']))
     if 'depth' in backbone:  # ResNet and its relatives
         strides = backbone.get('strides', (1, 2, 2, 2))
-        return 4 * math.prod(strides[: min(backbone.get('out_indices', (0,))) + 1])
+        return 4 * int(math.prod(strides[: min(backbone.get('out_indices', (0,))) + 1]))
     return None
 
 
-def check_before_training(runner: DetRunner) -> None:
+def check_before_training(runner: 'DetRunner') -> None:
     """Log what is wrong with the training and validation data, in a few lines; no image is opened.
 
     `check_data=False` in the config switches this off. Process 0 alone does it. Files above SHORT_MIB are passed over.

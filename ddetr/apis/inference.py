@@ -20,7 +20,6 @@ from ddetr.registry import MODELS, SCOPE, TRANSFORMS
 from ddetr.structures import DetDataSample
 from ddetr.utils.coco_classes import COCO_CLASSES
 from ddetr.utils.errors import CheckpointError, ConfigError, InputError
-from ddetr.visualization import DetLocalVisualizer
 from ddetr.weights import load_weights, read_checkpoint
 
 from .batching import read_ahead, run_in_batches
@@ -90,7 +89,8 @@ def init_detector(
         model.init_weights()
     model.cfg = cfg
     model.dataset_meta = {'classes': classes or _classes_of(cfg, model), **_category_ids(content, classes)}
-    return model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
+    detector: nn.Module = model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    return detector.eval()
 
 
 def inference_detector(
@@ -131,7 +131,7 @@ class _Loaded(NamedTuple):
     source: Any
     image: np.ndarray
     batch: (
-        dict[str, list] | None
+        dict[str, list[Any]] | None
     )  # of this image alone, for the data preprocessor; None: too large, to be tiled
 
 
@@ -167,6 +167,8 @@ class DetInferencer:
         self.model = model
         self.tiling = tiling
         self.classes: Sequence[str] = model.dataset_meta['classes']
+        from ddetr.visualization import DetLocalVisualizer  # imports matplotlib
+
         self.visualizer = DetLocalVisualizer()
         self.visualizer.dataset_meta = model.dataset_meta
 
@@ -284,18 +286,19 @@ def load_image(model: Any, image: Image) -> np.ndarray:
             )
         return image
     try:
-        return TRANSFORMS.build(_pipeline(model.cfg)[0])({'img_path': str(image)})['img'].astype(np.uint8)
+        array: np.ndarray = TRANSFORMS.build(_pipeline(model.cfg)[0])({'img_path': str(image)})['img']
     except OSError as error:
         raise InputError(f'image {image} cannot be read: {error}.') from error
+    return array.astype(np.uint8)
 
 
-def prepare_image(model: Any, image: Image) -> dict[str, list]:
+def prepare_image(model: Any, image: Image) -> dict[str, list[Any]]:
     """One image as a batch for `model.data_preprocessor`, brought to size as in testing."""
     path = None if isinstance(image, (np.ndarray, PIL.Image.Image)) else str(image)
     return _prepare(model, load_image(model, image), path)
 
 
-def _prepare(model: Any, image: np.ndarray, path: str | None) -> dict[str, list]:
+def _prepare(model: Any, image: np.ndarray, path: str | None) -> dict[str, list[Any]]:
     """See `prepare_image`, of an image that was read already."""
     load, *steps = _pipeline(model.cfg)
     shape = image.shape[:2]
@@ -306,9 +309,11 @@ def _prepare(model: Any, image: np.ndarray, path: str | None) -> dict[str, list]
 
 
 @torch.no_grad()
-def _run_batch(model: Any, batches: Sequence[dict[str, list]]) -> list[DetDataSample]:
+def _run_batch(model: Any, batches: Sequence[dict[str, list[Any]]]) -> list[DetDataSample]:
     """Detections of images of equal size, each given as a batch of its own."""
-    return model.test_step({key: [value for batch in batches for value in batch[key]] for key in batches[0]})
+    together = {key: [value for batch in batches for value in batch[key]] for key in batches[0]}
+    samples: list[DetDataSample] = model.test_step(together)
+    return samples
 
 
 def _pipeline(cfg: Config) -> list[dict[str, Any]]:
@@ -339,6 +344,7 @@ def _category_ids(content: Mapping[str, Any] | None, classes: Sequence[str] | No
 def _classes_of(cfg: Config, model: nn.Module) -> Sequence[str]:
     metainfo = dataset_of(cfg.get('test_dataloader', {})).get('metainfo') or {}
     if 'classes' in metainfo:
-        return metainfo['classes']
+        classes: Sequence[str] = metainfo['classes']
+        return classes
     number: Any = getattr(model, 'num_classes', len(COCO_CLASSES))
     return COCO_CLASSES if number == len(COCO_CLASSES) else [f'class {label}' for label in range(number)]

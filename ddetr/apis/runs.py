@@ -4,21 +4,22 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from ddetr.datasets.formats import data_options
-from ddetr.engine import DetRunner, build_runner
 from ddetr.engine.config import load_config, merge_options
-from ddetr.engine.runner import LAST
-from ddetr.engine.saved_config import find_checkpoint, saved_config
+from ddetr.engine.saved_config import LAST, find_checkpoint, saved_config
 from ddetr.utils import CheckpointError, ConfigError, InputError
 from ddetr.utils.machines import RESTARTED
 from ddetr.weights import read_checkpoint, read_weights
 
 from .data_check import check_before_training
+
+if TYPE_CHECKING:
+    from ddetr.engine import DetRunner
 
 LAUNCHED = 'LAUNCHED_AT'  # environment variable: when the command was started first, in seconds since 1970
 
@@ -52,12 +53,14 @@ class EvalOptions(NamedTuple):
     data: str | None = None
 
 
-def train_detector(config: str | Path, options: TrainOptions = TrainOptions()) -> DetRunner:  # noqa: B008 (immutable)
+def train_detector(config: str | Path, options: TrainOptions = TrainOptions()) -> 'DetRunner':  # noqa: B008 (immutable)
     """Train as a config says, by its path or the name of one that comes with ddetr; the Runner after training.
 
     Raises:
         InputError: Something in config or options cannot be used; nothing has been trained then.
     """
+    from ddetr.engine import build_runner
+
     amp = options.amp or options.amp_dtype is not None
     changes: dict[str, Any] = {'optim_wrapper.type': 'AmpOptimWrapper'} if amp else {}
     changes |= {'optim_wrapper.dtype': options.amp_dtype} if options.amp_dtype else {}
@@ -96,6 +99,8 @@ def evaluate_detector(
     Raises:
         InputError: Something in config, checkpoint or options cannot be used.
     """
+    from ddetr.engine import build_runner
+
     changes: dict[str, Any] = {}
     if options.out is not None:
         if Path(options.out).suffix != '.json':
@@ -119,7 +124,7 @@ def evaluate_detector(
     cfg.merge_from_dict({'load_from': name, 'resume': False, **_learned_classes(cfg, name, content)})
     runner = build_runner(cfg, ['test'])
     runner.read_already = name, content
-    metrics = runner.test()
+    metrics: dict[str, float] = runner.test()
     if options.out is not None and runner.rank == 0:
         # CocoMetric names its file after what it evaluates
         Path(options.out).with_suffix('.bbox.json').replace(options.out)

@@ -26,7 +26,7 @@ class Tiling(NamedTuple):
 
     def cuts(self, image: np.ndarray) -> bool:
         """Whether an (H, W, 3) image is larger than a tile."""
-        return max(image.shape[:2]) > self.size
+        return bool(max(image.shape[:2]) > self.size)
 
     def check(self) -> None:
         """Raise an InputError unless these tiles can be made."""

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +14,11 @@ from ddetr.utils.coco_classes import COCO_CLASSES, COCO_IDS
 from ddetr.utils.errors import InputError
 from ddetr.utils.files import unfinished_file, write_atomically, write_json
 from ddetr.utils.names import RESULT_FORMATS
-from ddetr.visualization import DetLocalVisualizer
 
 from .results import detection_rows
+
+if TYPE_CHECKING:
+    from ddetr.visualization import DetLocalVisualizer
 
 Write = Callable[[str, np.ndarray, DetDataSample], None]
 """Writes one image's detections: its name, the (H, W, 3) BGR image, the selected sample on the CPU."""
@@ -26,7 +28,7 @@ class Target(NamedTuple):
     """Where files go, and what they need to know."""
 
     out_dir: Path
-    visualizer: DetLocalVisualizer
+    visualizer: 'DetLocalVisualizer'
     classes: Sequence[str]
     category_ids: Sequence[int]  # by label, of COCO's JSON
 

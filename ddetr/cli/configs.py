@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError('--copy, --check and --cfg-options need a CONFIG.')
         _list()
         return
-    from ddetr.engine.config import READ_KEYS, check_config, load_config
+    from ddetr.engine.config import check_config, load_config, read_keys
 
     cfg = load_config(args.config, args.cfg_options)
     if args.check:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     if target.suffix != '.py' or target.exists():
         raise ConfigError(f'--copy {target}: name a .py file that does not exist yet.')
     for variable in (
-        set(cfg) - READ_KEYS
+        set(cfg) - read_keys()
     ):  # already filled in where it was used: editing it would change nothing
         cfg.pop(variable)
     write_atomically(target, lambda unfinished: unfinished.write_text(cfg.pretty_text))

@@ -1,9 +1,15 @@
-from ddetr.weights import read_checkpoint
+from typing import TYPE_CHECKING
 
-from . import compat, loops, optim_wrapper  # noqa: F401 (register)
-from .hooks import BlackBoxHook, CheckpointHook, DetVisualizationHook, EarlyStoppingHook, EMAHook
-from .log_processor import LogProcessor
-from .runner import DetRunner, build_runner
+from ddetr.utils.lazy import lazy_names
+
+from . import compat  # noqa: F401 (its bridges)
+
+if TYPE_CHECKING:
+    from ddetr.weights import read_checkpoint
+
+    from .hooks import BlackBoxHook, CheckpointHook, DetVisualizationHook, EarlyStoppingHook, EMAHook
+    from .log_processor import LogProcessor
+    from .runner import DetRunner, build_runner
 
 __all__ = [
     'BlackBoxHook',
@@ -16,3 +22,13 @@ __all__ = [
     'build_runner',
     'read_checkpoint',
 ]
+
+# mmengine's Runner takes a second to import, and reading configs needs none.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        'hooks': ('BlackBoxHook', 'CheckpointHook', 'DetVisualizationHook', 'EMAHook', 'EarlyStoppingHook'),
+        'log_processor': ('LogProcessor',),
+        'runner': ('DetRunner', 'build_runner', 'read_checkpoint'),
+    },
+)

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from mmengine import registry as engine
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.registry import Registry
-from mmengine.runner import Runner
 
 from ddetr import registry as ours
 from ddetr.utils.errors import ConfigError, InputError, did_you_mean, first_line
@@ -39,8 +39,8 @@ _SAME = {
 }  # fmt: skip
 REGISTRIES |= {key: REGISTRIES[same] for key, same in _SAME.items()}
 
-# Top-level keys that something reads: the Runner's parameters, and what it looks up in the config itself.
-READ_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
+# Top-level keys that the Runner, or ddetr, looks up in the config itself.
+LOOKED_UP_KEYS = {
     'model_wrapper_cfg', 'sync_bn', 'find_unused_parameters', 'activation_checkpointing',
     'efficient_conv_bn_eval', 'compile', 'custom_imports', 'allow_partial', 'check_data',
 }  # fmt: skip
@@ -51,6 +51,14 @@ BUILDER_KEYS = {
     'param_scheduler': {'convert_to_iter_based'},
 }
 LOADER_KEYS = {'num_batch_per_epoch', 'disable_subprocess_warning', 'dataset'}
+
+
+@cache
+def read_keys() -> frozenset[str]:
+    """Top-level config keys that something reads: the Runner's parameters, and `LOOKED_UP_KEYS`."""
+    from mmengine.runner import Runner  # takes a second
+
+    return frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | LOOKED_UP_KEYS
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
@@ -101,8 +109,8 @@ def check_config(cfg: Config) -> None:
         ConfigError: Names the first violation and the closest valid name.
     """
     for key, value in cfg.items():
-        near = difflib.get_close_matches(key, READ_KEYS, n=1, cutoff=0.87)
-        if key not in READ_KEYS and near and isinstance(value, (dict, list)):
+        near = difflib.get_close_matches(key, read_keys(), n=1, cutoff=0.87)
+        if key not in read_keys() and near and isinstance(value, (dict, list)):
             raise ConfigError(f'unknown config key {key!r}; did you mean {near[0]!r}?')
     places = [place for key, value in cfg.items() if key in REGISTRIES for place in _walk(key, value)]
     # all types before any key: a missing component explains more than its keys
@@ -178,13 +186,13 @@ def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
     """Raise ConfigError for options that no component reads; they would have no effect, silently."""
     for option in options:
         top, *rest = option.split('.')
-        if top in cfg and top not in READ_KEYS:
+        if top in cfg and top not in read_keys():
             raise ConfigError(
                 f'--cfg-options {option}: {top} is a variable of the config file, already filled in wherever it is '
                 'used; set those keys.'
             )
-        if top not in READ_KEYS:
-            raise ConfigError(f'--cfg-options {option}: there is no such key{did_you_mean(top, READ_KEYS)}')
+        if top not in read_keys():
+            raise ConfigError(f'--cfg-options {option}: there is no such key{did_you_mean(top, read_keys())}')
         inner, path = cfg.get(top), top
         for key in rest:
             if isinstance(inner, (list, tuple)) and key.isdigit():

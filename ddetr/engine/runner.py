@@ -29,9 +29,8 @@ from .console import keep_details_out
 from .interruption import InterruptionHook
 from .log_processor import ShortLines
 from .loops import ResumableLoop
+from .saved_config import LAST
 from .schedules import resolve_shares
-
-LAST = 'last_checkpoint'  # file in a work directory that names the checkpoint to go on from, as mmengine's
 
 
 @RUNNERS.register_module()

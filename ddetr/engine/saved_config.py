@@ -18,6 +18,8 @@ from ddetr.weights.checkpoint import HF_FILES
 
 from .config import merge_options, registered_names
 
+LAST = 'last_checkpoint'  # file in a work directory that names the checkpoint to go on from, as mmengine's
+
 # What testing needs. Hooks, work directory and launcher are those of the command that tests.
 KEPT = (
     'model', 'test_dataloader', 'test_evaluator', 'test_cfg', 'visualizer', 'log_processor', 'default_scope',

@@ -1,3 +1,5 @@
+from ddetr.weights import pretrained  # noqa: F401 (our reader in place of mmengine's)
+
 from . import backbones, detectors, heads, layers, losses, necks, set_prediction, task_modules
 from .averaging import ExpMomentumEMA
 from .data_preprocessor import DetDataPreprocessor

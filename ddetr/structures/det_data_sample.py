@@ -37,7 +37,7 @@ def _xywh(x1: float, y1: float, x2: float, y2: float) -> list[float]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-class DetDataSample(BaseDataElement):
+class DetDataSample(BaseDataElement):  # type: ignore[misc]  # mmengine has no types
     """Ground truth, proposals and predictions of one image.
 
     Boxes are plain tensors, (N, 4) float32, x1 y1 x2 y2 in pixels: of the network's input image, after all

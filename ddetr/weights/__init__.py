@@ -1,3 +1,7 @@
+from typing import TYPE_CHECKING
+
+from ddetr.utils.lazy import lazy_names
+
 from .checkpoint import read_checkpoint
 from .classes import ClassRows
 from .family import OptionalZeros, WeightFamily, WeightFormat, known_families
@@ -5,8 +9,10 @@ from .files import WeightsFile, read_weights, write_weights
 from .huggingface import Style
 from .layout import Layout, count
 from .loading import LoadReport, load_weights
-from .pretrained import PretrainedInit
 from .rules import Rule, State
+
+if TYPE_CHECKING:
+    from .pretrained import PretrainedInit
 
 __all__ = [
     'ClassRows',
@@ -27,3 +33,7 @@ __all__ = [
     'read_weights',
     'write_weights',
 ]
+
+__getattr__ = lazy_names(
+    __name__, {'pretrained': ('PretrainedInit',)}
+)  # mmengine.model takes a second to import

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
 from numpy._core import multiarray
 from safetensors import SafetensorError, safe_open
 
@@ -54,9 +53,6 @@ SAFE_TYPES: tuple[Any, ...] = (
 )
 
 
-# in place of all of mmengine's loaders, which call torch.load unsafely (onedl-mmengine even repeats a refused load
-# without weights_only)
-@CheckpointLoader.register_scheme(prefixes=list(CheckpointLoader._schemes), force=True)
 def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
     """Read a checkpoint's content onto the CPU without executing code from it.
 

@@ -6,13 +6,19 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit as EnginePretrainedInit
 from mmengine.model import update_init_info
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ddetr.registry import WEIGHT_INITIALIZERS
 from ddetr.utils.errors import CheckpointError
 
+from .checkpoint import read_checkpoint
 from .files import read_weights
 from .rules import State
+
+# In place of all of mmengine's loaders, which call torch.load unsafely (onedl-mmengine even repeats a refused load
+# without weights_only). Here rather than beside `read_checkpoint`, which imports no Runner.
+CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), read_checkpoint, force=True)
 
 
 @WEIGHT_INITIALIZERS.register_module(name='Pretrained')

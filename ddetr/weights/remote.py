@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import barrier, get_rank
-from mmengine.runner.checkpoint import get_external_models
 
 from ddetr.utils.errors import CheckpointError
 
@@ -71,6 +70,8 @@ def _url_of(address: str) -> str:
         raise CheckpointError(
             f'{address}: this kind of address is not read; download the file and give its path.'
         )
+    from mmengine.runner.checkpoint import get_external_models  # imports the Runner, a second
+
     if name not in get_external_models():
         raise CheckpointError(f'{address}: OpenMMLab has no weights for {name!r}.')
     return get_external_models()[name]

@@ -4,7 +4,7 @@ The Stable ABI of PyTorch 2.10 can register kernels only, so the rest is registe
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def _fake_backward(*arguments: Any, output_mask: Sequence[bool] = (), **_rest: A
     return tuple(t.new_empty(t.shape if want else 0) for t, want in zip(differentiable, wanted, strict=True))
 
 
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.num_points = inputs
     ctx.save_for_backward(*tensors)
 
@@ -40,7 +40,7 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward_of(name: str) -> Any:
     op = getattr(torch.ops.ddetr_ops, name.split('::')[1]).default
 
-    def backward(ctx: Any, grad_output: Tensor) -> tuple:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         value, shapes, starts, *points = ctx.saved_tensors
         needed = ctx.needs_input_grad
         mask = [needed[0], *needed[3 : 3 + len(points)]]
@@ -52,7 +52,7 @@ def _backward_of(name: str) -> Any:
     return backward
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> tuple:
+def _no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
     raise RuntimeError(
         'ddetr_ops: deformable attention has no second derivative; drop create_graph=True, or compute it with '
         'ddetr_ops.reference, which is plain PyTorch'
@@ -67,7 +67,8 @@ def _autocast_impl(name: str, device_type: str) -> Any:
         if value.dtype == torch.float32:
             value = value.to(torch.get_autocast_dtype(device_type))
         with torch.autocast(device_type, enabled=False):
-            return op(value, *rest)
+            output: Tensor = op(value, *rest)
+        return output
 
     return run
 
@@ -76,7 +77,7 @@ def _vmap_of(name: str) -> Any:
     """Fold the mapped dimension into the batch."""
     op = getattr(torch.ops.ddetr_ops, name.split('::')[1])
 
-    def vmapped(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+    def vmapped(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         folded = []
         for index, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True)):
             if index in _INDICES or not isinstance(argument, Tensor):
@@ -93,7 +94,8 @@ def _vmap_of(name: str) -> Any:
         def unfold(tensor: Tensor) -> Tensor:
             if tensor.dim() == 1:  # a gradient that is not asked for, without elements
                 return tensor.expand(info.batch_size, 0)
-            return tensor.unflatten(0, (info.batch_size, -1))
+            unfolded: Tensor = tensor.unflatten(0, (info.batch_size, -1))
+            return unfolded
 
         if isinstance(result, Tensor):
             return unfold(result), 0

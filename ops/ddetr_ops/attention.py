@@ -83,4 +83,5 @@ class DeformableAttention(nn.Module):
             logits,
             self.points_of_level,
         )
-        return self.output_proj(sampled)
+        output: Tensor = self.output_proj(sampled)
+        return output

@@ -86,9 +86,10 @@ def ms_deform_attn(
     if not _library.has_kernels(value.device.type):
         return ms_deform_attn_reference(value, shapes, sampling_locations, attention_weights, num_points)
     locations, weights = _settle_dtypes(value, sampling_locations, attention_weights)
-    return torch.ops.ddetr_ops.ms_deform_attn_forward(
+    output: Tensor = torch.ops.ddetr_ops.ms_deform_attn_forward(
         value, shapes, starts, locations, weights, num_points or ()
     )
+    return output
 
 
 @wrap_torch_function(_value_of)
@@ -127,9 +128,10 @@ def ms_deform_attn_fused(
         )
     offsets, logits = _settle_dtypes(value, sampling_offsets, attention_logits)
     references = reference_points.to(_wide(reference_points.dtype))
-    return torch.ops.ddetr_ops.ms_deform_attn_fused_forward(
+    output: Tensor = torch.ops.ddetr_ops.ms_deform_attn_fused_forward(
         value, shapes, starts, references, offsets, logits, num_points or ()
     )
+    return output
 
 
 @torch.no_grad()

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+Translation = Callable[..., Any]
 
-def translation_table(opset: int = 18) -> dict[Callable, Callable]:
+
+def translation_table(opset: int = 18) -> dict[Any, Translation]:
     """The op and its fused form in terms of ONNX's operators, for `custom_translation_table`.
 
     Args:
@@ -46,8 +48,9 @@ def _piece(op: Any, tensor: Any, axis: int, start: Any, end: Any) -> Any:
     return op.Slice(tensor, start, end, _ints(op, axis))
 
 
-def _classic_translation(op: Any, mode: str) -> Callable:
-    def classic(
+def _classic_translation(op: Any, mode: str) -> Translation:
+    # no annotations: PyTorch's exporter would read them as types of tensors and attributes
+    def classic(  # type: ignore[no-untyped-def]
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points=()
     ):
         """Names and shapes as in `ddetr_ops.ms_deform_attn`."""
@@ -103,8 +106,8 @@ def _flat_points(op: Any, points: Any, *last: int) -> Any:
     return op.Reshape(points, _ints(op, 0, 0, 0, -1, *last))
 
 
-def _fused_translation(op: Any, classic: Callable) -> Callable:
-    def fused(
+def _fused_translation(op: Any, classic: Translation) -> Translation:
+    def fused(  # type: ignore[no-untyped-def]
         value,
         spatial_shapes,
         level_start_index,

@@ -55,7 +55,8 @@ def ms_deform_attn_reference(
         sampled = sample(level_map, torch.where(inside[..., None], pixels, 0.0))  # (B*M, D, Q, P)
         kept = torch.where(inside, weight, 0.0)[:, None]  # (B*M, 1, Q, P)
         result = result + torch.where(inside[:, None], sampled * kept, 0.0).sum(-1)
-    return result.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2).to(value.dtype)
+    heads_apart: Tensor = result.unflatten(0, (batch, heads))  # (B, M, D, Q)
+    return heads_apart.permute(0, 3, 1, 2).flatten(2).to(value.dtype)
 
 
 def _grid_sample(level_map: Tensor, pixels: Tensor) -> Tensor:

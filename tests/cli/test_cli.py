@@ -14,11 +14,7 @@ from ddetr.utils.shipped_configs import config_root, list_configs
 DDETR = (sys.executable, '-m', 'ddetr')
 
 
-def test_help_and_lists_appear_without_torch(run):
-    code = 'import sys, ddetr.cli\ntry: ddetr.cli.main({})\nexcept SystemExit: pass\nprint("torch" in sys.modules)'
-    for arguments in (['--help'], ['predict', '--help'], ['configs']):
-        output = run(sys.executable, '-c', code.format(arguments))
-        assert output.splitlines()[-1] == 'False'
+def test_each_command_says_in_one_sentence_what_it_does():
     for command in COMMANDS:
         assert (command.__doc__ or '').split('\n')[0].endswith('.')
 

@@ -118,8 +118,8 @@ def test_missing_images_are_named_or_left_out(tmp_path):
     assert LoadImageFromFile(ignore_empty=True)({'img_path': str(tmp_path / 'none.jpg')}) is None
 
 
-def test_real_images_have_their_annotated_size(coco_root):
-    paths = sorted((coco_root / 'val2017').glob('*.jpg'))[:20]
+def test_real_images_have_their_annotated_size(photographs):
+    paths = sorted((photographs / 'coco/val2017').glob('*.jpg'))[:20]
     for path in paths:
         with Image.open(path) as image:
             width, height = image.size

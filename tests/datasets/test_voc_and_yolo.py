@@ -123,12 +123,11 @@ def test_ap_is_that_of_pycocotools_on_the_coco_file_to_the_last_digit(three):
         assert list(metric.evaluate(len(dataset)).values()) == expected.stats[:6].tolist()
 
 
-def test_bccd_loads_as_it_is(coco_root, warnings_logged):
-    root = coco_root.parent / 'bccd'
+def test_bccd_loads_as_it_is(bccd_root, warnings_logged):
     counts = {}
     for split in ('train', 'val', 'test'):
         dataset = XMLDataset(
-            f'ImageSets/Main/{split}.txt', data_root=str(root), filter_cfg={'filter_empty_gt': True}
+            f'ImageSets/Main/{split}.txt', data_root=str(bccd_root), filter_cfg={'filter_empty_gt': True}
         )
         assert dataset.metainfo['classes'] == ('Platelets', 'RBC', 'WBC')
         counts[split] = len(dataset), sum(len(item['instances']) for item in _items(dataset))

@@ -56,7 +56,7 @@ def _levels(shapes: Tensor | Sequence[tuple[int, int]], device: torch.device) ->
 def _forward(
     value: Tensor,
     value_spatial_shapes: Tensor,
-    value_spatial_shapes_list: list[tuple],
+    value_spatial_shapes_list: list[tuple[int, int]],
     level_start_index: Tensor,
     sampling_locations: Tensor,
     attention_weights: Tensor,
@@ -70,7 +70,7 @@ def _forward(
 
 def multi_scale_deformable_attention(
     value: Tensor,
-    value_spatial_shapes: Tensor | list[tuple],
+    value_spatial_shapes: Tensor | list[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
@@ -81,7 +81,7 @@ def multi_scale_deformable_attention(
 
 def multi_scale_deformable_attention_v2(
     value: Tensor,
-    value_spatial_shapes: Tensor | list[tuple],
+    value_spatial_shapes: Tensor | list[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
     num_points_list: list[int],

@@ -39,7 +39,7 @@ class MultiScaleDeformableAttention(DeformableAttention):
         im2col_step: int = 64,
         dropout: float = 0.1,
         batch_first: bool = False,
-        norm_cfg: dict | None = None,
+        norm_cfg: dict[str, Any] | None = None,
         init_cfg: Any = None,
         value_proj_ratio: float = 1.0,
     ) -> None:
@@ -88,4 +88,5 @@ class MultiScaleDeformableAttention(DeformableAttention):
         )
         if not self.batch_first:
             output = output.transpose(0, 1)
-        return self.dropout(output) + identity
+        summed: Tensor = self.dropout(output) + identity
+        return summed

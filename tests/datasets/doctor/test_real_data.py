@@ -3,12 +3,11 @@
 import pytest
 
 from ddetr.datasets.doctor import examine
-from tests.conftest import _shared
 
 
 @pytest.fixture(scope='module')
-def bccd():
-    return {fault.name: fault for fault in examine(_shared('data', 'bccd')).faults}
+def bccd(photographs):
+    return {fault.name: fault for fault in examine(photographs / 'bccd').faults}
 
 
 def found_in(fault):
@@ -37,8 +36,8 @@ def test_blood_cells(bccd):
     assert len(bccd) == 7
 
 
-def test_coco_has_no_error_and_nothing_that_is_not_there(coco_root):
-    report = examine(coco_root)
+def test_coco_has_no_error_and_nothing_that_is_not_there(photographs):
+    report = examine(photographs / 'coco')
     assert report.of('error') == []
     assert {fault.name: fault.count for fault in report.of('warning')} == {
         'box smaller than two pixels': 3,

@@ -88,13 +88,13 @@ def test_any_digits_agree_to_a_billionth_of_a_pixel(source, tmp_path):
             assert after == pytest.approx(before, abs=2e-9, rel=0)
 
 
-def test_real_data_goes_round(coco_root, tmp_path):
-    root = coco_root.parent / 'bccd'
+def test_real_data_goes_round(bccd_root, tmp_path):
+    root = bccd_root
     for format in ('yolo', 'coco', 'voc'):
         done = convert_dataset(root, format, tmp_path / format, images='symlink')
         assert (done.notes, dict(done.images)) == ((), {'train': 205, 'val': 87, 'test': 72})
         root = tmp_path / format
-    assert _content(root) == _content(coco_root.parent / 'bccd')
+    assert _content(root) == _content(bccd_root)
 
 
 def test_crowds_are_kept_where_the_format_can_and_told_where_not(source, tmp_path):

@@ -299,7 +299,7 @@ def test_roboflows_category_for_the_project_is_left_out(folder):
     assert data_options(_config(), folder.root)['val_dataloader.dataset']['metainfo'] == {'classes': ('dog',)}
 
 
-def test_real_datasets_are_found(coco_root):
+def test_real_datasets_are_found(coco_root, bccd_root):
     assert (
         find_dataset(coco_root)
         .summary()
@@ -307,4 +307,4 @@ def test_real_datasets_are_found(coco_root):
             'COCO (train: annotations/instances_train2017.json, val: annotations/instances_val2017.json)'
         )
     )
-    assert list(find_dataset(coco_root.parent / 'bccd').splits) == ['train', 'val', 'test']
+    assert list(find_dataset(bccd_root).splits) == ['train', 'val', 'test']
