@@ -22,7 +22,6 @@ from ddetr.utils.errors import InputError
 from .preparing import prepare_batch
 from .runtimes import Runtime
 
-MIN_SCORE = 0.05
 NOISE = 1e-6  # of a layer's largest output: what float32 sums over a few hundred terms differ by
 SHAKES = 2  # draws of the noise
 
@@ -32,6 +31,7 @@ class Bounds(NamedTuple):
 
     score: float = 1e-4
     box_px: float = 0.1
+    min_score: float = 0.05  # of the detections that are compared
 
 
 class Found(NamedTuple):
@@ -69,8 +69,8 @@ class Proof(NamedTuple):
     def __str__(self) -> str:
         undecided = f'; {self.undecided} undecided, where proposals tie' if self.undecided else ''
         return (
-            f'{self.images} images in batches of {", ".join(self.shapes)}, {self.detections} detections above '
-            f'{MIN_SCORE}: largest difference {self.score:.1e} in score, {self.box_px:.1e} pixels{undecided}'
+            f'{self.images} images in batches of {", ".join(self.shapes)}, {self.detections} detections '
+            f'compared: largest difference {self.score:.1e} in score, {self.box_px:.1e} pixels{undecided}'
         )
 
 
@@ -88,7 +88,7 @@ def prove(
         shapes.append('x'.join(map(str, arrays.shape)))
         found = [Found(*fields) for fields in zip(*runtime(arrays, sizes_hw), strict=True)]
         expected = detect(detector, runtime, images, arrays.shape[2:])
-        here = [compare(*pair) for pair in zip(expected, found, strict=True)]
+        here = [compare(*pair, bounds) for pair in zip(expected, found, strict=True)]
         if any(difference.exceeds(bounds) for difference in here):
             ties = unstable(detector, runtime, images, arrays.shape[2:], expected, bounds)
             undecided += sum(ties)
@@ -154,7 +154,7 @@ def unstable(
     for seed in range(SHAKES):
         with shaken(detector, seed):
             again = detect(detector, runtime, images, size)
-        now = [compare(*pair).exceeds(bounds) for pair in zip(expected, again, strict=True)]
+        now = [compare(*pair, bounds).exceeds(bounds) for pair in zip(expected, again, strict=True)]
         changed = [a or b for a, b in zip(changed, now, strict=True)]
     return changed
 
@@ -177,16 +177,16 @@ def shaken(detector: nn.Module, seed: int) -> Iterator[None]:
             hook.remove()
 
 
-def compare(expected: Found, found: Found) -> Difference:
-    """Pair the detections of two results above `MIN_SCORE` and measure the largest difference of a pair.
+def compare(expected: Found, found: Found, bounds: Bounds) -> Difference:
+    """Pair the detections of two results above the lowest score and measure the largest difference of a pair.
 
-    A detection may lack a partner where the other result ends: at `MIN_SCORE`, or at the last place of a full list.
+    A detection may lack a partner where the other result ends: at the lowest score, or at the last place of a list.
     """
     from scipy.optimize import linear_sum_assignment
 
     if not all(np.isfinite(array).all() for array in found[:2]):
         return Difference(np.inf, np.inf, 0, 'a score or a box is not finite')
-    rows, columns = (np.flatnonzero(result.scores > MIN_SCORE) for result in (expected, found))
+    rows, columns = (np.flatnonzero(result.scores > bounds.min_score) for result in (expected, found))
     by_score = np.abs(expected.scores[rows, None] - found.scores[None, columns])  # (n, m)
     by_box = np.abs(expected.boxes[rows, None] - found.boxes[None, columns]).max(-1, initial=0.0)
     other_class = expected.labels[rows, None] != found.labels[None, columns]
@@ -196,17 +196,19 @@ def compare(expected: Found, found: Found) -> Difference:
     paired = ~other_class[at, to]
     at, to = at[paired], to[paired]
     worst = [float(field[at, to].max(initial=0.0)) for field in (by_score, by_box)]
-    problem = _without_partner('PyTorch', expected, rows, at, found) or _without_partner(
-        'the export', found, columns, to, expected
+    problem = _without_partner(
+        'PyTorch', expected, rows[np.setdiff1d(np.arange(len(rows)), at)], found, bounds
+    ) or _without_partner(
+        'the export', found, columns[np.setdiff1d(np.arange(len(columns)), to)], expected, bounds
     )
     return Difference(worst[0], worst[1], len(at), problem)
 
 
-def _without_partner(who: str, result: Found, rows: np.ndarray, paired: np.ndarray, other: Found) -> str:
-    """The best detection that only one side has, if it cannot be the other's next one, cut off by rank or score."""
-    alone = np.setdiff1d(np.arange(len(rows)), paired)
-    lowest = max(MIN_SCORE, float(other.scores[-1]) if len(other.scores) else 0.0)
-    missing = [rows[i] for i in alone if result.scores[rows[i]] > lowest + 1e-4]
+def _without_partner(who: str, result: Found, alone: np.ndarray, other: Found, bounds: Bounds) -> str:
+    """The best of the detections `alone` that only one side has, unless rank or score cut it off on the other side."""
+    cut_by_rank = 0 < len(result.scores) <= len(other.scores)
+    lowest = max(bounds.min_score, float(other.scores[-1]) if cut_by_rank else 0.0)
+    missing = [i for i in alone if result.scores[i] > lowest + bounds.score]
     if not missing:
         return ''
     best = missing[0]
