@@ -1,8 +1,8 @@
 """Formats that detectors are exported to: one module each, imported when it is asked for.
 
-A module has `SUFFIX`; `write(module, example, options, path)`, which writes a `DeployedDetector`; `annotate(path, info)`,
-which puts the `ExportInfo` into the file's metadata; and, where they apply, `PACKAGES`, the optional ones that it and its
-runtime need, and `HAS_RUNTIME = False`, if nothing here can run its files.
+A module has `SUFFIX`; `write(module, example, options, path)`, which writes a `DeployedDetector`; `annotate(path,
+info)`, which puts the `ExportInfo` into the file's metadata; and, where they apply, `PACKAGES`, the optional ones that
+it and its runtime need, and `HAS_RUNTIME = False`, if nothing here can run its files.
 """
 
 import importlib
