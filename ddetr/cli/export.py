@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data', metavar='DIR_OR_CONFIG', help='dataset to measure AP on, before and after')
     parser.add_argument('--max-score-diff', type=float, default=1e-4, help='bound of the proof')
     parser.add_argument('--max-box-diff', type=float, default=0.1, metavar='PX', help='bound of the proof')
+    parser.add_argument('--min-score', type=float, default=0.05, help='lowest score that the proof compares')
     parser.add_argument('--max-ap-diff', type=float, default=1e-3, help='bound of every metric with --data')
     parser.add_argument('--allow-partial', action='store_true', help='take of the checkpoint what fits')
     add_cfg_options(parser)
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     preprocessing = 'inside' if args.with_preprocessing else 'outside'
     options = ExportOptions(args.batch, args.height, args.width, preprocessing, args.opset, args.op)
     command = ExportCommand(
-        args.to, args.out, options, args.images, args.data, Bounds(args.max_score_diff, args.max_box_diff),
+        args.to, args.out, options, args.images, args.data, Bounds(args.max_score_diff, args.max_box_diff, args.min_score),
         args.max_ap_diff, args.cfg_options, args.allow_partial,
     )  # fmt: skip
     exported, aps = export_model(args.config, args.checkpoint, command)

@@ -10,7 +10,7 @@ import torch
 
 from ddetr.deployment import Bounds, ExportInfo, ExportOptions, export_detector, load
 from ddetr.deployment.preparing import prepare_batch
-from ddetr.deployment.proof import Found, compare, detect, unstable
+from ddetr.deployment.proof import Found, compare, detect, prove, unstable
 from ddetr.deployment.targets import onnx as onnx_target
 from ddetr.utils.errors import InputError
 from tests.conftest import run_command
@@ -96,6 +96,13 @@ def test_ties_of_proposals_are_told_from_errors_by_pytorch_itself(export_case):
             detector.bbox_head.cls_branches[-1].weight.zero_()
         expected = detect(detector, runtime, images, (128, 128))
         assert unstable(detector, runtime, images, (128, 128), expected, Bounds()) == [tied]
+
+
+def test_images_in_which_nothing_is_found_prove_nothing(export_case):
+    case = export_case('two-stage')
+    runtime = load(case.exported.path, threads=1)
+    with pytest.raises(InputError, match='nothing in these images scores above 0.999'):
+        prove(case.detector, runtime, [images_for(case.detector)[:1]], Bounds(min_score=0.999))
 
 
 def test_preprocessing_inside_and_fixed_sizes(export_case):
