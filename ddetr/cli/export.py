@@ -50,9 +50,10 @@ def run(args: argparse.Namespace) -> None:
 
     preprocessing = 'inside' if args.with_preprocessing else 'outside'
     options = ExportOptions(args.batch, args.height, args.width, preprocessing, args.opset, args.op)
+    bounds = Bounds(args.max_score_diff, args.max_box_diff, args.min_score)
     command = ExportCommand(
-        args.to, args.out, options, args.images, args.data, Bounds(args.max_score_diff, args.max_box_diff, args.min_score),
-        args.max_ap_diff, args.cfg_options, args.allow_partial,
+        args.to, args.out, options, args.images, args.data, bounds, args.max_ap_diff,
+        args.cfg_options, args.allow_partial,
     )  # fmt: skip
     exported, aps = export_model(args.config, args.checkpoint, command)
     if exported.proof is not None:
