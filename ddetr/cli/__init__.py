@@ -12,9 +12,9 @@ from typing import Any
 from ddetr import __version__
 from ddetr.utils.cli import run_cli
 
-from . import check, configs, convert, convert_data, env, identify, predict, test, train
+from . import check, configs, convert, convert_data, env, export, identify, predict, test, train
 
-COMMANDS = (check, train, test, predict, configs, convert, convert_data, identify, env)
+COMMANDS = (check, train, test, predict, export, configs, convert, convert_data, identify, env)
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,6 +17,7 @@ from ddetr.models.layers.positional_encoding import encode_boxes
 from ddetr.registry import MODELS
 from ddetr.structures import (
     DecoderInput,
+    Detections,
     EncoderProposals,
     FlatFeatures,
     ImageBatch,
@@ -67,6 +68,7 @@ class DeformableDETR(BaseDetector):
     """
 
     weight_family = DEFORMABLE_DETR
+    detects_any_batch = True
 
     def __init__(
         self,
@@ -167,6 +169,10 @@ class DeformableDETR(BaseDetector):
     def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
         return self.bbox_head.predict(self.tensor(batch), samples)
+
+    def detect(self, batch: ImageBatch) -> Detections:
+        """See `BaseDetector`."""
+        return self.bbox_head.detect(self.tensor(batch), batch)
 
     def tensor(self, batch: ImageBatch) -> SetPredictions:
         """See `BaseDetector`."""
