@@ -234,7 +234,7 @@ def _legend(figure: Any, axes: Any, panels: Sequence[Panel], top: float) -> None
         columnspacing=1.2,
         handletextpad=0.4,
         loc='outside lower center',
-        ncols=len(entries),
+        ncols=min(len(entries), 3 * axes.shape[1]),  # as many as fit beside each other
         fontsize=10,
         frameon=False,
     )

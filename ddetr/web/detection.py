@@ -23,8 +23,10 @@ from ddetr.structures import DetDataSample
 from ddetr.utils.errors import InputError
 from ddetr.visualization.sampling_points import Panel, draw_panels, panels_of
 
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'MPO')  # of Pillow; MPO is what some cameras name .jpg
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')  # of Pillow
 FIGURE_SIDE_PX = 1600  # the longest side of an image that points are drawn on
+
+PIL.Image.init()  # `open(formats=...)` knows the formats that are loaded
 
 
 class Limits(NamedTuple):

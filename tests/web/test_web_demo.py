@@ -242,7 +242,9 @@ def test_bad_requests_get_one_sentence_and_the_server_goes_on(server):
         assert says in json.loads(body)['error']
     cut = server.detect(picture(suffix='JPEG')[:700] + b'\0' * 9, 'cut.jpg')  # its header is whole
     assert cut['state'] == 'done' or 'image cut.jpg cannot be decoded' in cut['error']
-    assert server.detect(picture())['state'] == 'done'
+    for suffix in ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF'):
+        answer = server.detect(picture(suffix=suffix), f'a.{suffix}')
+        assert (answer['state'], answer['width'], answer['height']) == ('done', 120, 90)
 
 
 def test_no_request_reaches_a_file_or_comes_from_another_site(server, checkpoint):

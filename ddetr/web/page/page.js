@@ -103,8 +103,6 @@ function show(item) {
   drawStatus();
   if (!item.answer) return;
   $('#picture').removeAttribute('src');
-  $('#picture').width = item.answer.width;
-  $('#picture').height = item.answer.height;
   update();
 }
 
@@ -164,8 +162,8 @@ async function drawPicture(values) {
 function drawSeconds(draw) {
   const seconds = current.answer.seconds;
   const texts = { Preprocess: seconds.preprocess, Inference: seconds.inference, Postprocess: seconds.postprocess, Drawing: draw, 'In the queue': seconds.waited };
-  $('#seconds').replaceChildren(...Object.entries(texts).map(([what, value]) =>
-    element('span', { textContent: `${what} ${value >= 10 ? `${value.toFixed(1)} s` : `${(1000 * value).toFixed(value < 0.01 ? 1 : 0)} ms`}` })));
+  const inUnits = (value) => (value >= 1 ? `${value.toFixed(2)} s` : `${(1000 * value).toFixed(value < 0.01 ? 1 : 0)} ms`);
+  $('#seconds').replaceChildren(...Object.entries(texts).map(([what, value]) => element('span', { textContent: `${what} ${inUnits(value)}` })));
 }
 
 const boxText = (box) => box.map((value) => value.toFixed(0)).join(' ');
