@@ -60,8 +60,9 @@ def draw_boxes(
     for i, place in zip(order, places, strict=True):
         if place is not None and not place.attached:
             middle = (place.xyxy[:2] + place.xyxy[2:]) / 2
-            ends = np.round([middle, middle.clip(inside[i, :2], inside[i, 2:])]).astype(int).tolist()
-            cv2.line(picture, *ends, colors[i], max(1, round(font.size / 12)), cv2.LINE_AA)
+            nearest = middle.clip(inside[i, :2], inside[i, 2:])
+            start, end = np.round([middle, nearest]).astype(int).tolist()
+            cv2.line(picture, start, end, colors[i], max(1, round(font.size / 12)), cv2.LINE_AA)
     for i, place in zip(order, places, strict=True):
         if place is not None:
             x1, y1, x2, y2 = np.round(place.xyxy).astype(int)

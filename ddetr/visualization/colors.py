@@ -19,8 +19,8 @@ def class_color(label: int, palette: Sequence[Sequence[int]] | None = None) -> C
         red, green, blue = palette[label]
         return int(red), int(green), int(blue)
     tone = TONES[label // 9 % len(TONES)]
-    red, green, blue = colorsys.hsv_to_rgb((0.97 + label * GOLDEN_RATIO) % 1, *tone)
-    color = round(255 * red), round(255 * green), round(255 * blue)
+    parts = colorsys.hsv_to_rgb((0.97 + label * GOLDEN_RATIO) % 1, *tone)
+    color = round(255 * parts[0]), round(255 * parts[1]), round(255 * parts[2])
     while _luminance(color) < LEAST_LUMINANCE:
         color = color[0] + (255 - color[0]) // 10, color[1] + (255 - color[1]) // 10, color[2]
     return color

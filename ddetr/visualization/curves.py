@@ -43,8 +43,9 @@ def read_curves(work_dir: str | Path, keys: Iterable[str] = ()) -> dict[str, Cur
                     values.clear()
                 begun = first
             iteration = record.get('iter', iteration)
-            step = record.get('step', record.get('iter'))
-            for key in _scalars(record) if step is not None else ():
+            if (step := record.get('step', record.get('iter'))) is None:
+                continue
+            for key in _scalars(record):
                 values.setdefault(key, {})[step] = record[key]
                 # validation logs either the iteration, which is at least the last one logged, or the epoch
                 unit_of[key] = 'iteration' if step >= iteration else 'epoch'

@@ -112,9 +112,10 @@ class DetLocalVisualizer(Visualizer):
         return np.concatenate(pictures, axis=1) if pictures else image
 
     @staticmethod
-    def write(picture: np.ndarray, path: str | Path) -> None:
+    def write(picture: np.ndarray, path: str | Path, jpeg_quality: int = 95) -> None:
         """Write an (H, W, 3) RGB picture in the format of the file name's suffix, whole or not at all."""
-        encoded, data = cv2.imencode(Path(path).suffix, picture[..., ::-1])
+        options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]  # other formats ignore it
+        encoded, data = cv2.imencode(Path(path).suffix, picture[..., ::-1], options)
         assert encoded, path
         write_atomically(path, lambda unfinished: unfinished.write_bytes(data.tobytes()))
 

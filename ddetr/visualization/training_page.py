@@ -24,6 +24,13 @@ MARKED_POINTS = 60  # curves of at most so many points show them, with their val
 MAX_LINES = 8  # of a chart, as many as there are colours
 MAX_EVALUATIONS = 6  # whose pictures are on the page, the last ones
 REFRESH_S = 10
+TITLES = {
+    'grad_norm': 'Gradient norm',
+    'time': 'Seconds an iteration',
+    'data_time': 'Seconds of these for loading',
+    'images_per_second': 'Images per second',
+    'memory': 'Memory in MiB',
+}
 PRECISION = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
 
 
@@ -145,40 +152,23 @@ def _sections(curves: Mapping[str, Curve], progress: Progress | None) -> list[tu
     ap = [name for key in PRECISION for name in metrics if name.rpartition('/')[2] == key]
     losses = [name for name in curves if 'loss' in name and '/' not in name]
     terms = dict.fromkeys(name.rpartition('.')[2] for name in losses if name != 'loss')
-    sections = [
-        (
-            'Validation',
-            [*take('Average precision', ap, True), *take('Other metrics', metrics, True)],
-        ),
-        (
-            'Matching',
-            [
-                *take('IoU of matched pairs', ['matched_iou'], True),
-                *take('Queries used', ['queries_used'], True),
-            ],
-        ),
-        (
-            'Losses',
-            [
-                *take('Total loss', ['loss']),
-                # the last layer first, then the decoder's others
-                *(
-                    c
-                    for term in terms
-                    for c in take(term, [term, *(n for n in losses if n.endswith(f'.{term}'))])
-                ),
-            ],
-        ),
-        (
-            'Optimisation',
-            [
-                *take('Learning rate', [name for name in curves if name.endswith('lr')]),
-                *take('Gradient norm', ['grad_norm']),
-            ],
-        ),
+    progress_charts = [
+        *take('Average precision', ap, True),
+        *take('Total loss', ['loss']),
+        *take('IoU of matched pairs', ['matched_iou'], True),
+        *take('Share of queries used', ['queries_used'], True),
+        *take('Other metrics', metrics, True),
     ]
-    other = [chart for name in list(left) for chart in take(name, [name])]
-    return [(heading, charts) for heading, charts in [*sections, ('Speed and memory', other)] if charts]
+    loss_charts: list[Chart] = []
+    for term in terms:  # the last layer first, then the decoder's others
+        loss_charts += take(term, [term, *(name for name in losses if name.endswith(f'.{term}'))])
+    other = [*take('Learning rate', [name for name in curves if name.endswith('lr')])]
+    for name, title in TITLES.items():
+        other += take(title, [name])
+    for name in list(left):
+        other += take(name, [name])
+    sections = [('Progress', progress_charts), ('Loss terms', loss_charts), ('Optimisation and speed', other)]
+    return [(heading, charts) for heading, charts in sections if charts]
 
 
 def _chart(title: str, curves: Mapping[str, Curve], progress: Progress | None, from_zero: bool) -> Chart:
@@ -186,12 +176,15 @@ def _chart(title: str, curves: Mapping[str, Curve], progress: Progress | None, f
     step_name = progress.step_name if progress and unit == 'iteration' else unit
     lines, last = [], []
     for number, (name, curve) in enumerate(curves.items()):
-        x, y = _thinned(np.array(curve.points, dtype=float))
+        points = np.array(curve.points, dtype=float)
+        if '/' in name:
+            points[points[:, 1] < 0, 1] = np.nan  # -1: there is nothing to measure, such as no small objects
+        x, y = _thinned(points)
         short = name.rpartition('/')[2]
         notes = [f'{short}, {unit} {step:,.0f}: {value:.5g}' for step, value in zip(x, y, strict=True)]
         marked = notes if len(x) <= MARKED_POINTS else None
         lines.append(Line(short, f'--c{number}', x, y, '', marked))
-        last.append(f'{short} {curve.points[-1][1]:.4g}')
+        last.append(f'{short} {points[-1, 1]:.4g}'.replace('nan', '-'))
     values = np.concatenate([line.y for line in lines])
     steps = np.concatenate([line.x for line in lines])
     x_axis = axis_for(step_name, steps, from_zero=True)._replace(high=max(float(steps.max()), 1.0))

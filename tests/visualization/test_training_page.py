@@ -67,7 +67,7 @@ def test_a_training_leaves_its_page_and_pictures(tiny_run):
     assert 'ended' in page.texts
     assert 'iteration 8 of 8' in page.texts
     assert 'epoch 2 of 2' in page.texts
-    for heading in ('Validation', 'Matching', 'Losses', 'Optimisation', 'Validation images'):
+    for heading in ('Progress', 'Loss terms', 'Optimisation and speed', 'Validation images'):
         assert heading in page.texts
     drawn = sorted(str(p.relative_to(tiny_run.work_dir)) for p in tiny_run.work_dir.glob('val_pictures/*/*'))
     assert drawn == [f'val_pictures/epoch_{e}/{n}_00000000000{1 + 2 * n}.jpg' for e in (1, 2) for n in (0, 1)]

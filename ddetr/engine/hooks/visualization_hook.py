@@ -72,7 +72,8 @@ class DetVisualizationHook(Hook):
         if not (self.val_images and outputs and training and can_draw):
             return
         batches = len(runner.val_dataloader)
-        chosen = [number * batches // self.val_images for number in range(min(self.val_images, batches))]
+        count = min(self.val_images, batches)
+        chosen = [number * batches // count for number in range(count)]
         if batch_idx in chosen:
             self._write_val_picture(runner, outputs[0], chosen.index(batch_idx))
 
@@ -84,7 +85,7 @@ class DetVisualizationHook(Hook):
         image = _read(runner, sample, 'val')
         picture = self._visualizer.draw_sides(image, sample, self.score_thr, longest_px=VAL_PICTURE_PX)
         try:
-            self._visualizer.write(picture, out)
+            self._visualizer.write(picture, out, jpeg_quality=82)
         except OSError as error:  # a full disk must not end the training
             print_log(f'picture {out} cannot be written: {error}.', 'current', logging.WARNING)
 
