@@ -53,7 +53,7 @@ setup(
         'supervision': optional('supervision'),
     },
     packages=find_packages(include=['ddetr', 'ddetr.*']),
-    package_data={'ddetr.analysis.error_report': ['report.html']},
+    package_data={'ddetr.analysis.error_report': ['report.html'], 'ddetr.visualization': ['training.html']},
     entry_points={'console_scripts': ['ddetr = ddetr.cli:main']},
     cmdclass={'build_py': BuildWithConfigs},
 )

@@ -15,6 +15,7 @@ from ddetr.utils.errors import InputError
 from ddetr.utils.files import unfinished_file, write_atomically, write_json
 from ddetr.utils.names import RESULT_FORMATS
 from ddetr.visualization import DetLocalVisualizer
+from ddetr.visualization.local_visualizer import picture_name
 
 from .results import detection_rows
 
@@ -33,6 +34,10 @@ class Target(NamedTuple):
     def path(self, name: str, suffix: str) -> Path:
         """A file for one image; `name` keeps its suffix, since cat.jpg and cat.png are two images."""
         return self.out_dir / f'{name}{suffix}'
+
+    def picture(self, name: str) -> Path:
+        """The file of an image's picture."""
+        return self.out_dir / picture_name(name)
 
 
 @contextmanager
@@ -68,7 +73,7 @@ def category_ids_for(meta: Mapping[str, Any]) -> Sequence[int]:
 def _pictures(target: Target) -> Iterator[Write]:
     def write(name: str, image: np.ndarray, sample: DetDataSample) -> None:
         picture = target.visualizer.draw_instances(image[..., ::-1], sample.pred_instances.numpy())
-        target.visualizer.write(picture, target.path(name, '.png'))
+        target.visualizer.write(picture, target.picture(name))
 
     yield write
 

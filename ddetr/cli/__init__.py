@@ -12,9 +12,9 @@ from typing import Any
 from ddetr import __version__
 from ddetr.utils.cli import run_cli
 
-from . import check, configs, convert, convert_data, demo, identify, predict, test, train
+from . import check, configs, convert, convert_data, demo, identify, predict, test, train, watch
 
-COMMANDS = (check, train, test, predict, demo, configs, convert, convert_data, identify)
+COMMANDS = (check, train, watch, test, predict, demo, configs, convert, convert_data, identify)
 
 
 class Parser(argparse.ArgumentParser):

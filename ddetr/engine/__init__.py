@@ -1,7 +1,14 @@
 from ddetr.weights import read_checkpoint
 
 from . import compat, loops, optim_wrapper  # noqa: F401 (register)
-from .hooks import BlackBoxHook, CheckpointHook, DetVisualizationHook, EarlyStoppingHook, EMAHook
+from .hooks import (
+    BlackBoxHook,
+    CheckpointHook,
+    DetVisualizationHook,
+    EarlyStoppingHook,
+    EMAHook,
+    TrainingPageHook,
+)
 from .log_processor import LogProcessor
 from .runner import DetRunner, build_runner
 
@@ -13,6 +20,7 @@ __all__ = [
     'EMAHook',
     'EarlyStoppingHook',
     'LogProcessor',
+    'TrainingPageHook',
     'build_runner',
     'read_checkpoint',
 ]

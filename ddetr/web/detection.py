@@ -103,7 +103,7 @@ def check_upload_size(size: int, limits: Limits) -> None:
 class Demo:
     """A detector with what the page shows of its results.
 
-    Methods may be called from any thread; drawings take turns, since mmengine's Visualizer has a single canvas.
+    Methods may be called from any thread; figures take turns, since Matplotlib is not made for threads.
     """
 
     def __init__(self, detector: DetInferencer) -> None:
@@ -135,16 +135,11 @@ class Demo:
         return detection_rows(selection(detected.look.sample), self.classes)
 
     def picture(self, detected: Detected, selection: Selection, width: int | None = None) -> np.ndarray:
-        """(H, W, 3) BGR uint8: the image with the selected detections, shrunk to `width` pixels if it is wider."""
-        image, sample = detected.image, selection(detected.look.sample)
-        if width is not None and width < image.shape[1]:
-            scale = width / image.shape[1]
-            image = cv2.resize(
-                image, (width, max(1, round(image.shape[0] * scale))), interpolation=cv2.INTER_AREA
-            )
-            sample.pred_instances.bboxes = sample.pred_instances.bboxes * scale
-        with self._drawing:
-            return self.detector.draw(image, sample, -np.inf)
+        """(H, W, 3) BGR uint8: the image with the selected detections, at most `width` pixels wide."""
+        found = selection(detected.look.sample).pred_instances.numpy()
+        height, own_width = detected.image.shape[:2]
+        longest = None if width is None else round(width * max(height, own_width) / own_width)
+        return self.detector.visualizer.draw_instances(detected.image[..., ::-1], found, longest)[..., ::-1]
 
     def refinement(self, detected: Detected, index: int) -> list[dict[str, Any]]:
         """A detection's box after each decoder layer: `bbox` in pixels and `iou` with the detection's.

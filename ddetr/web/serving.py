@@ -14,6 +14,7 @@ from ddetr.analysis.speed import device_name
 from ddetr.apis import DetInferencer, list_images
 from ddetr.engine.config import dataset_of
 from ddetr.utils.errors import InputError
+from ddetr.visualization.colors import class_color
 
 from .app import Setup, build_app
 from .detection import Demo, Limits
@@ -114,10 +115,12 @@ def _test_images(cfg: Config) -> list[Path]:
 
 
 def _facts(inferencer: DetInferencer, checkpoint: str) -> dict[str, Any]:
-    parameters = list(inferencer.model.parameters())
+    model: Any = inferencer.model
+    parameters, meta = list(model.parameters()), model.dataset_meta
     return {
-        'detector': type(inferencer.model).__name__,
+        'detector': type(model).__name__,
         'checkpoint': Path(checkpoint).name,
         'parameters': sum(p.numel() for p in parameters),
         'device': device_name(parameters[0].device),
+        'colors': [class_color(label, meta.get('palette')) for label in range(len(inferencer.classes))],
     }

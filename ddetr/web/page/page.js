@@ -166,6 +166,12 @@ function drawSeconds(draw) {
   $('#seconds').replaceChildren(...Object.entries(texts).map(([what, value]) => element('span', { textContent: `${what} ${inUnits(value)}` })));
 }
 
+function named(label) {
+  const dot = element('i');
+  dot.style.background = `rgb(${detector.colors[label].join()})`;
+  return [dot, element('span', { textContent: detector.classes[label] })];
+}
+
 const boxText = (box) => box.map((value) => value.toFixed(0)).join(' ');
 
 function drawTable() {
@@ -173,8 +179,8 @@ function drawTable() {
   $('#count').textContent = `${rows.length} of ${current.answer.detections.length} detections`;
   $('#table').hidden = rows.length === 0;
   $('#table tbody').replaceChildren(...rows.map((row) => {
-    const cells = [row.class, row.score.toFixed(2), boxText(row.bbox)];
-    const line = element('tr', { tabIndex: 0 }, ...cells.map((text) => element('td', { textContent: text })));
+    const cells = [named(row.label), [row.score.toFixed(2)], [boxText(row.bbox)]];
+    const line = element('tr', { tabIndex: 0 }, ...cells.map((content) => element('td', {}, ...content)));
     line.dataset.index = row.index;
     line.setAttribute('aria-selected', row.index === selected);
     line.onclick = () => select(row.index);
@@ -350,10 +356,10 @@ function connectControls() {
     update();
   };
   filter.labels = new Set(detector.classes.keys());
-  $('#classes .chips').append(...detector.classes.map((name, label) => {
+  $('#classes .chips').append(...detector.classes.map((_, label) => {
     const box = element('input', { type: 'checkbox', checked: true });
     box.onchange = () => (filter.labels[box.checked ? 'add' : 'delete'](label), update());
-    return element('label', {}, box, element('span', { textContent: name }), element('b'));
+    return element('label', {}, box, ...named(label), element('b'));
   }));
   for (const [id, checked] of [['#all-classes', true], ['#no-classes', false]]) {
     $(id).onclick = () => {
