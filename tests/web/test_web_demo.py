@@ -398,7 +398,6 @@ def test_several_images_examples_paste_and_webcam(tab):
     )
     tab.wait_for_selector('#picture:not(.stale)[alt^="pasted.jpg"]')
     tab.click('#webcam')
-    tab.wait_for_function('document.querySelector("video").videoWidth > 0')
     tab.click('#shoot')
     tab.wait_for_selector('#picture:not(.stale)[alt^="webcam.jpg"]')
     assert tab.locator('#strip button').count() == 5

@@ -295,6 +295,8 @@ async function drawRefinement() {
 async function openCamera() {
   try {
     if (!navigator.mediaDevices) throw new Error('Browsers give the webcam to pages from localhost or over HTTPS only.');
+    $('#shoot').disabled = true; // until there is a picture to take
+    $('#camera video').onplaying = () => ($('#shoot').disabled = false);
     $('#camera video').srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
     $('#camera').showModal();
   } catch (error) {
