@@ -83,10 +83,8 @@ def serve(config: str | None, checkpoint: str, options: ServeOptions, **detector
         print(f'http://{f"[{host}]" if ":" in host else host}:{port}  (Ctrl-C ends it)', flush=True)
         if not local:
             print('Everybody who can reach this machine can use it: there is no password.', flush=True)
-        config = uvicorn.Config(
-            app, lifespan='off', log_level='warning', access_log=False, server_header=False
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        quiet: dict[str, Any] = {'log_level': 'warning', 'access_log': False, 'server_header': False}
+        uvicorn.Server(uvicorn.Config(app, lifespan='off', **quiet)).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
