@@ -57,9 +57,11 @@ def coco_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='session')
-def bccd_root() -> Path:
-    """364 real images of blood cells in Pascal VOC's layout."""
-    return _shared('data', 'bccd')
+def bccd_root(tmp_path_factory) -> Path:
+    """The annotations of BCCD's 364 images in Pascal VOC's layout, and images of noise."""
+    root = tmp_path_factory.mktemp('bccd')
+    write_bccd(root)
+    return root
 
 
 @pytest.fixture(scope='session')

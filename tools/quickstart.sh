@@ -44,5 +44,6 @@ echo '== the detector on images that it has never seen'
 grep -E 'Average (Precision|Recall)' "$table"
 echo "detections:  $work_dir/detections.json"
 echo "checkpoint:  $checkpoint"
+echo "curves:      $work_dir/curves.html"
 echo 'pictures:'
-ls "$work_dir"/pictures/*.png
+ls "$work_dir"/pictures/*.[jp][pn]g

@@ -7,7 +7,8 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='DetVisualizationHook'),
+    visualization=dict(type='DetVisualizationHook'),  # 4 validation images after each evaluation
+    training_page=dict(type='TrainingPageHook'),  # WORK_DIR/curves.html
     black_box=dict(type='BlackBoxHook', max_skipped=0),  # NaN: stop, name the module, write a capsule
 )
 

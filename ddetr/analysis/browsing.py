@@ -18,8 +18,10 @@ def write_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     sheet = ContactSheet(classes)
     for number, example in enumerate(examples):
-        picture = sheet.add(example.pixels[..., ::-1], example.boxes_xyxy_px, example.labels)
+        image = example.pixels[..., ::-1]
+        truth = sheet.add(image, example.boxes_xyxy_px, example.labels)
         if each:
+            picture = sheet.visualizer.draw_instances(image, truth)
             name = Path(str(example.sample.get('img_path', example.number))).stem
             DetLocalVisualizer.write(picture, folder / f'{number:02d}_{name}.jpg')
     return [folder / name for name in sheet.write(folder)]

@@ -5,9 +5,9 @@
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,15 +84,18 @@ class SamplingRecord:
 class _Recorder(TorchFunctionMode):
     """Calls of the op in this thread, each with the innermost module that is running."""
 
-    def __init__(self, record: SamplingRecord) -> None:
+    def __init__(self, record: SamplingRecord, encoder: bool) -> None:
         super().__init__()
         self.record, self.running, self.thread = record, [''], threading.get_ident()
+        self.encoder = encoder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func in (ms_deform_attn, ms_deform_attn_fused):
             given = inspect.signature(func).bind(*args, **(kwargs or {})).arguments
-            self.record.calls.append(_call(self.running[-1], given, output))
+            call = _call(self.running[-1], given, output)
+            if self.encoder or not call.queries_are_tokens:
+                self.record.calls.append(call)
         return output
 
     def watch(self, name: str, module: nn.Module) -> list[Any]:
@@ -115,14 +118,18 @@ class _Recorder(TorchFunctionMode):
 
 
 @contextmanager
-def record_sampling(model: nn.Module) -> Iterator[SamplingRecord]:
+def record_sampling(model: nn.Module, encoder: bool = True) -> Iterator[SamplingRecord]:
     """Record the op's calls in forward passes of `model` inside the `with`, in this thread.
 
     It works for every module that calls `ddetr_ops.ms_deform_attn` or `ms_deform_attn_fused`, on any device. Nothing of
     it is left after the `with`.
+
+    Args:
+        model: The detector, or any module.
+        encoder: Keep the encoder's calls too, which take up most of the memory.
     """
     record = SamplingRecord()
-    recorder = _Recorder(record)
+    recorder = _Recorder(record, encoder)
     hooks = [hook for name, module in model.named_modules() for hook in recorder.watch(name, module)]
     try:
         with recorder:
@@ -163,6 +170,43 @@ class ImageLook:
     boxes_xyxy_px: (
         Tensor | None
     )  # (N, Q, 4) of all decoder layers, in pixels of the original image, where known
+
+    @classmethod
+    def of(cls, sample: DetDataSample, record: SamplingRecord, batch: Mapping[str, Any]) -> 'ImageLook':
+        """From the forward pass of one image.
+
+        Args:
+            sample: Its detections.
+            record: What was recorded.
+            batch: The data preprocessor's output, with this image alone.
+        """
+        pad_mask = batch.get('pad_mask')
+        if pad_mask is None:
+            pad_mask = torch.zeros(1, *batch['inputs'].shape[-2:], dtype=torch.bool)
+        boxes = None
+        if record.predictions is not None:
+            boxes = box_convert(
+                record.predictions.boxes_cxcywh_norm[:, 0].float(), 'cxcywh', 'xyxy'
+            )  # (N, Q, 4)
+            boxes = sample.to_original(boxes * boxes.new_tensor(sample.img_shape[1::-1] * 2)).cpu()
+        return cls(sample.cpu(), record.calls, pad_mask.cpu(), boxes)
+
+    def for_detections(self) -> 'ImageLook':
+        """What `detection` and `query` need, on the CPU and without feature maps: small enough to keep many."""
+        calls = [
+            call._replace(
+                value=call.value.new_empty(
+                    1, call.value.shape[1], 0, 0, device='cpu'
+                ),  # S tells the layers apart
+                reference=None if call.reference is None else call.reference.cpu(),
+                locations=call.locations.cpu(),
+                weights=call.weights.cpu(),
+                output=call.output.new_empty(0, device='cpu'),
+            )
+            for call in self.calls
+            if not call.queries_are_tokens
+        ]
+        return replace(self, calls=calls)
 
     def query_of(self, detection: int) -> int:
         """The decoder query of a detection, which are numbered from 0, the best first; InputError without such one."""
@@ -261,11 +305,4 @@ def look_at(model: Any, image: Image) -> ImageLook:
         raise InputError(
             f'{type(model).__name__} has no deformable attention on ddetr_ops: there are no sampling points to show.'
         )
-    pad_mask = batch.get('pad_mask')
-    if pad_mask is None:
-        pad_mask = torch.zeros(1, *batch['inputs'].shape[-2:], dtype=torch.bool)
-    boxes = None
-    if record.predictions is not None:
-        boxes = box_convert(record.predictions.boxes_cxcywh_norm[:, 0].float(), 'cxcywh', 'xyxy')  # (N, Q, 4)
-        boxes = sample.to_original(boxes * boxes.new_tensor(sample.img_shape[1::-1] * 2)).cpu()
-    return ImageLook(sample.cpu(), record.calls, pad_mask.cpu(), boxes)
+    return ImageLook.of(sample, record, batch)

@@ -20,6 +20,7 @@ from ddetr.registry import MODELS, SCOPE, TRANSFORMS
 from ddetr.structures import DetDataSample
 from ddetr.utils.coco_classes import COCO_CLASSES
 from ddetr.utils.errors import CheckpointError, ConfigError, InputError
+from ddetr.utils.files import require_other_file
 from ddetr.weights import load_weights, read_checkpoint
 
 from .batching import read_ahead, run_in_batches
@@ -202,19 +203,21 @@ class DetInferencer:
         return self.visualizer.draw_instances(image[..., ::-1], found[found.scores >= score_thr])[..., ::-1]
 
     def save(self, image: str | Path, out_dir: str | Path, score_thr: float = 0.3) -> Written:
-        """Detect, and write `NAME.png` with boxes and `NAME.json` into a folder, NAME with its suffix.
+        """Detect, and write `NAME` with boxes and `NAME.json` into a folder, NAME with its suffix: `cat.jpg`.
 
         The JSON has the image's file name, width and height in pixels and a list of detections, best first, each
         with `label` (from 0), `class`, `score` and `bbox`, x1 y1 x2 y2 in pixels of the image.
         """
+        name = Path(image).name
+        target = Target(Path(out_dir), self.visualizer, self.classes, ())
+        require_other_file(target.picture(name), image)
         (result,) = self.predict([image])
         if isinstance(result, Failure):
             raise result.error
-        found, name = Selection(score_thr)(result.sample), Path(image).name
-        target = Target(Path(out_dir), self.visualizer, self.classes, ())
+        found = Selection(score_thr)(result.sample)
         with open_writers(('picture', 'json'), target) as write:
             write(name, result.image, found)
-        return Written(target.path(name, '.png'), target.path(name, '.json'), len(found.pred_instances))
+        return Written(target.picture(name), target.path(name, '.json'), len(found.pred_instances))
 
     def to_json(self, sample: DetDataSample, score_thr: float) -> list[dict[str, Any]]:
         """The detections that score at least `score_thr` as plain values; see `save`."""

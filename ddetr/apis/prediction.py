@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from ddetr.utils.errors import InputError
-from ddetr.utils.files import unfinished_file
+from ddetr.utils.files import picture_name, require_other_file, unfinished_file
 from ddetr.utils.progress import track
 
 from .inference import DetInferencer, Failure
@@ -77,8 +77,11 @@ def predict_files(
     sources = find_sources(inputs if several else [inputs])  # type: ignore[list-item, arg-type]
     selection = select(options, detector.classes)
     parts = []
+    images = [source for source in sources if not source.is_video]
+    if 'picture' in options.formats:
+        _require_other_files(images, Path(options.out_dir))
     with interruptible() as stop:
-        if images := [source for source in sources if not source.is_video]:
+        if images:
             parts.append(_predict_images(detector, images, options, selection, stop))
         for source in sources:
             if source.is_video and not stop.is_set():
@@ -91,6 +94,14 @@ def predict_files(
         detected=sum(part.detected for part in parts),
         failures=tuple(chain.from_iterable(part.failures for part in parts)),
     )
+
+
+def _require_other_files(images: Sequence[Source], out_dir: Path) -> None:
+    """Raise an InputError if a picture would get the place of one of the images."""
+    read = {os.path.realpath(str(source.place)) for source in images}
+    for source in images:
+        if os.path.realpath(picture := out_dir / picture_name(source.name)) in read:
+            require_other_file(picture, picture)
 
 
 @contextmanager
@@ -179,10 +190,8 @@ def predict_video(
     Raises:
         InputError: The video cannot be opened, or has no frames.
     """
-    if isinstance(place, str) and out.exists() and os.path.exists(place) and out.samefile(place):
-        raise InputError(
-            f'{out} would overwrite the video that is read: name another folder or file to write to.'
-        )
+    if isinstance(place, str):
+        require_other_file(out, place)
     video = cv2.VideoCapture(place)
     if not video.isOpened():
         raise InputError(f'video {place} does not exist or cannot be decoded.')

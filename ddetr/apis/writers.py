@@ -12,7 +12,7 @@ import numpy as np
 from ddetr.structures import DetDataSample
 from ddetr.utils.coco_classes import COCO_CLASSES, COCO_IDS
 from ddetr.utils.errors import InputError
-from ddetr.utils.files import unfinished_file, write_atomically, write_json
+from ddetr.utils.files import picture_name, unfinished_file, write_atomically, write_json
 from ddetr.utils.names import RESULT_FORMATS
 
 from .results import detection_rows
@@ -35,6 +35,10 @@ class Target(NamedTuple):
     def path(self, name: str, suffix: str) -> Path:
         """A file for one image; `name` keeps its suffix, since cat.jpg and cat.png are two images."""
         return self.out_dir / f'{name}{suffix}'
+
+    def picture(self, name: str) -> Path:
+        """The file of an image's picture."""
+        return self.out_dir / picture_name(name)
 
 
 @contextmanager
@@ -70,7 +74,7 @@ def category_ids_for(meta: Mapping[str, Any]) -> Sequence[int]:
 def _pictures(target: Target) -> Iterator[Write]:
     def write(name: str, image: np.ndarray, sample: DetDataSample) -> None:
         picture = target.visualizer.draw_instances(image[..., ::-1], sample.pred_instances.numpy())
-        target.visualizer.write(picture, target.path(name, '.png'))
+        target.visualizer.write(picture, target.picture(name))
 
     yield write
 

@@ -12,9 +12,13 @@ from typing import Any
 from ddetr import __version__
 from ddetr.utils.cli import run_cli
 
-from . import check, configs, convert, convert_data, env, export, identify, predict, test, train
+from . import (
+    check, configs, convert, convert_data, demo, env, export, identify, predict, test, train, watch,
+)  # fmt: skip
 
-COMMANDS = (check, train, test, predict, export, configs, convert, convert_data, identify, env)
+COMMANDS = (
+    check, train, watch, test, predict, demo, export, configs, convert, convert_data, identify, env,
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,7 +7,14 @@ from . import compat  # noqa: F401 (its bridges)
 if TYPE_CHECKING:
     from ddetr.weights import read_checkpoint
 
-    from .hooks import BlackBoxHook, CheckpointHook, DetVisualizationHook, EarlyStoppingHook, EMAHook
+    from .hooks import (
+        BlackBoxHook,
+        CheckpointHook,
+        DetVisualizationHook,
+        EarlyStoppingHook,
+        EMAHook,
+        TrainingPageHook,
+    )
     from .log_processor import LogProcessor
     from .runner import DetRunner, build_runner
 
@@ -19,6 +26,7 @@ __all__ = [
     'EMAHook',
     'EarlyStoppingHook',
     'LogProcessor',
+    'TrainingPageHook',
     'build_runner',
     'read_checkpoint',
 ]
@@ -27,7 +35,14 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        'hooks': ('BlackBoxHook', 'CheckpointHook', 'DetVisualizationHook', 'EMAHook', 'EarlyStoppingHook'),
+        'hooks': (
+            'BlackBoxHook',
+            'CheckpointHook',
+            'DetVisualizationHook',
+            'EMAHook',
+            'EarlyStoppingHook',
+            'TrainingPageHook',
+        ),
         'log_processor': ('LogProcessor',),
         'runner': ('DetRunner', 'build_runner', 'read_checkpoint'),
     },

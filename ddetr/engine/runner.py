@@ -32,6 +32,9 @@ from .loops import ResumableLoop
 from .saved_config import LAST
 from .schedules import resolve_shares
 
+# of every training, also by configs that do not name them
+DEFAULT_HOOKS = {'black_box': 'BlackBoxHook', 'training_page': 'TrainingPageHook'}
+
 
 @RUNNERS.register_module()
 class DetRunner(Runner):
@@ -43,12 +46,15 @@ class DetRunner(Runner):
     _resumed_position: Mapping[str, Any] | None = None
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
-        """mmengine's defaults and the black box; a name that is None registers nothing."""
+        """mmengine's defaults and `DEFAULT_HOOKS`; a name that is None registers nothing."""
         given = dict(hooks or {})
-        black_box = given.pop('black_box', {})
-        if isinstance(black_box, Mapping):
-            black_box = {'type': 'BlackBoxHook', **black_box}
-        super().register_default_hooks(given if black_box is None else {**given, 'black_box': black_box})
+        for name, kind in DEFAULT_HOOKS.items():
+            hook = given.pop(name, {})
+            if isinstance(hook, Mapping):
+                hook = {'type': kind, **hook}
+            if hook is not None:
+                given[name] = hook
+        super().register_default_hooks(given)
 
     def setup_env(self, env_cfg: dict) -> None:
         """Join the other processes, over gloo where there is no GPU."""

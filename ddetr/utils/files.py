@@ -1,4 +1,4 @@
-"""Write files atomically."""
+"""Write files atomically, and name them."""
 
 import json
 import os
@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import InputError
+
 UNFINISHED = '.unfinished'  # in the names of files that are being written
+PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')  # that OpenCV writes
 
 
 @contextmanager
@@ -44,3 +47,17 @@ def remove_unfinished(folder: str | Path) -> None:
 def write_json(value: Any, path: str | Path) -> None:
     """Write `value` as JSON to `path` atomically, creating parent folders."""
     write_atomically(path, lambda unfinished: unfinished.write_text(json.dumps(value)))
+
+
+def picture_name(image_name: str) -> str:
+    """The name of an image's picture: the image's own, with `.png` added if it is not of `PICTURE_SUFFIXES`.
+
+    So images of different names, such as `cat.jpg` and `cat.png`, have pictures of different names.
+    """
+    return image_name if Path(image_name).suffix.lower() in PICTURE_SUFFIXES else f'{image_name}.png'
+
+
+def require_other_file(out: Path, image: str | Path) -> None:
+    """Raise an InputError if `out`, a file to be written, is the image or video that is read."""
+    if out.exists() and os.path.exists(image) and out.samefile(image):
+        raise InputError(f'{out} would overwrite the file that is read: name another folder to write to.')

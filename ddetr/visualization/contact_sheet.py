@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from mmengine.structures import InstanceData
 
@@ -26,14 +25,14 @@ class ContactSheet:
         self.visualizer = DetLocalVisualizer('contact_sheet')
         self.visualizer.dataset_meta = {'classes': classes}
 
-    def add(self, image: np.ndarray, boxes_xyxy_px: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Draw one (H, W, 3) RGB uint8 image with boxes (N, 4) and labels (N,); the picture."""
+    def add(self, image: np.ndarray, boxes_xyxy_px: np.ndarray, labels: np.ndarray) -> InstanceData:
+        """Draw one (H, W, 3) RGB uint8 image with boxes (N, 4) and labels (N,); the boxes inside the image."""
         height, width = image.shape[:2]
         boxes = np.asarray(boxes_xyxy_px, dtype=float).clip(0, [width, height, width, height])
         truth = InstanceData(bboxes=boxes, labels=np.asarray(labels))
-        picture = self.visualizer.draw_instances(np.ascontiguousarray(image), truth)
+        picture = self.visualizer.draw_instances(np.ascontiguousarray(image), truth, longest_px=SIDE_PX)
         self.pictures.append(_squared(picture))
-        return picture
+        return truth
 
     def write(self, folder: Path) -> list[str]:
         """Write `sheet_00.jpg` and so on into `folder`; their names."""
@@ -50,9 +49,7 @@ class ContactSheet:
 
 
 def _squared(picture: np.ndarray) -> np.ndarray:
-    """Brought down to a square with white around it."""
-    scale = SIDE_PX / max(picture.shape[:2])
-    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    """With white around it."""
     square = np.full((SIDE_PX + GAP_PX, SIDE_PX + GAP_PX, 3), 255, dtype=np.uint8)
-    square[: small.shape[0], : small.shape[1]] = small
+    square[: picture.shape[0], : picture.shape[1]] = picture
     return square

@@ -1,9 +1,9 @@
 """Curves of a training, from the scalars that mmengine's local backend writes."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ddetr.utils.errors import InputError
 
@@ -23,23 +23,30 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def read_curves(work_dir: str | Path, keys: Iterable[str] = ()) -> dict[str, Curve]:
-    """Every scalar logged in a work directory, over all of its runs; of a step logged twice, the later value counts.
+    """Every scalar logged in a work directory, over all of its runs.
+
+    A resumed run continues the earlier ones: of a step logged twice, the later value counts. If a run began anew, the
+    earlier ones are left out.
 
     Raises:
-        InputError: there is no log in that folder, or one of `keys` was not logged; the message names those that were.
+        InputError: There is no log in that folder, it cannot be read, or one of `keys` was not logged; the message
+            names those that were.
     """
     values: dict[str, dict[int, float]] = {}
     unit_of: dict[str, str] = {}
-    for log in sorted(Path(work_dir).rglob('vis_data/scalars.json')):
+    begun: int | None = None  # the first step of the training
+    for log in _logs(Path(work_dir)):
         iteration = 0
-        for record in map(json.loads, log.read_text().splitlines()):
+        for record in _records(log):
+            if not iteration and (first := record.get('iter')):
+                if begun is not None and first <= begun:
+                    values.clear()
+                begun = first
             iteration = record.get('iter', iteration)
-            step = record.get('step', record.get('iter'))
-            scalars = {
-                key: v for key, v in record.items() if isinstance(v, (int, float)) and key not in STEPS
-            }
-            for key, value in scalars.items() if step is not None else ():
-                values.setdefault(key, {})[step] = value
+            if (step := record.get('step', record.get('iter'))) is None:
+                continue
+            for key in _scalars(record):
+                values.setdefault(key, {})[step] = record[key]
                 # validation logs either the iteration, which is at least the last one logged, or the epoch
                 unit_of[key] = 'iteration' if step >= iteration else 'epoch'
     if not values:
@@ -50,6 +57,28 @@ def read_curves(work_dir: str | Path, keys: Iterable[str] = ()) -> dict[str, Cur
         if key not in values:
             raise InputError(f'{work_dir} has no scalar {key!r}; it has {", ".join(sorted(values))}.')
     return {key: Curve(sorted(series.items()), unit_of[key]) for key, series in values.items()}
+
+
+def _logs(work_dir: Path) -> list[Path]:
+    """The logs of all runs, from the first to the last; a run's folder is named after its time."""
+    return sorted([*work_dir.glob('vis_data/scalars.json'), *work_dir.glob('*/vis_data/scalars.json')])
+
+
+def _records(log: Path) -> Iterator[dict[str, Any]]:
+    """The log's lines; the last one may be half-written while the training runs."""
+    lines = log.read_text(encoding='utf-8').splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise InputError(f'{log}, line {number}: no JSON; remove the line.') from error
+
+
+def _scalars(record: dict[str, Any]) -> list[str]:
+    """Names of a record's values; `time` and `data_time` of a validation would be taken for the training's."""
+    left_out = STEPS if 'iter' in record else (*STEPS, 'time', 'data_time')
+    return [key for key, value in record.items() if isinstance(value, (int, float)) and key not in left_out]
 
 
 def draw_curves(work_dir: str | Path, keys: Iterable[str], out_file: str | Path) -> Path:

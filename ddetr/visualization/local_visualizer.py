@@ -1,7 +1,5 @@
 """Pictures of boxes: ground truth, detections, or both side by side."""
 
-import colorsys
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -13,8 +11,12 @@ from ddetr.registry import VISUALIZERS
 from ddetr.structures import DetDataSample
 from ddetr.utils.files import write_atomically
 
-MIN_SIDE_PX = 480  # smaller pictures are enlarged before drawing, or the class names would cover them
-GOLDEN_RATIO = 0.618034
+from .boxes import BoxStyle, draw_boxes
+from .colors import class_color
+from .labels import class_name, label_text
+
+MIN_SIDE_PX = 480  # pictures with a smaller side are enlarged to it,
+MAX_ENLARGED_PX = 1600  # but not beyond this long a side
 
 
 @VISUALIZERS.register_module()
@@ -24,26 +26,32 @@ class DetLocalVisualizer(Visualizer):
     Class names and colours come from `dataset_meta`: its `classes`, and its `palette` of (r, g, b) if it has one.
 
     Args:
-        name: under which the process finds this instance.
-        line_width: of the boxes, in pixels; by the picture's size if None.
-        alpha: of the boxes' lines, 1 is opaque.
-        bbox_color: one (r, g, b) for all classes, instead of the palette's.
-        text_color: (r, g, b) of the labels.
-        **kwargs: of mmengine's Visualizer.
+        name: Under which the process finds this instance.
+        line_width: Of the boxes, in pixels; None: by the picture's size.
+        alpha: Opacity of the boxes' lines, 0 to 1.
+        bbox_color: One (r, g, b) for all classes, instead of the palette's.
+        text_color: (r, g, b) of the labels' text; None: black or white, whichever is legible on the label's colour.
+        fill: Opacity of the boxes' area, 0 to 1; 0 leaves them empty.
+        font_size: Of the labels, in pixels; None: by the picture's size.
+        font_file: TrueType or OpenType font, for scripts that DejaVu Sans lacks, such as Chinese.
+        **kwargs: Of mmengine's Visualizer.
     """
 
     def __init__(
         self,
         name: str = 'visualizer',  # mmengine's manager of instances looks for this parameter
         line_width: float | None = None,
-        alpha: float = 0.9,
+        alpha: float = 1.0,
         bbox_color: tuple[int, int, int] | None = None,
-        text_color: tuple[int, int, int] = (255, 255, 255),
+        text_color: tuple[int, int, int] | None = None,
+        fill: float = 0.0,
+        font_size: int | None = None,
+        font_file: str | None = None,
         **kwargs,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        self.line_width, self.alpha = line_width, alpha
-        self.bbox_color, self.text_color = bbox_color, text_color
+        self.bbox_color = bbox_color
+        self.style = BoxStyle(line_width, font_size, alpha, fill, text_color, font_file)
 
     def add_datasample(
         self,
@@ -71,15 +79,8 @@ class DetLocalVisualizer(Visualizer):
             out_file: write the picture here; otherwise it goes to the backends.
             step: of the training, for the backends.
         """
-        pictures = []
-        if draw_gt and data_sample is not None and 'gt_instances' in data_sample:
-            truth = data_sample.gt_instances.cpu().clone()
-            truth.bboxes = data_sample.to_original(truth.bboxes)
-            pictures.append(self.draw_instances(image, truth.numpy()))
-        if draw_pred and data_sample is not None and 'pred_instances' in data_sample:
-            found = data_sample.pred_instances.cpu().numpy()
-            pictures.append(self.draw_instances(image, found[found.scores >= pred_score_thr]))
-        picture = np.concatenate(pictures, axis=1) if pictures else image
+        thr = pred_score_thr if draw_pred else None
+        picture = image if data_sample is None else self.draw_sides(image, data_sample, thr, draw_gt)
         self.set_image(picture)  # so that get_image() gives what was drawn last
         if show:
             self.show(picture, win_name=name, wait_time=wait_time)
@@ -88,60 +89,64 @@ class DetLocalVisualizer(Visualizer):
         else:
             self.add_image(name, picture, step)
 
+    def draw_sides(
+        self,
+        image: np.ndarray,
+        sample: DetDataSample,
+        score_thr: float | None = 0.3,
+        draw_gt: bool = True,
+        longest_px: int | None = None,
+    ) -> np.ndarray:
+        """Ground truth and, unless `score_thr` is None, detections side by side; see `draw_instances`."""
+        pictures = []
+        if draw_gt and 'gt_instances' in sample:
+            truth = sample.gt_instances.cpu().clone()
+            truth.bboxes = sample.to_original(truth.bboxes)
+            pictures.append(self.draw_instances(image, truth.numpy(), longest_px))
+        if score_thr is not None and 'pred_instances' in sample:
+            found = sample.pred_instances.cpu().numpy()
+            pictures.append(self.draw_instances(image, found[found.scores >= score_thr], longest_px))
+        return np.concatenate(pictures, axis=1) if pictures else image
+
     @staticmethod
-    def write(picture: np.ndarray, path: str | Path) -> None:
+    def write(picture: np.ndarray, path: str | Path, jpeg_quality: int = 95) -> None:
         """Write an (H, W, 3) RGB picture in the format of the file name's suffix, whole or not at all."""
-        encoded, data = cv2.imencode(Path(path).suffix, picture[..., ::-1])
+        options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]  # other formats ignore it
+        encoded, data = cv2.imencode(Path(path).suffix, picture[..., ::-1], options)
         assert encoded, path
         write_atomically(path, lambda unfinished: unfinished.write_bytes(data.tobytes()))
 
-    def draw_instances(self, image: np.ndarray, instances: InstanceData) -> np.ndarray:
+    def draw_instances(
+        self, image: np.ndarray, instances: InstanceData, longest_px: int | None = None
+    ) -> np.ndarray:
         """The (H, W, 3) RGB uint8 image, enlarged if small, with its boxes.
 
-        `instances` are numpy arrays: `bboxes` (N, 4) x1 y1 x2 y2 in pixels of the image, `labels` (N,) and, for
-        detections, `scores` (N,).
+        Args:
+            image: (H, W, 3) RGB uint8; it stays as it is.
+            instances: As numpy arrays: `bboxes` (N, 4) x1 y1 x2 y2 in pixels of the image, `labels` (N,) and, for
+                detections, `scores` (N,).
+            longest_px: The picture's longest side is at most this; the image is shrunk before it is drawn on.
         """
-        scale = max(1.0, MIN_SIDE_PX / min(image.shape[:2]))
-        if scale > 1:
-            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-        self.set_image(np.ascontiguousarray(image))
-        size = (image.shape[0] * image.shape[1]) ** 0.5
-        # the worst first, so that the best stay on top
-        order = np.argsort(instances.scores) if 'scores' in instances else np.arange(len(instances))
-        instances = instances[order]
-        if len(instances) == 0:
-            return image
-        boxes_xyxy_px = instances.bboxes * scale
-        colors = [self._color(int(label)) for label in instances.labels]
-        line_width = self.line_width if self.line_width is not None else max(1.5, size / 300)
-        self.draw_bboxes(boxes_xyxy_px, edge_colors=colors, line_widths=line_width, alpha=self.alpha)
-        font_size = max(8, round(size / 75))
-        # inside the picture, for boxes that begin at its upper edge
-        positions = np.maximum(boxes_xyxy_px[:, :2], [-np.inf, 1.6 * font_size])
-        style = {'alpha': 0.8, 'pad': 1.0, 'edgecolor': 'none'}
-        self.draw_texts(
-            self._texts(instances),
-            positions,
-            font_sizes=font_size,
-            colors=self.text_color,
-            vertical_alignments='bottom',
-            bboxes=[{'facecolor': tuple(c / 255 for c in color), **style} for color in colors],
-        )
-        return self.get_image()
+        scale = _scale(image, longest_px)
+        if scale != 1:
+            how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
+        boxes = np.asarray(instances.bboxes, dtype=float).reshape(-1, 4) * scale
+        if 'scores' in instances:  # the best last, on top
+            order = np.argsort(instances.scores, kind='stable')
+        else:  # the smallest last
+            order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1), kind='stable')
+        labels = [int(instances.labels[i]) for i in order]
+        scores = [float(instances.scores[i]) for i in order] if 'scores' in instances else [None] * len(order)
+        meta = self.dataset_meta or {}
+        names = [class_name(meta.get('classes') or (), label) for label in labels]
+        texts = [label_text(name, score) for name, score in zip(names, scores, strict=True)]
+        colors = [self.bbox_color or class_color(label, meta.get('palette')) for label in labels]
+        return draw_boxes(image, boxes[order], texts, colors, self.style)
 
-    def _texts(self, instances: InstanceData) -> list[str]:
-        classes: Sequence[str] = (self.dataset_meta or {}).get('classes') or ()
-        texts = [classes[label] if label < len(classes) else f'class {label}' for label in instances.labels]
-        if 'scores' in instances:
-            texts = [f'{text} {100 * score:.0f}' for text, score in zip(texts, instances.scores, strict=True)]
-        return texts
 
-    def _color(self, label: int) -> tuple[int, int, int]:
-        if self.bbox_color is not None:
-            return self.bbox_color
-        palette = (self.dataset_meta or {}).get('palette')
-        if palette is not None and label < len(palette):
-            return tuple(palette[label])
-        # steps of the golden ratio around the colour wheel: neighbouring labels differ most
-        red, green, blue = colorsys.hsv_to_rgb((label * GOLDEN_RATIO) % 1, 0.85, 0.8)
-        return round(255 * red), round(255 * green), round(255 * blue)
+def _scale(image: np.ndarray, longest_px: int | None) -> float:
+    """Enlarges small images, or the class names would cover them."""
+    short, long = sorted(image.shape[:2])
+    scale = max(1.0, min(MIN_SIDE_PX / short, MAX_ENLARGED_PX / long))
+    return scale if longest_px is None else min(scale, longest_px / long)

@@ -32,7 +32,7 @@ class Panel(NamedTuple):
     weights: np.ndarray  # (N,)
     levels: np.ndarray  # (N,) int64, decides on the marker
     reference_px: np.ndarray | None  # as in `SampledPoints`
-    box_xyxy_px: np.ndarray | None = None  # (4,), what the query predicts in the end
+    box_xyxy_px: np.ndarray | None = None  # (4,), what the query predicts, in the end or in this layer
 
 
 def panels_of(points: Sequence[SampledPoints], split: str, box_xyxy_px: np.ndarray | None) -> list[Panel]:
@@ -228,13 +228,13 @@ def _legend(figure: Any, axes: Any, panels: Sequence[Panel], top: float) -> None
     cross: dict[str, Any] = {'marker': '+', 'markersize': 9, 'markeredgewidth': 2, 'linestyle': '--'}
     entries.append(Line2D([], [], color='#27b04c', label='reference', **cross))
     if any(panel.box_xyxy_px is not None for panel in panels):
-        entries.append(Line2D([], [], color='#777777', label='detected box'))
+        entries.append(Line2D([], [], color='#777777', label='predicted box'))
     figure.legend(
         handles=entries,
         columnspacing=1.2,
         handletextpad=0.4,
         loc='outside lower center',
-        ncols=len(entries),
+        ncols=min(len(entries), 3 * axes.shape[1]),  # as many as fit beside each other
         fontsize=10,
         frameon=False,
     )

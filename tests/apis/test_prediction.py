@@ -144,7 +144,7 @@ def test_every_format_says_the_same(detector, tiny_run, tmp_path):
         assert yolo[:, 0].tolist() == expected.labels.tolist()
         centres, sizes = yolo[:, 1:3] * [width, height], yolo[:, 3:5] * [width, height]
         np.testing.assert_allclose(np.hstack([centres - sizes / 2, centres + sizes / 2]), boxes, atol=1e-3)
-        assert (tmp_path / f'{name}.png').exists()
+        assert (tmp_path / name).exists()
     assert (tmp_path / 'classes.txt').read_text().split() == list(detector.classes)
     assert tuple(WRITERS) == RESULT_FORMATS
 
@@ -224,8 +224,19 @@ def test_video(detector, video, tmp_path):
 def test_a_video_is_not_overwritten_by_its_own_result(detector, video, tmp_path):
     before = video.read_bytes()
     summary = predict_files(detector, str(video), PredictOptions(str(tmp_path)))
-    assert 'would overwrite the video that is read' in summary.failures[0]
+    assert 'would overwrite the file that is read' in summary.failures[0]
     assert video.read_bytes() == before
+
+
+def test_an_image_is_not_overwritten_by_its_own_picture(detector, tiny_run, tmp_path):
+    folder = tmp_path / 'images'
+    shutil.copytree(tiny_run.data_root / 'val2017', folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match='would overwrite the file that is read: name another folder'):
+        predict_files(detector, [folder], PredictOptions(str(folder)))
+    with pytest.raises(InputError, match='would overwrite the file that is read'):
+        detector.save(next(iter(before)), folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_an_image_within_a_tile_is_detected_as_without_tiles(tiny_run, detector, arrays):

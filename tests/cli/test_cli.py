@@ -105,7 +105,7 @@ def test_predicting_on_a_broken_image_ends_with_status_2(tiny_run, tmp_path, cap
     printed = capsys.readouterr()
     assert f'image {broken} cannot be decoded' in printed.out
     assert 'error: 1 of the inputs are left out' in printed.err
-    assert len(list((tmp_path / 'out').glob('*.png'))) == 4
+    assert len(list((tmp_path / 'out').glob('*.jpg'))) == 4
 
 
 def test_category_ids_of_the_annotation_file_reach_the_checkpoint(tiny_run):

@@ -45,7 +45,7 @@ def test_testing_agrees_with_training_and_with_pycocotools(tiny_run, run, tmp_pa
     evaluation.accumulate()
     evaluation.summarize()
     assert evaluation.stats[0] == pytest.approx(_best_ap_line(output), abs=5e-5)
-    assert sorted(path.name for path in shown.iterdir()) == [f'{i:012d}.jpg.png' for i in range(1, 5)]
+    assert sorted(path.name for path in shown.iterdir()) == [f'{i:012d}.jpg' for i in range(1, 5)]
 
 
 def test_resuming_goes_on_at_the_right_iteration(tiny_run, run, tmp_path):
@@ -146,7 +146,7 @@ def test_image_demo(tiny_run, run, tmp_path):
     assert '288 detections in 4 images' in output
     found = json.loads((tmp_path / '000000000001.jpg.json').read_text())['detections']
     assert len(found) == 72  # 12 queries, 6 classes
-    assert (tmp_path / '000000000001.jpg.png').exists()
+    assert (tmp_path / '000000000001.jpg').exists()
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,12 @@ def test_boxes_are_drawn_where_they_are_in_their_classes_colors(visualizer):
     assert (image == 128).all()  # the caller's array is left alone
 
 
-def test_labels_say_class_and_score(visualizer):
+def test_labels_say_class_and_score(visualizer, monkeypatch):
     image = np.full((500, 600, 3), 128, dtype=np.uint8)
     said = []
-    visualizer.draw_texts = lambda texts, *args, **kwargs: said.extend(texts)
+    monkeypatch.setattr(
+        'ddetr.visualization.local_visualizer.draw_boxes', lambda image, boxes, texts, *_: said.extend(texts)
+    )
     instances = _instances(
         [9, 9, 99, 99],
         [9, 9, 99, 99],
@@ -52,7 +54,7 @@ def test_labels_say_class_and_score(visualizer):
         scores=np.array([0.876, 0.5, 0.9]),
     )
     visualizer.draw_instances(image, instances)
-    assert said == ['dog 50', 'cat 88', 'class 7 90']  # the best last, on top
+    assert said == ['dog 0.50', 'cat 0.88', 'class 7 0.90']  # the best last, on top
 
 
 def test_small_images_are_enlarged_with_their_boxes(visualizer):

@@ -17,6 +17,7 @@ from ddetr.apis import init_detector
 from ddetr.datasets.transforms import LoadImageFromFile
 from ddetr.utils.cli import add_cfg_options, run_cli
 from ddetr.utils.errors import InputError
+from ddetr.visualization.labels import class_name, label_text
 from ddetr.visualization.sampling_points import Panel, SampledPoints, draw_panels, panels_of
 
 
@@ -83,7 +84,7 @@ def _layers(points: list[SampledPoints], layer: int | None) -> list[SampledPoint
 
 def _title(look: ImageLook, detection: int, classes: list[str]) -> str:
     found = look.sample.pred_instances[detection]
-    return f'{classes[int(found.labels)]} {100 * float(found.scores):.0f}%'
+    return label_text(class_name(classes, int(found.labels)), float(found.scores))
 
 
 if __name__ == '__main__':

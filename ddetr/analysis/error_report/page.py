@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from ddetr.evaluation.coco_metric import class_table
 from ddetr.utils.files import write_atomically
+from ddetr.visualization.charts import Axis, Line, line_chart
 
 from . import charts, measures, pictures
-from .charts import Line, number
+from .charts import number
 from .kinds import KINDS, Costs, Errors, error_costs, find_errors
 from .runs import Dataset, Run
 
@@ -20,6 +21,7 @@ PHOTO_BYTES = 2_200_000  # of all images together; as base64 a third more
 MAX_CLASSES = 30  # of the confusion matrix
 MAX_CURVES = 24  # classes with a curve of their own
 _CLASS_HEADER = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
+RECALL, PRECISION = Axis('recall'), Axis('precision')
 RUN_COLORS = ('--run0', '--run1')
 
 
@@ -183,7 +185,7 @@ def _curves(runs: Sequence[Run]) -> Markup:
             if curve is not None:
                 prefix = f'{run.name}, ' if len(runs) > 1 else ''
                 lines.append(Line(f'{prefix}IoU {iou:g}', color, recalls, curve, dash))
-    return charts.line_chart(lines, 'recall', 'precision')
+    return line_chart(lines, RECALL, PRECISION)
 
 
 def _class_curves(dataset: Dataset, judged: Sequence[Judged]) -> list[tuple[str, Markup]]:
@@ -196,7 +198,7 @@ def _class_curves(dataset: Dataset, judged: Sequence[Judged]) -> list[tuple[str,
             if curve is not None:
                 lines.append(Line(j.run.name, color, recalls, curve))
         if lines:
-            result.append((dataset.classes[label], charts.line_chart(lines, 'recall', 'precision')))
+            result.append((dataset.classes[label], line_chart(lines, RECALL, PRECISION)))
     return result
 
 
@@ -225,7 +227,7 @@ def _calibration(runs: Sequence[Run]) -> dict[str, Any]:
         rows.append((run.name, f'{found.error:.3f}'))
         counts.append([f'{n:,}' for n in found.counts])
     names = [f'{i / measures.BINS:.1f}-{(i + 1) / measures.BINS:.1f}' for i in range(measures.BINS)]
-    chart = charts.line_chart(lines, 'score', 'share that is right', diagonal=True)
+    chart = line_chart(lines, Axis('score'), Axis('share that is right'), diagonal=True)
     return {'chart': chart, 'rows': rows, 'bins': list(zip(names, zip(*counts, strict=True), strict=True))}
 
 

@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from ddetr.datasets.transforms import LoadImageFromFile
 from ddetr.utils.errors import InputError
+from ddetr.visualization.charts import svg
+from ddetr.visualization.labels import Place, label_text, place_labels, shorten
 
-from .charts import shorten, svg
 from .kinds import KINDS, Errors
 from .runs import FOUND, IGNORED, Dataset, Run
 
@@ -19,6 +20,7 @@ WIDTH = 300  # of a picture, in the page's units
 LONGEST_PX = 480  # of the embedded image
 MAX_BOXES = 100  # detections of a picture
 LETTER, LINE_HEIGHT = 6.0, 14  # of the labels
+MAX_LABEL = 24  # characters
 
 
 class Box(NamedTuple):
@@ -71,11 +73,16 @@ def draw_photo(photo: Photo, name: str, boxes: Sequence[Box], first: bool) -> Ma
         ).format(name, photo.data, WIDTH, height)
     else:
         content = Markup('<use href="#{}"/>').format(name)
-    placed: list[tuple[float, float, float]] = []
     for box in boxes:
         content += _frame(box, scale)
-    for box in boxes:
-        content += _label(box, scale, height, placed)
+    best_first = list(reversed(boxes))
+    corners = np.reshape(
+        [(*box.xywh_px[:2], *(box.xywh_px[:2] + box.xywh_px[2:])) for box in best_first], (-1, 4)
+    )
+    sizes = [(LETTER * len(shorten(box.label, MAX_LABEL)) + 6, LINE_HEIGHT) for box in best_first]
+    places = place_labels(corners * scale, np.reshape(sizes, (-1, 2)), (WIDTH, height))
+    for box, place in zip(best_first, places, strict=True):
+        content += _label(box, place, scale) if place is not None else ''
     return svg(WIDTH, height, content, name, 'photo')
 
 
@@ -97,7 +104,7 @@ def detection_boxes(dataset: Dataset, image: int, run: Run, errors: Errors, scor
     """An image's `MAX_BOXES` best detections above a score, coloured by what is wrong with them, the best last."""
     kinds, boxes = list(KINDS), []
     for n in np.flatnonzero((run.image == image) & (run.scores >= score_thr))[:MAX_BOXES][::-1]:
-        label = f'{dataset.classes[run.label[n]]} {run.scores[n]:.2f}'
+        label = label_text(dataset.classes[run.label[n]], run.scores[n])
         if run.state[n] == FOUND:
             color, note = '--found', 'right'
         elif run.state[n] == IGNORED:
@@ -117,21 +124,16 @@ def _frame(box: Box, scale: float) -> Markup:
     return (shape + halo + shape + front).format(x, y, w, h, box.color, dash, box.note)
 
 
-def _label(box: Box, scale: float, height: float, placed: list[tuple[float, float, float]]) -> Markup:
-    """The box's label at its upper or lower edge, where no other label is; notes where it was `placed`."""
-    text = shorten(box.label, 24)
-    width = LETTER * len(text) + 6
-    x, y, _, h = box.xywh_px * scale
-    x = min(max(x, 0), max(WIDTH - width, 0))
-    options = [y - LINE_HEIGHT, y, y + h - LINE_HEIGHT, y + h, *(y + k * LINE_HEIGHT for k in range(1, 8))]
-    options = [min(max(option, 0), height - LINE_HEIGHT) for option in options]
-
-    def is_free(top: float) -> bool:
-        return all(abs(top - t) >= LINE_HEIGHT or x + width <= a or b <= x for a, b, t in placed)
-
-    top = next((option for option in options if is_free(option)), options[0])
-    placed.append((x, x + width, top))
-    return Markup(
+def _label(box: Box, place: Place, scale: float) -> Markup:
+    x1, y1, x2, y2 = place.xyxy
+    lead = Markup()
+    if not place.attached:
+        middle = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
+        corner, sides = box.xywh_px[:2] * scale, box.xywh_px[2:] * scale
+        lead = Markup('<path d="M{:.1f} {:.1f}L{:.1f} {:.1f}" style="stroke:var({})"/>').format(
+            *middle, *middle.clip(corner, corner + sides), box.color
+        )
+    return lead + Markup(
         '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}" rx="2" style="fill:var({})"/>'
         '<text x="{:.1f}" y="{:.1f}" class="tag">{}</text>'
-    ).format(x, top, width, LINE_HEIGHT, box.color, x + 3, top + 10.5, text)
+    ).format(x1, y1, x2 - x1, LINE_HEIGHT, box.color, x1 + 3, y1 + 10.5, shorten(box.label, MAX_LABEL))

@@ -3,6 +3,7 @@ from .checkpoint_hook import CheckpointHook
 from .early_stopping_hook import EarlyStoppingHook
 from .ema_hook import EMAHook
 from .mode_switch_hook import YOLOXModeSwitchHook
+from .training_page_hook import TrainingPageHook
 from .visualization_hook import DetVisualizationHook
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     'DetVisualizationHook',
     'EMAHook',
     'EarlyStoppingHook',
+    'TrainingPageHook',
     'YOLOXModeSwitchHook',
 ]

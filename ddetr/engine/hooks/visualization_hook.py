@@ -1,31 +1,44 @@
 """Drawing detections while a model is validated or tested."""
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.visualization import Visualizer
 
 from ddetr.engine.config import dataset_of
 from ddetr.registry import HOOKS, TRANSFORMS
 from ddetr.structures import DetDataSample
+from ddetr.utils.files import picture_name, require_other_file
+from ddetr.visualization import DetLocalVisualizer
+from ddetr.visualization.training_page import PICTURES
+
+VAL_PICTURE_PX = 480  # longer side of the ground truth's and of the detections' half
 
 
 @HOOKS.register_module()
 class DetVisualizationHook(Hook):
     """Draw ground truth and detections of some images side by side.
 
+    After each evaluation of a training, a few images are in WORK_DIR/val_pictures/epoch_N (or iter_N), always the same.
+    The first of several processes draws them. Nothing is drawn at random, so that the training stays as it is.
+
     Args:
-        draw: off by default: drawing costs time.
-        interval: draw every so many images of validation; testing draws all of them.
-        score_thr: detections under this score are not drawn.
-        show: open a window for each drawing.
-        wait_time: seconds that the window stays.
-        test_out_dir: the folder of the drawings of a test, `tools/test.py --show-dir`. Without one, and in
-            validation, they go to the visualizer's backends.
-        backend_args: accepted for MMDetection's configs; images are read as the dataset's pipeline reads them.
+        draw: Draw all images of a test, and in validation those of `interval`, for the visualizer's backends.
+        interval: See `draw`: the first image of every so many batches.
+        score_thr: Detections under this score are not drawn.
+        show: Open a window for each drawing.
+        wait_time: Seconds that the window stays.
+        test_out_dir: Folder of the drawings of a test, `tools/test.py --show-dir`. Without one they go to the
+            visualizer's backends.
+        backend_args: Accepted for MMDetection's configs; images are read as the dataset's pipeline reads them.
+        val_images: Images that are drawn at each evaluation of a training, from all over the dataset; 0 for none.
     """
 
     def __init__(
@@ -37,6 +50,7 @@ class DetVisualizationHook(Hook):
         wait_time: float = 0.0,
         test_out_dir: str | None = None,
         backend_args: dict | None = None,
+        val_images: int = 4,
     ) -> None:
         self.draw = draw
         self.interval = interval
@@ -44,34 +58,64 @@ class DetVisualizationHook(Hook):
         self.show = show
         self.wait_time = wait_time
         self.test_out_dir = test_out_dir
-        self._visualizer: Visualizer = Visualizer.get_current_instance()
+        self.val_images = val_images
+        self._image_root: Path | None = None
+        self._visualizer: Any = Visualizer.get_current_instance()
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Draw the first image of every `interval`-th batch."""
+        """Draw the first image of some batches."""
         if self.draw and outputs and batch_idx % self.interval == 0:
             self._draw(runner, outputs[0], 'val', runner.iter, None)
+        training = not isinstance(runner._train_loop, (dict, type(None)))
+        can_draw = isinstance(self._visualizer, DetLocalVisualizer) and is_main_process()
+        if not (self.val_images and outputs and training and can_draw):
+            return
+        batches = len(runner.val_dataloader)
+        count = min(self.val_images, batches)
+        chosen = [number * batches // count for number in range(count)]
+        if batch_idx in chosen:
+            self._write_val_picture(runner, outputs[0], chosen.index(batch_idx))
+
+    def _write_val_picture(self, runner: Runner, sample: DetDataSample, number: int) -> None:
+        """Write `val_pictures/epoch_3/0_NAME.jpg`."""
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        evaluation = f'epoch_{runner.epoch}' if by_epoch else f'iter_{runner.iter}'
+        out = Path(runner.work_dir, PICTURES, evaluation, f'{number}_{Path(sample.img_path).stem}.jpg')
+        image = _read(runner, sample, 'val')
+        picture = self._visualizer.draw_sides(image, sample, self.score_thr, longest_px=VAL_PICTURE_PX)
+        try:
+            self._visualizer.write(picture, out, jpeg_quality=82)
+        except OSError as error:  # a full disk must not end the training
+            print_log(f'picture {out} cannot be written: {error}.', 'current', logging.WARNING)
+
+    def before_test(self, runner: Runner) -> None:
+        """Find the folder that all images are in: pictures keep the folders below it, so that none replaces another."""
+        dataset: Any = runner.test_dataloader.dataset
+        if self.draw and self.test_out_dir and hasattr(dataset, 'get_data_info'):
+            paths = [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]
+            self._image_root = Path(os.path.commonpath([os.path.dirname(os.path.abspath(p)) for p in paths]))
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Draw every image, under its own name."""
         for sample in (outputs or []) if self.draw else []:
-            name = Path(sample.img_path)
-            # jpg and png of one name must not overwrite each other: the picture keeps both suffixes
-            target = Path(self.test_out_dir, f'{name.name}.png') if self.test_out_dir else None
-            self._draw(runner, sample, f'test/{name.stem}', batch_idx, target)
+            target = self._test_picture(sample.img_path) if self.test_out_dir else None
+            self._draw(runner, sample, f'test/{Path(sample.img_path).stem}', batch_idx, target)
+
+    def _test_picture(self, img_path: str) -> Path:
+        path, root = Path(os.path.abspath(img_path)), self._image_root
+        name = path.relative_to(root) if root is not None and path.is_relative_to(root) else path.name
+        target = Path(str(self.test_out_dir), picture_name(str(name)))
+        require_other_file(target, img_path)
+        return target
 
     def _draw(self, runner: Runner, sample: DetDataSample, name: str, step: int, target: Path | None) -> None:
-        height, width = sample.ori_shape
-        # the pipeline's loader: it turns the image by its EXIF tag exactly where the boxes are turned
-        loader = runner.cfg.get(f'{name.split("/")[0]}_dataloader') or {}
-        load = TRANSFORMS.build(dataset_of(loader).get('pipeline', [{'type': 'LoadImageFromFile'}])[0])
-        image = load({'img_path': sample.img_path, 'height': height, 'width': width})['img'].astype(np.uint8)
         self._visualizer.add_datasample(
             name,
-            image[..., ::-1],  # BGR -> RGB
+            _read(runner, sample, name.split('/')[0]),
             data_sample=sample,
             show=self.show,
             wait_time=self.wait_time,
@@ -79,3 +123,13 @@ class DetVisualizationHook(Hook):
             out_file=str(target) if target else None,
             step=step,
         )
+
+
+def _read(runner: Runner, sample: DetDataSample, split: str) -> np.ndarray:
+    """A sample's original image, (H, W, 3) RGB uint8."""
+    height, width = sample.ori_shape
+    # the pipeline's loader: it turns the image by its EXIF tag exactly where the boxes are turned
+    loader = runner.cfg.get(f'{split}_dataloader') or {}
+    load = TRANSFORMS.build(dataset_of(loader).get('pipeline', [{'type': 'LoadImageFromFile'}])[0])
+    image = load({'img_path': sample.img_path, 'height': height, 'width': width})['img'].astype(np.uint8)
+    return image[..., ::-1]  # BGR -> RGB

@@ -96,6 +96,13 @@ class BaseDetector(BaseModel, ABC):
         )
         return Detections(*map(torch.stack, fields))
 
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """mmengine's; the log also gets the `measures` of every part that has them, such as `SetCriterion`."""
+        loss, logged = super().parse_losses(losses)
+        for part in self.modules():
+            logged.update(vars(part).get('measures', {}))
+        return loss, logged
+
     def extract_feat(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> the neck's levels, L x (B, C, H_l, W_l)."""
         return self.neck(self.backbone(images))

@@ -182,6 +182,7 @@ class SetCriterion(nn.Module):
     def __init__(self, terms: Sequence[nn.Module], assigner: HungarianAssigner | None) -> None:
         super().__init__()
         self.terms, self.assigner = nn.ModuleList(terms), assigner
+        self.measures: dict[str, Tensor] = {}  # of the last batch, for the log: see `_measures`
 
     def forward(self, preds: SetPredictions, samples: Samples) -> dict[str, Tensor]:
         """Losses of the last layer (`loss_*`), of the others (`d{i}.loss_*`) and of the proposals (`enc_loss_*`).
@@ -247,7 +248,22 @@ class SetCriterion(nn.Module):
                 prefix = one.prefix if n == last else f'd{n}.{one.prefix}'
                 for term in self.terms:
                     losses |= {prefix + name: v * one.loss_weight for name, v in term(matched).items()}
+                if one is sets[0] and n == last:
+                    self.measures = _measures(matched)
         return losses
+
+
+@torch.no_grad()
+def _measures(matched: Matched) -> dict[str, Tensor]:
+    """How training goes, beside the losses; nothing for a batch without objects.
+
+    `matched_iou` is the mean IoU of the pairs' boxes, `queries_used` the share of the queries that an object of the
+    batch is matched with.
+    """
+    if not len(matched.query_index):
+        return {}
+    used = matched.cls_logits.new_zeros(matched.labels.shape[1]).index_fill(0, matched.query_index, 1.0)
+    return {'matched_iou': matched.iou().mean(), 'queries_used': used.mean()}
 
 
 def _in_float32(value: Tensor) -> Tensor:
