@@ -12,9 +12,7 @@ from typing import Any
 from ddetr import __version__
 from ddetr.utils.cli import run_cli
 
-from . import (
-    check, configs, convert, convert_data, demo, env, export, identify, predict, test, train, watch,
-)  # fmt: skip
+from . import check, configs, convert, convert_data, demo, env, export, identify, predict, test, train, watch
 
 COMMANDS = (
     check, train, watch, test, predict, demo, export, configs, convert, convert_data, identify, env,
