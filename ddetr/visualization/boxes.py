@@ -101,7 +101,8 @@ def _draw_frames(
         for (x1, y1, x2, y2), color in zip(corners, colors, strict=True):
             cv2.rectangle(areas, (x1, y1), (x2, y2), color, cv2.FILLED)
         picture = cv2.addWeighted(areas, style.fill, picture, 1 - style.fill, 0)
-    rims, rim = np.zeros((height, width), dtype=np.uint8), line + 2 * max(1, round(line / 3))
+    rims = np.zeros((height, width), dtype=np.uint8)
+    rim = line + 2 * max(1, round(line / 3)) if line > 1 else line  # it would drown lines of one pixel
     for x1, y1, x2, y2 in corners:
         cv2.rectangle(rims, (x1, y1), (x2, y2), 1, rim)
     picture = picture.copy() if picture is image else picture
