@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, ExportInfo
 from ddetr.deployment.options import ExportOptions
 from ddetr.deployment.tracing import axis_names, quiet, trace
+from ddetr.utils.errors import InputError, first_line
 
 SUFFIX = '.onnx'
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
@@ -21,21 +22,29 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
         example: Images (B, 3, H, W) and sizes (B, 2) to trace it with.
         options: Fixed sizes, opset, op.
         path: File to write.
+
+    Raises:
+        InputError: See `trace`; or PyTorch has no ONNX for something in the graph.
     """
     from ddetr_ops.onnx import DOMAINS, translation_table
 
     graph = trace(module, example, options)
-    with torch.no_grad(), quiet():
-        program = torch.onnx.export(
-            graph,
-            dynamo=True,
-            opset_version=options.opset,
-            input_names=INPUT_NAMES,
-            output_names=OUTPUT_NAMES,
-            dynamic_shapes=axis_names(options),
-            custom_translation_table=translation_table(options.opset, options.op),
-            verbose=False,
-        )
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.onnx.export(
+                graph,
+                dynamo=True,
+                opset_version=options.opset,
+                input_names=INPUT_NAMES,
+                output_names=OUTPUT_NAMES,
+                dynamic_shapes=axis_names(options),
+                custom_translation_table=translation_table(options.opset, options.op),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise InputError(
+            f'the detector cannot be written in opset {options.opset} of ONNX: {first_line(error.__cause__ or error)}'
+        ) from error
     assert program is not None
     if domain := DOMAINS.get(options.op):
         program.model.opset_imports[domain] = 1

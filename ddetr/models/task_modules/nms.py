@@ -56,7 +56,7 @@ def nms(
 
 def _nms_in_one_graph(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """`batched_nms` by moving groups apart, whatever the number of boxes, on which torchvision's takes another way."""
-    side = F.pad(boxes.flatten(), (0, 1)).amax() + 1  # of no box: 1
+    side = F.pad(boxes.flatten(), (0, 1)).amax(0) + 1  # of no box: 1; torch.onnx wants an axis
     return torch_nms(boxes + (groups.to(boxes) * side)[:, None], scores, iou_threshold)
 
 
