@@ -42,7 +42,7 @@ REGISTRIES |= {key: REGISTRIES[same] for key, same in _SAME.items()}
 # Top-level keys that something reads: the Runner's parameters, and what it looks up in the config itself.
 READ_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
     'model_wrapper_cfg', 'sync_bn', 'find_unused_parameters', 'activation_checkpointing',
-    'efficient_conv_bn_eval', 'compile', 'custom_imports', 'allow_partial', 'check_data',
+    'efficient_conv_bn_eval', 'compile', 'custom_imports', 'allow_partial', 'check_data', 'channels_last',
 }  # fmt: skip
 
 # Keys that the builder of a component takes out before its constructor is called.
