@@ -17,7 +17,11 @@ from tests.models.test_checkpointing import FAMILIES, model_config
 def detector(root, family):
     """As if trained: no two classes and boxes alike, norms with statistics; a pyramid without norms as initialised."""
     torch.manual_seed(0)
-    model = MODELS.build(model_config(root, family)).eval()
+    config = model_config(root, family)
+    if family == 'faster-rcnn':
+        config.roi_head.bbox_head.fc_out_channels = 32
+        config.test_cfg.rpn.max_per_img = 50
+    model = MODELS.build(config).eval()
     with torch.no_grad():
         for parameter in () if family == 'faster-rcnn' else model.parameters():
             noise = 0.2 / parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 0.02
