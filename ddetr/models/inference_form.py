@@ -7,6 +7,7 @@ private operators of PyTorch, those that torch.compile's CPU backend calls; `can
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-ROW_TILE = 1024  # of a feed-forward network's hidden activations, which then stay in the cache
+ROW_TILE = 2048  # of a feed-forward network's hidden activations, which then stay in the cache
 CHANNELS_LAST = torch.channels_last
 
 
@@ -49,6 +50,8 @@ def can_pack(dtype: torch.dtype) -> bool:
 class PackedLinear(nn.Module):
     """A linear layer, optionally with a ReLU, whose weight is laid out for oneDNN. Inputs are cast to its dtype."""
 
+    packed: Tensor  # opaque
+
     def __init__(self, linear: nn.Linear, relu: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features, self.dtype = (
@@ -76,6 +79,8 @@ class PackedLinear(nn.Module):
 
 class PackedConv2d(nn.Module):
     """A convolution in channels_last, optionally followed by an addition and a ReLU. Inputs are cast to its dtype."""
+
+    packed: Tensor  # opaque
 
     def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
         super().__init__()
@@ -112,7 +117,7 @@ class PackedConv2d(nn.Module):
 class PackedBlock(nn.Module):
     """A residual block of torchvision's ResNets with folded norms, ReLUs and addition: its convolutions do it all."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         convs = [conv for name, conv in block.named_children() if name.startswith('conv')]
         self.convs = nn.ModuleList(PackedConv2d(conv, relu=True) for conv in convs)
@@ -170,10 +175,10 @@ def conv_norm_pairs(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, 
     calls: dict[str, list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.op == 'call_module':
-            calls[node.target].append(node)
+            calls[str(node.target)].append(node)
     for name, nodes in calls.items():
         users = [user for node in nodes for user in node.users]
-        targets = {user.target for user in users if user.op == 'call_module'}
+        targets = {str(user.target) for user in users if user.op == 'call_module'}
         if type(module.get_submodule(name)) is not nn.Conv2d or len(users) != len(nodes) or len(targets) != 1:
             continue
         (norm,) = targets
@@ -185,7 +190,8 @@ def fold_norms(model: nn.Module) -> int:
     """Fold batch norms with running statistics into the convolutions before them, in place; how many."""
     folded = 0
     for conv_name, norm_name in list(conv_norm_pairs(model)):
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        conv: Any = model.get_submodule(conv_name)
+        norm: Any = model.get_submodule(norm_name)
         if type(norm).forward is not nn.BatchNorm2d.forward or norm.running_mean is None:
             continue
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
@@ -213,7 +219,7 @@ def _replace(parent: nn.Module, made: dict[int, nn.Module]) -> None:
         parent._modules[name] = made[id(child)]
 
 
-def _inference_layer(module: nn.Module) -> nn.Module | None:
+def _inference_layer(module: Any) -> nn.Module | None:
     if layers := _mlp_layers(module):
         return TiledMLP(layers)
     if _is_folded_block(module) and _packs(module.conv1):
@@ -231,7 +237,7 @@ def _packs(layer: nn.Linear | nn.Conv2d) -> bool:
     return layer.weight.device.type == 'cpu' and can_pack(layer.weight.dtype)
 
 
-def _is_folded_block(module: nn.Module) -> bool:
+def _is_folded_block(module: Any) -> bool:
     """Whether it is a residual block of torchvision's ResNets whose norms are all folded."""
     if type(module) not in (BasicBlock, Bottleneck):
         return False
@@ -248,6 +254,8 @@ def _mlp_layers(module: nn.Module) -> list[nn.Module]:
     steps = [m for m in _flat(module) if not isinstance(m, (nn.Dropout, nn.Identity))]
     linears = [m for m in steps if type(m) is nn.Linear]
     if len(linears) < 2 or any(type(m) not in (nn.Linear, nn.ReLU) for m in steps):
+        return []
+    if linears[0].weight.device.type != 'cpu':  # a GPU works on all rows at once
         return []
     if not all(map(_packs, linears)):
         return steps
