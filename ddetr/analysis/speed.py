@@ -78,7 +78,12 @@ def measure(step: Callable[[], Any], images: int, device: torch.device, warmup: 
 
 
 def measure_alternately(
-    steps: Mapping[str, Callable[[], Any]], images: int, device: torch.device, warmup: int, repeats: int
+    steps: Mapping[str, Callable[[], Any]],
+    images: int,
+    device: torch.device,
+    warmup: int,
+    repeats: int,
+    cpu_time: bool = False,
 ) -> dict[str, Speed]:
     """Run all steps one after the other, round for round, so that what slows the machine down slows all of them down.
 
@@ -88,7 +93,9 @@ def measure_alternately(
         device: Of all steps.
         warmup: Unmeasured rounds.
         repeats: Measured rounds, at least 2.
+        cpu_time: Take the process's CPU time, of all threads together, instead of the time that has passed.
     """
+    clock = time.process_time if cpu_time else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     peaks, added = dict.fromkeys(steps, 0.0), dict.fromkeys(steps, 0.0)
     for _ in range(warmup + repeats):
@@ -96,10 +103,10 @@ def measure_alternately(
             _reset_peak(device)
             before = _peak_mib(device)
             _synchronise(device)
-            start = time.perf_counter()
+            start = clock()
             step()
             _synchronise(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
             peaks[name] = max(peaks[name], peak := _peak_mib(device))
             added[name] = max(added[name], peak - before)
     first = next(iter(seconds.values()))[warmup:]

@@ -81,7 +81,7 @@ class DetRunner(Runner):
         """mmengine's; with `channels_last=True` in the config, convolutions work in that memory format."""
         built = super().build_model(model)
         if self.cfg.get('channels_last', False):
-            built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            built.to(memory_format=torch.channels_last)
         return built
 
     def _init_model_weights(self) -> None:

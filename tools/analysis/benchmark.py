@@ -44,16 +44,16 @@ def main() -> None:
     rows = []
     for images in args.batch_sizes:
         steps = detection_steps(contest, make_batch(model, images, args))
-        speeds = measure_alternately(steps, images, device, args.warmup, args.repeats)
+        speeds = measure_alternately(steps, images, device, args.warmup, args.repeats, args.cpu_time)
         rows += [line_of('detection', name, speed) for name, speed in speeds.items()]
     train_batch = args.train_batch_size or cfg.train_dataloader.batch_size
     if train_batch > 0 and not args.no_training:
         steps = training_steps(contest, make_batch(model, train_batch, args))
-        speeds = measure_alternately(steps, train_batch, device, args.warmup, args.repeats)
+        speeds = measure_alternately(steps, train_batch, device, args.warmup, args.repeats, args.cpu_time)
         rows += [line_of('training', name, speed) for name, speed in speeds.items()]
     what = f'images of {args.images}' if args.images else f'random images of {args.size[0]} x {args.size[1]}'
     print(f'{Path(args.config).stem} on {device_name(device)}, PyTorch {torch.__version__}; {what}; ', end='')
-    print(f'{args.repeats} rounds after {args.warmup}\n')
+    print(f'{args.repeats} rounds after {args.warmup}{", CPU time" if args.cpu_time else ""}\n')
     print(render_table(HEADER, rows, args.format))
 
 
@@ -87,6 +87,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', help='by default the GPU, if there is one')
     parser.add_argument('--warmup', type=int, default=3, help='rounds before the first that is measured')
     parser.add_argument('--repeats', type=int, default=10, help='measured rounds, at least 2')
+    parser.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help='CPU time, for a single thread (OMP_NUM_THREADS=1) on a busy machine',
+    )
     parser.add_argument('--format', choices=FORMATS, default='text')
     args = parser.parse_args()
     if args.repeats < 2:
