@@ -1,10 +1,11 @@
 """How fast a detector detects and trains, and how much memory it takes."""
 
+import ctypes
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ class Speed(NamedTuple):
     low_s: float
     high_s: float
     peak_mib: float  # the process's largest resident memory on the CPU, PyTorch's largest allocation on a GPU
+    step_mib: float = 0.0  # of it, what was not there before the step
+    speed: float = 1.0  # the first step's time divided by this one's; the median of the rounds' ratios
 
     @property
     def images_per_s(self) -> float:
@@ -71,16 +74,48 @@ def training_step(model: Any, batch: dict[str, list], cfg: Config, amp: bool) ->
 
 def measure(step: Callable[[], Any], images: int, device: torch.device, warmup: int, repeats: int) -> Speed:
     """Run `step` on a batch of `images`, first `warmup` times unmeasured, then `repeats` times (at least 2)."""
-    _reset_peak(device)
-    seconds = []
+    return measure_alternately({'': step}, images, device, warmup, repeats)['']
+
+
+def measure_alternately(
+    steps: Mapping[str, Callable[[], Any]],
+    images: int,
+    device: torch.device,
+    warmup: int,
+    repeats: int,
+    cpu_time: bool = False,
+) -> dict[str, Speed]:
+    """Run all steps one after the other, round for round, so that what slows the machine down slows all of them down.
+
+    Args:
+        steps: By name. The first one is what the others' speed is relative to.
+        images: In each step's batch.
+        device: Of all steps.
+        warmup: Unmeasured rounds.
+        repeats: Measured rounds, at least 2.
+        cpu_time: Take the process's CPU time, of all threads together, instead of the time that has passed.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    peaks, added = dict.fromkeys(steps, 0.0), dict.fromkeys(steps, 0.0)
     for _ in range(warmup + repeats):
-        _synchronise(device)
-        start = time.perf_counter()
-        step()
-        _synchronise(device)
-        seconds.append(time.perf_counter() - start)
-    low, median, high = statistics.quantiles(seconds[warmup:], n=4, method='inclusive')
-    return Speed(images, median, low, high, _peak_mib(device))
+        for name, step in steps.items():
+            _reset_peak(device)
+            before = _peak_mib(device)
+            _synchronise(device)
+            start = clock()
+            step()
+            _synchronise(device)
+            seconds[name].append(clock() - start)
+            peaks[name] = max(peaks[name], peak := _peak_mib(device))
+            added[name] = max(added[name], peak - before)
+    first = next(iter(seconds.values()))[warmup:]
+    found = {}
+    for name, times in seconds.items():
+        low, median, high = statistics.quantiles(times[warmup:], n=4, method='inclusive')
+        speed = statistics.median(a / b for a, b in zip(first, times[warmup:], strict=True))
+        found[name] = Speed(images, median, low, high, peaks[name], added[name], speed)
+    return found
 
 
 def _synchronise(device: torch.device) -> None:
@@ -92,6 +127,7 @@ def _reset_peak(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     elif (clear := Path('/proc/self/clear_refs')).exists():
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that glibc keeps is no step's
         clear.write_text('5')  # Linux: sets VmHWM back to the present size, man 5 proc
 
 

@@ -24,6 +24,7 @@ from ddetr.utils.files import require_other_file
 from ddetr.weights import load_weights, read_checkpoint
 
 from .batching import read_ahead, run_in_batches
+from .prepared import prepare_for_inference
 from .results import Selection, detection_rows, to_supervision
 from .sources import Source
 from .tiling import Tiling, detect_tiled
@@ -172,6 +173,10 @@ class DetInferencer:
 
         self.visualizer = DetLocalVisualizer()
         self.visualizer.dataset_meta = model.dataset_meta
+
+    def prepare(self, dtype: str = 'fp32') -> None:
+        """Detect with the prepared form from now on; see `prepare_for_inference`."""
+        self.model = prepare_for_inference(self.model, dtype)
 
     def __call__(self, image: Image) -> DetDataSample:
         """Detect objects in one image; see `inference_detector`."""

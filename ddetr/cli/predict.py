@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ddetr.utils.cli import add_cfg_options
 from ddetr.utils.errors import InputError
-from ddetr.utils.names import RESULT_FORMATS
+from ddetr.utils.names import PRECISIONS, RESULT_FORMATS
 
 if TYPE_CHECKING:
     from ddetr.apis import DetInferencer
@@ -52,6 +52,11 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--tile', type=int, metavar='PX', help='cut larger images into tiles of this side')
     parser.add_argument('--tile-overlap', type=int, metavar='PX', help='of tiles; by default a fifth')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ...; by default a GPU if there is one')
+    parser.add_argument(
+        '--prepare',
+        choices=PRECISIONS,
+        help='fold norms and pack weights, so that each image takes less time',
+    )
     add_cfg_options(parser)
     parser.add_argument('--allow-partial', action='store_true', help='take of the checkpoint what fits')
 
@@ -76,9 +81,12 @@ def build_inferencer(args: argparse.Namespace) -> 'DetInferencer':
         tiling = Tiling(args.tile, overlap, min_score=min(args.score_thr, 0.05), batch_size=args.batch_size)
     elif args.tile_overlap is not None:
         raise InputError('--tile-overlap needs --tile, the side of the tiles.')
-    return DetInferencer(
+    detector = DetInferencer(
         args.config, args.checkpoint, args.device, args.cfg_options, args.allow_partial, tiling
     )
+    if args.prepare is not None:
+        detector.prepare(args.prepare)
+    return detector
 
 
 def report(summary: 'Summary', place: str) -> None:

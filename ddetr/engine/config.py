@@ -42,7 +42,7 @@ REGISTRIES |= {key: REGISTRIES[same] for key, same in _SAME.items()}
 # Top-level keys that the Runner, or ddetr, looks up in the config itself.
 LOOKED_UP_KEYS = {
     'model_wrapper_cfg', 'sync_bn', 'find_unused_parameters', 'activation_checkpointing',
-    'efficient_conv_bn_eval', 'compile', 'custom_imports', 'allow_partial', 'check_data',
+    'efficient_conv_bn_eval', 'compile', 'custom_imports', 'allow_partial', 'check_data', 'channels_last',
 }  # fmt: skip
 
 # Keys that the builder of a component takes out before its constructor is called.

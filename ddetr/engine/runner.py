@@ -82,6 +82,13 @@ class DetRunner(Runner):
             visualizer = {**visualizer, 'name': self._experiment_name}
         return super().build_visualizer(visualizer)
 
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """mmengine's; with `channels_last=True` in the config, convolutions work in that memory format."""
+        built = super().build_model(model)
+        if self.cfg.get('channels_last', False):
+            built.to(memory_format=torch.channels_last)
+        return built
+
     def _init_model_weights(self) -> None:
         """Initialise, unless a file gives every tensor: pretrained backbones then need not be downloaded."""
         if self._load_from is None or self.cfg.get('allow_partial', False):

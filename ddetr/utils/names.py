@@ -3,3 +3,4 @@
 DATASET_FORMATS = ('coco', 'voc', 'yolo')  # of annotations
 PROJECTS = ('ddetr', 'original', 'mmdet', 'hf')  # whose checkpoints are read and written
 RESULT_FORMATS = ('picture', 'json', 'coco', 'yolo', 'csv')  # of detections
+PRECISIONS = ('fp32', 'bf16')  # of the prepared form

@@ -10,6 +10,7 @@ import torch
 from ddetr.analysis import speed
 from ddetr.analysis.batches import random_batch
 from ddetr.analysis.building import build_detector
+from ddetr.analysis.limit import layer_calls, limit_step
 from ddetr.analysis.speed import detection_step, device_name, measure, training_step
 from ddetr.engine.config import load_config
 from tests.conftest import ROOT
@@ -77,3 +78,26 @@ def test_mixed_precision_reaches_the_layers(cfg, amp):
 
 def test_device_name_tells_the_threads():
     assert device_name(CPU).endswith(f', {torch.get_num_threads()} threads')
+
+
+def test_steps_take_turns_and_speed_is_the_median_of_the_rounds(monkeypatch):
+    durations = [9.0, 9.0, 2.0, 1.0, 8.0, 2.0, 3.0, 1.0]  # a warm-up, then rounds of two steps
+    ticks = itertools.chain.from_iterable((100.0 * i, 100.0 * i + taken) for i, taken in enumerate(durations))
+    monkeypatch.setattr(speed, 'time', SimpleNamespace(perf_counter=lambda: next(ticks)))
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in 'ab'}
+    found = speed.measure_alternately(steps, 1, CPU, warmup=1, repeats=3)
+    assert calls == list('ab') * 4
+    assert (found['a'].speed, found['b'].speed) == (1.0, 3.0)  # of 2, 4, 3
+
+
+def test_limit_runs_every_convolution_and_linear_layer_at_its_own_size(cfg):
+    model = build_detector(cfg)
+    calls = layer_calls(model, random_batch(2, (64, 96), 6))
+    tokens = 2 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+    assert sum(count for call, count in calls.items() if call.geometry) == convolutions
+    # the encoder's FFN and offsets; its value, weights and output, and the values of two decoder layers
+    assert calls[(tokens, 32), (64, 32), None] == 2
+    assert calls[(tokens, 32), (32, 32), None] == 5
+    limit_step(model, random_batch(2, (64, 96), 6))()

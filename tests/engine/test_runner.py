@@ -168,3 +168,43 @@ def test_the_learning_rate_is_scaled_by_the_effective_batch(tiny_run, tmp_path):
         tiny_run.config, TrainOptions(str(tmp_path), auto_scale_lr=True, cfg_options=options)
     )
     assert runner.optim_wrapper.get_lr()['lr'] == [pytest.approx(1e-4)]
+
+
+class Map(BaseModel):
+    """A convolution that is trained to give nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(2, 4, 3)
+
+    def forward(self, inputs, mode='tensor'):
+        return {'loss': self.conv(torch.stack(inputs)).square().mean()}
+
+
+def test_channels_last_resumes_bit_for_bit(tmp_path):
+    def train(epochs, **options):
+        torch.manual_seed(0)
+        runner = DetRunner(
+            Map(),
+            str(tmp_path),
+            train_dataloader={
+                'dataset': [{'inputs': torch.full((2, 8, 8), float(i))} for i in range(4)],
+                'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+                'batch_size': 2,
+            },
+            train_cfg={'by_epoch': True, 'max_epochs': epochs},
+            optim_wrapper={'optimizer': {'type': 'AdamW', 'lr': 0.1}},
+            default_scope='ddetr',
+            experiment_name=f'{tmp_path.name}_{epochs}_{len(options)}',
+            cfg={'channels_last': True},
+            **options,
+        )
+        runner.train()
+        return runner.model.conv.weight
+
+    whole = train(2)
+    train(1)
+    resumed = train(2, load_from=str(tmp_path / 'epoch_1.pth'), resume=True)
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+    assert resumed.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(whole, resumed)

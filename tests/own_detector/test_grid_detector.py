@@ -63,7 +63,7 @@ def test_is_tested_and_drawn(trained, tmp_path):
     assert len(list((tmp_path / 'shown').iterdir())) == 4
     run_command(
         sys.executable, 'demo/image_demo.py', folder / 'shapes/val2017', config, checkpoint,
-        '--out-dir', tmp_path / 'demo', '--score-thr', '0.001',
+        '--out-dir', tmp_path / 'demo', '--score-thr', '0.001', '--prepare', 'fp32',
     )  # fmt: skip
     (first, *_) = sorted((tmp_path / 'demo').glob('*.json'))
     assert json.loads(first.read_text())['detections'][0]['class'] in SHAPES

@@ -73,25 +73,27 @@ def test_count_flow_adds_up_what_it_lists(call):
     assert 'ddetr/models/detectors/base_detector.py: BaseDetector.forward' in printed
 
 
-@pytest.mark.parametrize('options', [[], ['--amp']], ids=['float32', 'amp'])
-def test_benchmark_measures_detection_and_training(call, options):
+def test_benchmark_measures_forms_and_the_limit(call):
     printed = call(
         'benchmark.py', TINY, '--size', 64, 96, '--warmup', 0, '--repeats', 2, '--device', 'cpu',
-        '--batch-sizes', 1, 4, '--format', 'csv', *options,
+        '--batch-sizes', 1, 4, '--format', 'csv', '--forms', 'plain', 'amp', 'prepared', '--limit',
     )  # fmt: skip
     head, table = printed.split('\n\n')
-    assert ('mixed precision' in head) == bool(options)
     assert 'random images of 64 x 96' in head
     rows = list(csv.DictReader(io.StringIO(table)))
-    assert [(row['measured'], row['batch']) for row in rows] == [
-        ('detection', '1'), ('detection', '4'), ('training', '2')
+    forms = ['plain', 'amp', 'prepared', 'limit', 'limit bf16']
+    assert [(row['measured'], row['batch'], row['form']) for row in rows] == [
+        *(('detection', batch, form) for batch in '14' for form in forms),
+        ('training', '2', 'plain'), ('training', '2', 'amp'),
     ]  # fmt: skip
     for row in rows:
+        assert (row['speed'] == '1.00') or row['form'] != 'plain'
         assert float(row['images/s']) == pytest.approx(
             1000 * int(row['batch']) / float(row['ms/step']), rel=0.01
         )
-    assert float(rows[2]['hours/epoch']) == pytest.approx(
-        118_287 / float(rows[2]['images/s']) / 3600, rel=0.01
+    training = rows[-2]
+    assert float(training['hours/epoch']) == pytest.approx(
+        118_287 / float(training['images/s']) / 3600, rel=0.01
     )
 
 

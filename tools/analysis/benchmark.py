@@ -1,9 +1,14 @@
 """Speed and memory of a detector on this machine: `python tools/analysis/benchmark.py CONFIG`.
 
-Detection with 1 and 4 images at a time, as the paper's main table has it, and training with the
-config's batch size: images a second (from the median step), the quartiles' distance, peak memory, and the device
-hours that an epoch of COCO would take. Images are in memory already: reading them is not measured. Weights are
-random, which costs the same, but for NMS: with random weights it has other boxes to drop.
+Detection with 1 and 4 images at a time, as the paper's main table has it, and training with the config's batch size:
+images a second (from the median step), speed relative to the first row, the quartiles' distance, the memory that a
+step takes, and the device hours that an epoch of COCO would take. All forms, exported files and peers of one batch size
+take turns, so that other work on the machine slows all of them down; relative speeds are medians over the rounds.
+Images are in memory already: reading them is not measured. Weights are random, which costs the same, but for NMS: with
+random weights it has other boxes to drop.
+
+    python tools/analysis/benchmark.py CONFIG --forms plain prepared compiled --peers transformers --limit
+    python tools/analysis/benchmark.py CONFIG --forms plain amp prepared-bf16 --exported model.onnx
 """
 
 import argparse
@@ -15,21 +20,16 @@ from mmengine.logging import MMLogger
 from mmengine.runner import set_random_seed
 
 from ddetr.analysis.batches import labelled_batch, random_batch
+from ddetr.analysis.benchmark import FORMS, Contest, detection_steps, training_steps
 from ddetr.analysis.building import build_detector
-from ddetr.analysis.speed import (
-    COCO_TRAIN_IMAGES,
-    Speed,
-    detection_step,
-    device_name,
-    measure,
-    training_step,
-)
+from ddetr.analysis.peers import PEERS
+from ddetr.analysis.speed import COCO_TRAIN_IMAGES, Speed, device_name, measure_alternately
 from ddetr.apis import list_images, prepare_image
 from ddetr.engine.config import load_config
 from ddetr.utils.cli import run_cli
 from ddetr.utils.tables import FORMATS, render_table
 
-HEADER = ('measured', 'batch', 'images/s', 'ms/step', 'spread', 'peak MiB', 'hours/epoch')
+HEADER = ('measured', 'batch', 'form', 'images/s', 'ms/step', 'speed', 'spread', 'step MiB', 'hours/epoch')
 
 
 def main() -> None:
@@ -38,28 +38,22 @@ def main() -> None:
     set_random_seed(0)
     MMLogger.get_current_instance().setLevel('ERROR')  # building the optimizer reports on every parameter
     cfg = load_config(args.config)
-    model = build_detector(cfg).to(device)
+    model: Any = build_detector(cfg).to(device)
     model.cfg = cfg
-    train_batch = args.train_batch_size or cfg.train_dataloader.batch_size
-    cases = [('detection', batch) for batch in args.batch_sizes]
-    cases += [('training', train_batch)] if train_batch > 0 and not args.no_training else []
-    if args.compile:
-        model.compile()
+    contest = Contest(model, cfg, tuple(args.forms), tuple(args.peers), tuple(args.exported), args.limit)
     rows = []
-    for kind, images in cases:
-        batch = make_batch(model, images, args)
-        if kind == 'training':
-            step = training_step(model, batch, cfg, args.amp)
-        else:
-            step = detection_step(model, batch, args.amp)
-        speed = measure(step, images, device, args.warmup, args.repeats)
-        rows.append(line_of(kind, speed))
+    for images in args.batch_sizes:
+        steps = detection_steps(contest, make_batch(model, images, args))
+        speeds = measure_alternately(steps, images, device, args.warmup, args.repeats, args.cpu_time)
+        rows += [line_of('detection', name, speed) for name, speed in speeds.items()]
+    train_batch = args.train_batch_size or cfg.train_dataloader.batch_size
+    if train_batch > 0 and not args.no_training:
+        steps = training_steps(contest, make_batch(model, train_batch, args))
+        speeds = measure_alternately(steps, train_batch, device, args.warmup, args.repeats, args.cpu_time)
+        rows += [line_of('training', name, speed) for name, speed in speeds.items()]
     what = f'images of {args.images}' if args.images else f'random images of {args.size[0]} x {args.size[1]}'
-    precision = 'mixed precision' if args.amp else 'float32'
-    print(
-        f'{Path(args.config).stem} on {device_name(device)}, PyTorch {torch.__version__}, {precision}', end=''
-    )
-    print(f'{", compiled" if args.compile else ""}; {what}; {args.repeats} steps after {args.warmup}\n')
+    print(f'{Path(args.config).stem} on {device_name(device)}, PyTorch {torch.__version__}; {what}; ', end='')
+    print(f'{args.repeats} rounds after {args.warmup}{", CPU time" if args.cpu_time else ""}\n')
     print(render_table(HEADER, rows, args.format))
 
 
@@ -69,6 +63,19 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument(
+        '--forms',
+        nargs='+',
+        choices=FORMS,
+        default=['plain'],
+        help='amp: mixed precision, float16 on GPUs, bfloat16 on CPUs; prepared: see docs/inference.md; compiled: '
+        'prepared and compiled. Training has plain and amp (default: plain)',
+    )
+    parser.add_argument('--peers', nargs='*', choices=PEERS, default=[], help='detectors of other projects')
+    parser.add_argument('--exported', nargs='*', default=[], metavar='FILE', help='files by `ddetr export`')
+    parser.add_argument(
+        '--limit', action='store_true', help='measure all convolutions and linear layers without the rest'
+    )
+    parser.add_argument(
         '--size', nargs=2, type=int, default=(800, 1066), metavar=('H', 'W'), help='of random images'
     )
     parser.add_argument(
@@ -77,17 +84,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch-sizes', nargs='*', type=int, default=[1, 4], help='of detection')
     parser.add_argument('--train-batch-size', type=int, help="by default the config's, for one device")
     parser.add_argument('--no-training', action='store_true', help='measure detection only')
-    parser.add_argument(
-        '--amp', action='store_true', help='mixed precision: float16 on GPUs, bfloat16 on CPUs'
-    )
-    parser.add_argument('--compile', action='store_true', help='torch.compile the model')
     parser.add_argument('--device', help='by default the GPU, if there is one')
-    parser.add_argument('--warmup', type=int, default=3, help='steps before the first that is measured')
-    parser.add_argument('--repeats', type=int, default=10, help='measured steps, at least 2')
+    parser.add_argument('--warmup', type=int, default=3, help='rounds before the first that is measured')
+    parser.add_argument('--repeats', type=int, default=10, help='measured rounds, at least 2')
+    parser.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help='CPU time, for a single thread (OMP_NUM_THREADS=1) on a busy machine',
+    )
     parser.add_argument('--format', choices=FORMATS, default='text')
     args = parser.parse_args()
     if args.repeats < 2:
-        parser.error(f'--repeats {args.repeats}: quartiles need at least 2 steps')
+        parser.error(f'--repeats {args.repeats}: quartiles need at least 2 rounds')
     return args
 
 
@@ -101,15 +109,17 @@ def make_batch(model: Any, images: int, args: argparse.Namespace) -> dict[str, l
     return labelled_batch([prepare_image(model, file)['inputs'][0] for file in chosen], num_classes)
 
 
-def line_of(kind: str, speed: Speed) -> tuple[str, ...]:
+def line_of(kind: str, form: str, speed: Speed) -> tuple[str, ...]:
     """One row for `HEADER`."""
     return (
         kind,
         str(speed.images),
+        form,
         f'{speed.images_per_s:.3g}',
         f'{speed.median_s * 1e3:.4g}',
+        f'{speed.speed:.2f}',
         f'{speed.spread:.1%}',
-        f'{speed.peak_mib:.0f}',
+        f'{speed.step_mib:.0f}',
         f'{speed.hours_per_epoch(COCO_TRAIN_IMAGES):.3g}' if kind == 'training' else '',
     )
 

@@ -4,9 +4,12 @@
     python tools/analysis/data_loading.py CONFIG --ranks 2 --num-workers 4 --delay-ms 20 \
         --cfg-options train_dataloader.dataset.cache_mode=True
 
+    python tools/analysis/data_loading.py CONFIG --parts 128
+
 The config's loader runs without a model, in as many processes as a training on one machine would have. `--delay-ms`
 makes each reading of an image's file wait, as a slow file system does. Memory is that of all processes together after
-the epoch, shared pages counted once (their proportional set size, from /proc), and of the image cache.
+the epoch, shared pages counted once (their proportional set size, from /proc), and of the image cache. `--parts`
+measures the steps of the pipeline one by one, in this process and on one core.
 """
 
 import argparse
@@ -24,11 +27,14 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 
+from ddetr.analysis.examples import build_dataset
 from ddetr.engine.config import check_config, dataset_of, load_config
 from ddetr.registry import SCOPE
 from ddetr.utils.cli import add_cfg_options, run_cli
+from ddetr.utils.seeding import seeded
 from ddetr.utils.tables import FORMATS, render_table
 
+PARTS_HEADER = ('step', 'ms/image', 'share', 'images/s')
 HEADER = ('epoch', 'images', 's', 'images/s', 'padded', 'MiB', 'of them cached')
 
 
@@ -47,6 +53,9 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     check_config(cfg)
+    if args.parts:
+        print(render_table(PARTS_HEADER, time_parts(cfg, args.parts), args.format))
+        return
     if args.num_workers is not None:
         workers = {'num_workers': args.num_workers, 'persistent_workers': args.num_workers > 0}
         cfg.train_dataloader.update(workers)
@@ -67,9 +76,43 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--ranks', type=int, default=1, help='processes (default: %(default)s)')
     parser.add_argument('--num-workers', type=int, help="of each rank; by default the config's")
     parser.add_argument('--delay-ms', type=float, default=0.0, help='wait before each file (default: 0)')
+    parser.add_argument(
+        '--parts', type=int, metavar='N', help="time the pipeline's steps on N images instead"
+    )
     parser.add_argument('--format', choices=FORMATS, default='text')
     add_cfg_options(parser)
     return parser.parse_args()
+
+
+def time_parts(cfg: Config, images: int) -> list[tuple[str, ...]]:
+    """Rows for `PARTS_HEADER`: CPU time of each step of the training pipeline over so many images."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    init_default_scope(SCOPE)
+    dataset = build_dataset({**dataset_of(cfg.train_dataloader), 'serialize_data': False})
+    names = [type(step).__name__ for step in dataset.pipeline.transforms]
+    seconds = [0.0] * len(names)
+    with seeded(0):
+        for number in range(images):
+            results: Any = dataset.get_data_info(number % len(dataset))
+            for i, step in enumerate(dataset.pipeline.transforms):
+                start = time.process_time()
+                results = step(results)
+                seconds[i] += time.process_time() - start
+                if results is None:  # another image is chosen
+                    break
+    total = sum(seconds)
+    rows = [
+        (
+            name,
+            f'{1e3 * spent / images:.3f}',
+            f'{spent / total:.1%}',
+            f'{images / spent:.0f}' if spent else '',
+        )
+        for name, spent in zip(names, seconds, strict=True)
+    ]
+    return [*rows, ('all', f'{1e3 * total / images:.3f}', '100.0%', f'{images / total:.0f}')]
 
 
 class SlowBackend(fileio.LocalBackend):
