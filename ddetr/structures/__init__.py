@@ -1,4 +1,5 @@
 from .det_data_sample import Annotations, DetDataSample, Samples
+from .detections import Detections
 from .image_batch import ImageBatch
 from .region_prediction import AnchorPredictions, Proposals, RoIPredictions, RoITargets, Sampled
 from .set_prediction import (
@@ -23,6 +24,7 @@ __all__ = [
     'DecoderInput',
     'DecoderStates',
     'DetDataSample',
+    'Detections',
     'EncoderProposals',
     'FlatFeatures',
     'FlatMap',

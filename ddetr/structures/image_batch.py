@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -14,5 +15,9 @@ class ImageBatch(NamedTuple):
     @property
     def sizes_hw(self) -> list[tuple[int, int]]:
         """The (h, w) of each image without its padding."""
-        heights, widths = (~self.pad_mask[:, :, 0]).sum(1), (~self.pad_mask[:, 0]).sum(1)
-        return list(zip(heights.tolist(), widths.tolist(), strict=True))
+        return [(height, width) for height, width in self.size_tensor.tolist()]
+
+    @property
+    def size_tensor(self) -> Tensor:
+        """`sizes_hw` as (B, 2) int64 on the images' device, which an export can trace for any batch."""
+        return torch.stack([(~self.pad_mask[:, :, 0]).sum(1), (~self.pad_mask[:, 0]).sum(1)], 1)

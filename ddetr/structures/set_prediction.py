@@ -24,6 +24,7 @@ class FlatFeatures(NamedTuple):
     spatial_shapes: Tensor  # (L, 2) int64, (h, w) of each level
     level_start_index: Tensor  # (L,) int64, first token of each level
     valid_ratios: Tensor  # (B, L, 2), (w, h): unpadded part of each level's sides
+    level_sizes_hw: tuple[tuple[int, int], ...]  # `spatial_shapes` as numbers; symbolic while exporting
 
 
 class FlatMap(NamedTuple):

@@ -4,12 +4,13 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ddetr.models.data_preprocessor import DetDataPreprocessor
 from ddetr.registry import MODELS
-from ddetr.structures import ImageBatch, Samples
+from ddetr.structures import DetDataSample, Detections, ImageBatch, Samples
 from ddetr.utils.errors import ConfigError
 from ddetr.weights import WeightFamily
 
@@ -73,6 +74,24 @@ class BaseDetector(BaseModel, ABC):
     @abstractmethod
     def tensor(self, batch: ImageBatch) -> Any:
         """A batch -> the raw predictions before any loss or selection."""
+
+    def detect(self, batch: ImageBatch) -> Detections:
+        """A batch -> detections in pixels of its images, as tensors; what an exported detector computes.
+
+        By default by `predict`, with one sample per image, so that an export has to fix the batch's size. A detector
+        that computes its detections for the whole batch in tensors can be exported for any.
+        """
+        samples = [DetDataSample() for _ in batch.images]
+        for sample, size in zip(samples, batch.sizes_hw, strict=True):
+            for name in ('img_shape', 'ori_shape', 'pad_shape'):
+                sample.set_field(size, name, field_type='metainfo')  # `metainfo=` would copy symbolic numbers
+        found = [sample.pred_instances for sample in self.predict(batch, samples)]
+        longest = max(len(instances) for instances in found)
+        fields = (
+            [F.pad(i[name], (0, 0) * (i[name].dim() - 1) + (0, longest - len(i))) for i in found]
+            for name in ('bboxes', 'scores', 'labels')
+        )
+        return Detections(*map(torch.stack, fields))
 
     def extract_feat(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> the neck's levels, L x (B, C, H_l, W_l)."""

@@ -17,6 +17,7 @@ from ddetr.models.layers.positional_encoding import encode_boxes
 from ddetr.registry import MODELS
 from ddetr.structures import (
     DecoderInput,
+    Detections,
     EncoderProposals,
     FlatFeatures,
     ImageBatch,
@@ -167,6 +168,10 @@ class DeformableDETR(BaseDetector):
     def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
         return self.bbox_head.predict(self.tensor(batch), samples)
+
+    def detect(self, batch: ImageBatch) -> Detections:
+        """See `BaseDetector`."""
+        return self.bbox_head.detect(self.tensor(batch), batch)
 
     def tensor(self, batch: ImageBatch) -> SetPredictions:
         """See `BaseDetector`."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ddetr.models.layers import DetrTransformerDecoder, DetrTransformerEncoder, SinePositionalEncoding
 from ddetr.models.layers.positional_encoding import pad_mask_on
 from ddetr.registry import MODELS
-from ddetr.structures import FlatMap, ImageBatch, Samples, SetPredictions
+from ddetr.structures import Detections, FlatMap, ImageBatch, Samples, SetPredictions
 
 from .base_detector import BaseDetector, build_backbone_and_neck
 from .detr_weights import DETR as DETR_WEIGHTS
@@ -59,6 +59,10 @@ class DETR(BaseDetector):
     def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
         return self.bbox_head.predict(self.tensor(batch), samples)
+
+    def detect(self, batch: ImageBatch) -> Detections:
+        """See `BaseDetector`."""
+        return self.bbox_head.detect(self.tensor(batch), batch)
 
     def tensor(self, batch: ImageBatch) -> SetPredictions:
         """The whole forward pass, from images to the predicted sets of all decoder layers."""

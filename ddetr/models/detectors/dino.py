@@ -15,6 +15,7 @@ from ddetr.models.layers.deformable_transformer import flatten_levels, token_anc
 from ddetr.registry import MODELS
 from ddetr.structures import (
     DecoderInput,
+    Detections,
     EncoderProposals,
     FlatFeatures,
     ImageBatch,
@@ -137,6 +138,10 @@ class DINO(BaseDetector):
     def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
         """See `BaseDetector`."""
         return self.bbox_head.predict(self.tensor(batch), samples)
+
+    def detect(self, batch: ImageBatch) -> Detections:
+        """See `BaseDetector`."""
+        return self.bbox_head.detect(self.tensor(batch), batch)
 
     def tensor(self, batch: ImageBatch) -> SetPredictions:
         """See `BaseDetector`."""

@@ -213,18 +213,20 @@ def flatten_levels(
         height, width = mask.shape[1:]
         valid = (~mask).float()
         ratios.append(torch.stack([valid[:, 0, :].sum(1) / width, valid[:, :, 0].sum(1) / height], -1))
-    shapes = torch.tensor([feat.shape[-2:] for feat in feats], device=feats[0].device)  # (L, 2)
+    sizes = tuple((feat.shape[-2], feat.shape[-1]) for feat in feats)
+    shapes = torch.tensor(sizes, device=feats[0].device)  # (L, 2)
     starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])  # (L,)
     sequence, position, padding = (torch.cat(parts, 1) for parts in (tokens, positions, masks))
-    return FlatFeatures(sequence, position, padding, shapes, starts, torch.stack(ratios, 1))
+    return FlatFeatures(sequence, position, padding, shapes, starts, torch.stack(ratios, 1), sizes)
 
 
 def token_centres(flat: FlatFeatures) -> Tensor:
     """The centre of every token's pixel relative to the unpadded image, x before y: (B, S, 2)."""
     centres = []
-    for (height, width), ratio in zip(flat.spatial_shapes.tolist(), flat.valid_ratios.unbind(1), strict=True):
-        y = torch.arange(0.5, height, device=ratio.device) / height
-        x = torch.arange(0.5, width, device=ratio.device) / width
+    for (height, width), ratio in zip(flat.level_sizes_hw, flat.valid_ratios.unbind(1), strict=True):
+        # not arange(0.5, n), which torch.onnx types as int64
+        y = (torch.arange(height, device=ratio.device) + 0.5) / height
+        x = (torch.arange(width, device=ratio.device) + 0.5) / width
         grid_y, grid_x = torch.meshgrid(y, x, indexing='ij')
         centres.append(torch.stack([grid_x, grid_y], -1).view(1, -1, 2) / ratio[:, None])  # (B, H*W, 2)
     return torch.cat(centres, 1)
@@ -237,9 +239,13 @@ def token_anchors(flat: FlatFeatures, size: float = 0.05) -> tuple[Tensor, Tenso
     the paper's code).
     """
     centres = token_centres(flat)  # (B, S, 2)
-    tokens_of_level = flat.spatial_shapes.prod(1)
-    level = torch.arange(len(tokens_of_level), device=centres.device).repeat_interleave(tokens_of_level)
-    sides = (size * 2.0**level)[None, :, None].expand_as(centres)
+    sides = torch.cat(
+        [
+            centres.new_full((height * width,), size * 2.0**level)
+            for level, (height, width) in enumerate(flat.level_sizes_hw)
+        ]
+    )  # (S,)
+    sides = sides[None, :, None].expand_as(centres)
     anchors = torch.cat([centres, sides], -1)
     inside = ((anchors > 0.01) & (anchors < 0.99)).all(-1)  # (B, S)
     unusable = flat.pad_mask | ~inside

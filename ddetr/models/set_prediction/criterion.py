@@ -12,11 +12,21 @@ from torchvision.ops import box_convert
 
 from ddetr.models.task_modules import HungarianAssigner
 from ddetr.registry import MODELS, TASK_UTILS
-from ddetr.structures import NO_OBJECT, Matched, Matching, QueryGroup, Samples, SetPredictions, SetTargets
+from ddetr.structures import (
+    NO_OBJECT,
+    Detections,
+    ImageBatch,
+    Matched,
+    Matching,
+    QueryGroup,
+    Samples,
+    SetPredictions,
+    SetTargets,
+)
 from ddetr.structures.effective_batch import ACTIVE, EffectiveBatch, gather_batch
 from ddetr.utils.errors import ConfigError
 
-from .selection import set_pred_instances
+from .selection import select_detections, set_pred_instances
 
 Extras = Mapping[str, Tensor]  # (N, B, Q, ...) each
 
@@ -330,6 +340,10 @@ class SetHead(BaseModule):
     def predict(self, preds: SetPredictions, samples: Samples) -> Samples:
         """Set each sample's `pred_instances` from the last layer's set."""
         return set_pred_instances(preds, samples, self.max_per_img, self.use_sigmoid)
+
+    def detect(self, preds: SetPredictions, batch: ImageBatch) -> Detections:
+        """The best detections of the last layer's set; see `BaseDetector.detect`."""
+        return select_detections(preds, batch.size_tensor, self.max_per_img, self.use_sigmoid)[0]
 
 
 def build_criterion(

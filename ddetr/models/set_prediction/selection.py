@@ -5,46 +5,54 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from ddetr.structures import DetDataSample, Samples, SetPredictions
+from ddetr.structures import Detections, Samples, SetPredictions
 
 
 def set_pred_instances(
     preds: SetPredictions, samples: Samples, max_per_img: int, use_sigmoid: bool
 ) -> Samples:
-    """Set each sample's `pred_instances` to the best detections of the last layer's set."""
-    for sample, logits, boxes in zip(samples, preds.cls_logits[-1], preds.boxes_cxcywh_norm[-1], strict=True):
-        sample.pred_instances = select_detections(logits, boxes, sample, max_per_img, use_sigmoid)
+    """Set each sample's `pred_instances` to the best detections of the last layer's set.
+
+    They are `bboxes` (N, 4) in pixels of the original image, `scores` (N,), `labels` (N,) and `query_index` (N,), the
+    query of each detection, best first.
+    """
+    sizes_hw = torch.tensor([sample.img_shape[:2] for sample in samples], device=preds.cls_logits.device)
+    found, query = select_detections(preds, sizes_hw, max_per_img, use_sigmoid)
+    for i, sample in enumerate(samples):
+        boxes, scores, labels = (field[i] for field in found)
+        sample.pred_instances = InstanceData(
+            bboxes=sample.to_original(boxes), scores=scores, labels=labels, query_index=query[i]
+        )
     return samples
 
 
 def select_detections(
-    cls_logits: Tensor, boxes_cxcywh_norm: Tensor, sample: DetDataSample, max_per_img: int, use_sigmoid: bool
-) -> InstanceData:
-    """The best detections of one image, best first, in pixels of the original image.
+    preds: SetPredictions, sizes_hw: Tensor, max_per_img: int, use_sigmoid: bool
+) -> tuple[Detections, Tensor]:
+    """The best detections of the last layer's sets, best first, in pixels of the unpadded input images.
 
     Sigmoid heads choose among all (query, class) pairs, so that a query can give several detections
     (Zhu et al., 2021, section 5); softmax heads take each query's best class (Carion et al., 2020, section 4).
 
     Args:
-        cls_logits: (Q, K), softmax heads (Q, K + 1).
-        boxes_cxcywh_norm: (Q, 4).
-        sample: Has `img_shape` and, where the image was resized, `scale_factor`.
-        max_per_img: Largest number of detections.
+        preds: Of B images.
+        sizes_hw: (B, 2), the images without their padding.
+        max_per_img: Largest number of detections in an image.
         use_sigmoid: The kind of head.
 
     Returns:
-        `bboxes` (N, 4), `scores` (N,), `labels` (N,) and `query_index` (N,), the query of each detection.
+        The detections, and the query (B, N) of each.
     """
-    logits, boxes = cls_logits.float(), boxes_cxcywh_norm.float()
+    logits, boxes = preds.cls_logits[-1].float(), preds.boxes_cxcywh_norm[-1].float()  # (B, Q, K), (B, Q, 4)
+    queries, num_classes = logits.shape[1:]
     if use_sigmoid:
-        num_classes = logits.shape[-1]
-        scores, index = logits.sigmoid().flatten().topk(min(max_per_img, logits.numel()))
+        scores, index = logits.sigmoid().flatten(1).topk(min(max_per_img, queries * num_classes), dim=1)
         labels, query = index % num_classes, index // num_classes
     else:
-        best, best_label = logits.softmax(-1)[:, :-1].max(-1)  # (Q,)
-        scores, query = best.topk(min(max_per_img, len(best)))
-        labels = best_label[query]
-    size = boxes.new_tensor(sample.img_shape[1::-1] * 2)  # w h w h
-    boxes_px = (box_convert(boxes[query], 'cxcywh', 'xyxy') * size).clamp(min=0)
-    boxes_px = sample.to_original(torch.minimum(boxes_px, size))
-    return InstanceData(bboxes=boxes_px, scores=scores, labels=labels, query_index=query)
+        best, best_label = logits.softmax(-1)[..., :-1].max(-1)  # (B, Q)
+        scores, query = best.topk(min(max_per_img, queries), dim=1)
+        labels = best_label.gather(1, query)
+    size = sizes_hw.to(boxes.dtype).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4), w h w h
+    chosen = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+    boxes_px = (box_convert(chosen, 'cxcywh', 'xyxy') * size).clamp(min=0)
+    return Detections(torch.minimum(boxes_px, size), scores, labels), query

@@ -26,7 +26,7 @@ def features(batch=2):
     mask = torch.zeros(batch, TOKENS, dtype=torch.bool)
     tokens = torch.randn(batch, TOKENS, C)
     ratios = torch.ones(batch, 2, 2) * torch.tensor([0.75, 1.0])
-    return FlatFeatures(tokens, torch.zeros_like(tokens), mask, shapes, starts, ratios)
+    return FlatFeatures(tokens, torch.zeros_like(tokens), mask, shapes, starts, ratios, SHAPES)
 
 
 def decoder(**options):

@@ -1,0 +1,15 @@
+"""The optional packages of deployment."""
+
+import importlib
+
+from ddetr.utils.errors import InputError
+
+
+def require(*modules: str) -> None:
+    """Import these; InputError that names the missing one and the extra to install."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            package = module.partition('.')[0]
+            raise InputError(f'{package} is not installed: pip install "ddetr[export]".') from error

@@ -1,0 +1,60 @@
+"""A detector as a function of tensors: what is traced, and what the proof compares with."""
+
+from typing import Any
+
+import torch
+from mmengine.model import ImgDataPreprocessor
+from torch import Tensor, nn
+
+from ddetr.structures import Detections, ImageBatch
+from ddetr.utils.errors import InputError
+
+
+class DeployedDetector(nn.Module):
+    """A detector's own forward pass and selection behind the signature of exported files; see `ExportInfo`.
+
+    Args:
+        detector: A `BaseDetector`; it is used as it is and must be in evaluation mode.
+        preprocessing: 'outside' or 'inside'; see `ExportInfo`.
+
+    Raises:
+        InputError: A model that cannot `detect`; preprocessing 'inside' with a data preprocessor of another kind.
+    """
+
+    def __init__(self, detector: nn.Module, preprocessing: str = 'outside') -> None:
+        super().__init__()
+        if not hasattr(detector, 'detect'):
+            raise InputError(
+                f'{type(detector).__name__} is no detector of ddetr: a model that can be exported is a subclass of '
+                'BaseDetector or has its method `detect`.'
+            )
+        self.detector = detector
+        preprocessor = getattr(detector, 'data_preprocessor', None)
+        if preprocessing == 'inside' and not isinstance(preprocessor, ImgDataPreprocessor):
+            raise InputError(
+                f'preprocessing inside the graph: {type(preprocessor).__name__} is no ImgDataPreprocessor; export '
+                'without --with-preprocessing.'
+            )
+        self.preprocessor = preprocessor if preprocessing == 'inside' else None
+
+    def forward(self, images: Tensor, sizes_hw: Tensor) -> Detections:
+        """(B, 3, H, W) images, padded, and (B, 2) int64, their sizes without padding -> detections."""
+        height, width = images.shape[-2:]
+        rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
+        below = rows[None, :, None] >= sizes_hw[:, 0, None, None]  # (B, H, 1)
+        right = columns[None, None] >= sizes_hw[:, 1, None, None]  # (B, 1, W)
+        pad_mask = below | right
+        if self.preprocessor is not None:
+            images = normalise(images, pad_mask, self.preprocessor)
+        found = self.detector.detect(ImageBatch(images, pad_mask))
+        return Detections(found.boxes_xyxy_px.float(), found.scores.float(), found.labels.long())
+
+
+def normalise(images: Tensor, pad_mask: Tensor, preprocessor: Any) -> Tensor:
+    """Swap channels, normalise and fill the padding of (B, 3, H, W) uint8 as mmengine's `ImgDataPreprocessor` does."""
+    if preprocessor._channel_conversion:
+        images = images.flip(1)
+    images = images.float()
+    if preprocessor._enable_normalize:
+        images = (images - preprocessor.mean) / preprocessor.std
+    return images.masked_fill(pad_mask[:, None], float(preprocessor.pad_value))

@@ -1,0 +1,52 @@
+"""Running exported files: one module per runtime, each with a class `Runtime`.
+
+`Runtime(path, device, threads)` has `info`, an `ExportInfo`, and is called with images and sizes as numpy arrays.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ddetr.deployment.info import ExportInfo
+from ddetr.utils.errors import InputError
+
+from .arrays import DetectionArrays
+
+MODULES = {
+    '.onnx': 'onnx',
+    '.xml': 'openvino',
+    '.pt2': 'torch_export',
+}  # by suffix; more than one may read .pt2
+
+
+class Runtime(Protocol):
+    """A detector in some runtime."""
+
+    info: ExportInfo
+
+    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
+        """Detect in images (B, 3, H, W) of `sizes_hw` (B, 2) without padding."""
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a file's suffix is that of an exported detector."""
+    return Path(path).suffix in MODULES
+
+
+def load(path: str | Path, device: str = 'cpu', threads: int | None = None) -> Runtime:
+    """Open an exported file in the runtime that its suffix names.
+
+    Raises:
+        InputError: Another suffix, or the runtime cannot read the file.
+    """
+    suffix = Path(path).suffix
+    if suffix not in MODULES:
+        raise InputError(f'{path}: exported detectors end in {", ".join(MODULES)}.')
+    name = MODULES[suffix]
+    if suffix == '.pt2':
+        from .archives import is_aoti_package
+
+        name = 'aoti' if is_aoti_package(path) else name
+    return importlib.import_module(f'{__name__}.{name}').Runtime(path, device, threads)

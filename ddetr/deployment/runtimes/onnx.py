@@ -1,0 +1,66 @@
+"""ONNX files in ONNX Runtime."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ddetr.deployment.extras import require
+from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, ExportInfo
+from ddetr.utils.errors import InputError, first_line
+
+from .arrays import DetectionArrays, run_batch
+
+
+class Runtime:
+    """A detector in ONNX Runtime.
+
+    Args:
+        path: File that was written by `ddetr export`.
+        device: 'cpu', or 'cuda' with onnxruntime-gpu.
+        threads: Of the CPU; by default all cores.
+
+    Attributes:
+        info: What the file says about itself.
+
+    Raises:
+        InputError: The file cannot be read or is no export of ours; onnxruntime or its provider is missing.
+    """
+
+    def __init__(self, path: str | Path, device: str = 'cpu', threads: int | None = None) -> None:
+        require('onnxruntime')
+        import onnxruntime
+
+        provider = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}.get(
+            device.partition(':')[0]
+        )
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise InputError(f'device={device!r}: this onnxruntime runs on {", ".join(available)}.')
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.path = str(path)
+        if not Path(path).is_file():
+            raise InputError(f'{path} does not exist: check the path.')
+        try:
+            self._session = onnxruntime.InferenceSession(self.path, options, [provider])
+        except Exception as error:  # onnxruntime's exceptions have no common class
+            raise InputError(f'{path} cannot be read by onnxruntime: {first_line(error)}') from error
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if METADATA_KEY not in metadata:
+            raise InputError(
+                f'{path} has no metadata {METADATA_KEY!r}: it was not written by `ddetr export`.'
+            )
+        try:
+            self.info = ExportInfo.from_json(metadata[METADATA_KEY])
+        except ValueError as error:
+            raise InputError(f'{path}: {error}.') from error
+
+    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
+        """Detect in images (B, 3, H, W) of `sizes_hw` (B, 2) without padding; see `run_batch` for errors."""
+        return run_batch(self._run, self.info, self.path, images, sizes_hw)
+
+    def _run(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[np.ndarray]:
+        feeds = dict(zip(INPUT_NAMES, (images, sizes_hw), strict=True))
+        return self._session.run(list(OUTPUT_NAMES), feeds)

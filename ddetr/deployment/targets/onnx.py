@@ -1,0 +1,53 @@
+"""ONNX, by PyTorch's exporter."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddetr.deployment.extras import require
+from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, ExportInfo
+from ddetr.deployment.options import ExportOptions
+from ddetr.deployment.tracing import dynamic_shapes, tracing
+
+SUFFIX = '.onnx'
+
+
+def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOptions, path: Path) -> None:
+    """Write `module` as an ONNX file.
+
+    Args:
+        module: A `DeployedDetector` in evaluation mode.
+        example: Images (B, 3, H, W) and sizes (B, 2) to trace it with.
+        options: Fixed sizes, opset, op.
+        path: File to write.
+    """
+    require('onnx', 'onnxscript')
+    from ddetr_ops.onnx import translation_table
+
+    with torch.no_grad(), tracing():
+        program = torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            opset_version=options.opset,
+            input_names=INPUT_NAMES,
+            output_names=OUTPUT_NAMES,
+            dynamic_shapes=dynamic_shapes(options),
+            custom_translation_table=translation_table(options.opset),
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path))
+
+
+def annotate(path: Path, info: ExportInfo) -> None:
+    """Put `info` into the file's metadata, in place of what is there."""
+    import onnx
+
+    model = onnx.load(path)
+    kept = [entry for entry in model.metadata_props if entry.key != METADATA_KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    model.metadata_props.add(key=METADATA_KEY, value=info.to_json())
+    onnx.save(model, path)
