@@ -4,14 +4,12 @@
 that `ddetr export` has written needs no config: `python demo/image_demo.py IMAGE model.onnx`.
 """
 
-import argparse
-
-from ddetr.cli import predict
+from ddetr.cli import Parser, predict
 from ddetr.utils.cli import run_cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument('inputs', metavar='IMAGE', nargs=1, help='image, folder of images, pattern, ...')
     predict.add_detector_arguments(parser)
     predict.add_file_options(parser)

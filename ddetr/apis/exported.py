@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from ddetr.datasets.coco_format import listing
 from ddetr.datasets.formats import data_options
-from ddetr.deployment import EXPORT_SUFFIXES, ExportInfo, load
+from ddetr import deployment
+from ddetr.deployment import ExportInfo, load
 from ddetr.engine.config import load_config
 from ddetr.engine.saved_config import KEPT, registered_only
 from ddetr.registry import SCOPE
 from ddetr.structures import Samples
-from ddetr.utils.errors import ConfigError, InputError, first_line
+from ddetr.utils.errors import ConfigError, InputError
 
 
 def is_exported(path: Any) -> bool:
     """Whether a checkpoint's name is that of an exported file."""
-    return isinstance(path, (str, Path)) and Path(path).suffix.lower() in EXPORT_SUFFIXES
+    return isinstance(path, (str, Path)) and deployment.is_exported(path)
 
 
 class ExportedDetector(nn.Module):
@@ -31,8 +32,8 @@ class ExportedDetector(nn.Module):
 
     Args:
         path: File that `ddetr export` has written.
-        device: 'cpu', 'cuda', ...; see `ddetr.deployment.load`.
-        threads: See `ddetr.deployment.load`.
+        device: 'cpu' unless given; see `ddetr.deployment.load`.
+        threads: Of the CPU; by default all cores.
 
     Attributes:
         dataset_meta: `classes`, the names by label.
@@ -44,8 +45,7 @@ class ExportedDetector(nn.Module):
 
     def __init__(self, path: str | Path, device: str | None = None, threads: int | None = None) -> None:
         super().__init__()
-        self.path = str(path)
-        self.runtime = load(path, device, threads)
+        self.runtime = load(path, device or 'cpu', threads)
         self.info: ExportInfo = self.runtime.info
         self.dataset_meta = {'classes': tuple(self.info.classes)}
         self.cfg = Config({'test_dataloader': {'dataset': {'pipeline': test_pipeline(self.info, path)}}})
@@ -62,66 +62,50 @@ class ExportedDetector(nn.Module):
             `scores` (N,), `labels` (N,), best first.
 
         Raises:
-            InputError: The images are too large for a file of fixed size, or the runtime cannot run them.
+            InputError: An image is too large for a file of fixed size, or the runtime fails on it.
         """
-        images, samples = data['inputs'], data['data_samples']
-        step = self.info.batch or len(images)
-        for start in range(0, len(images), step):
-            self._detect(images[start : start + step], samples[start : start + step])
-        return samples
-
-    def _detect(self, images: Sequence[Tensor], samples: Samples) -> None:
-        batch, sizes_hw = make_batch([image.numpy() for image in images], self.info, self.path)
-        try:
-            found = self.runtime(batch, sizes_hw)
-        except InputError:
-            raise
-        except Exception as error:  # every runtime has errors of its own
-            shape = ' x '.join(map(str, batch.shape))
-            raise InputError(f'{self.path} cannot run a batch of {shape}: {first_line(error)}') from error
-        for sample, *fields in zip(samples, *found, strict=False):  # a batch of fixed size has more
+        samples = data['data_samples']
+        found = self.runtime(*make_batch([image.numpy() for image in data['inputs']], self.info))
+        for sample, *fields in zip(samples, *found, strict=True):
             boxes, scores, labels = (torch.from_numpy(np.array(field)) for field in fields)
             kept = scores > 0  # places without a detection score 0
             sample.pred_instances = InstanceData(
                 bboxes=sample.to_original(boxes[kept]), scores=scores[kept], labels=labels[kept]
             )
+        return samples
 
 
-def make_batch(
-    images: Sequence[np.ndarray], info: ExportInfo, path: str | Path
-) -> tuple[np.ndarray, np.ndarray]:
+def make_batch(images: Sequence[np.ndarray], info: ExportInfo) -> tuple[np.ndarray, np.ndarray]:
     """The inputs of an exported graph: images normalised, unless the graph does that, and padded.
 
     Args:
-        images: (3, H_i, W_i) each; at most `info.batch`, where that is fixed.
+        images: (3, H_i, W_i) each, as the test pipeline makes them.
         info: What the file says about itself.
-        path: Of the file, for messages.
 
     Returns:
-        (B, 3, H, W), and (B, 2) int64, their heights and widths without padding. A batch of fixed size is filled with
-        copies of the last image.
+        (B, 3, H, W), and (B, 2) int64, their heights and widths without padding.
 
     Raises:
         InputError: An image is larger than the fixed size.
     """
-    sizes = [image.shape[1:] for image in images]
+    sizes_hw = np.array([image.shape[1:] for image in images], np.int64)  # (B, 2)
     divisor = math.lcm(info.pad_size_divisor, info.multiple_of)
-    largest = [-(-max(sides) // divisor) * divisor for sides in zip(*sizes, strict=True)]
-    height, width = (fixed or side for fixed, side in zip((info.height, info.width), largest, strict=True))
-    for size in sizes:
+    padded = -(-sizes_hw.max(0) // divisor) * divisor
+    height, width = (
+        fixed or int(side) for fixed, side in zip((info.height, info.width), padded, strict=True)
+    )
+    for size in sizes_hw:
         if size[0] > height or size[1] > width:
             raise InputError(
-                f'{path} takes images of at most {height} x {width} pixels (h, w), and its test pipeline makes '
-                f'{size[0]} x {size[1]} of this one: export with another size, or with dynamic ones.'
+                f'the exported detector takes images of {height} x {width} pixels (h x w), and its test pipeline makes '
+                f'{size[0]} x {size[1]} of this one: export another size, or dynamic ones.'
             )
     inside = info.preprocessing == 'inside'
-    count = info.batch or len(images)
     fill, dtype = (0, np.uint8) if inside else (info.pad_value, np.float32)
-    batch = np.full((count, 3, height, width), fill, dtype)
-    for i in range(count):
-        image = images[min(i, len(images) - 1)]
-        batch[i, :, : image.shape[1], : image.shape[2]] = image if inside else _normalised(image, info)
-    return batch, np.array([sizes[min(i, len(sizes) - 1)] for i in range(count)], np.int64)
+    batch = np.full((len(images), 3, height, width), fill, dtype)
+    for place, image in zip(batch, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image if inside else _normalised(image, info)
+    return batch, sizes_hw
 
 
 def _normalised(image: np.ndarray, info: ExportInfo) -> np.ndarray:

@@ -100,7 +100,9 @@ def init_detector(
 def _init_exported(config: Any, checkpoint: Any, device: str | None, with_options: bool) -> nn.Module:
     path = checkpoint or config
     if (config is not None and checkpoint is not None) or with_options:
-        raise InputError(f'{path} is an exported file, which takes no config, no --cfg-options and no --allow-partial.')
+        raise InputError(
+            f'{path} is an exported file, which takes no config, no --cfg-options and no --allow-partial.'
+        )
     if DefaultScope.get_current_instance() is None:
         init_default_scope(SCOPE)
     return ExportedDetector(path, device)

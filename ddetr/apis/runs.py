@@ -142,7 +142,9 @@ def _exported_runner(
 ) -> DetRunner:
     """A Runner that tests an exported file."""
     if options.launcher != 'none' or options.allow_partial:
-        raise InputError(f'{checkpoint} is an exported file, which takes no --launcher and no --allow-partial.')
+        raise InputError(
+            f'{checkpoint} is an exported file, which takes no --launcher and no --allow-partial.'
+        )
     cfg = exported_test_config(checkpoint, config, options.data)
     cfg = _load(cfg, str(checkpoint), options._replace(data=None), changes)
     return build_runner(cfg, ['test'])

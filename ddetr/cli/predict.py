@@ -1,9 +1,9 @@
 """Detect objects in images and videos.
 
 INPUT is an image, a folder, a pattern in quotes ('photos/**/*.jpg'), a video, an address, or the number of a camera
-(ended by Ctrl-C); several may be given. CHECKPOINT may be a work directory, or a file that `ddetr export` wrote. Each image gets a picture with boxes and a
-JSON file, each video a video and a file with one line of JSON a frame. An image that cannot be read is named at the
-end, and the command then ends with status 2; all the others are done.
+(ended by Ctrl-C); several may be given. CHECKPOINT may be a work directory, or a file that `ddetr export` wrote. Each
+image gets a picture with boxes and a JSON file, each video a video and a file with one line of JSON a frame. An image
+that cannot be read is named at the end, and the command then ends with status 2; all the others are done.
 """
 
 import argparse

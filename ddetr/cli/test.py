@@ -13,7 +13,9 @@ from ddetr.utils.cli import add_cfg_options, add_launcher
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line's arguments."""
     parser.add_argument('config', metavar='CONFIG', nargs='?', help='config file, or name of one')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint, work directory, or exported file')
+    parser.add_argument(
+        'checkpoint', metavar='CHECKPOINT', help='checkpoint, work directory, or exported file'
+    )
     parser.add_argument('--data', metavar='DIR', help="folder of a dataset, in place of the config's")
     parser.add_argument('--work-dir', help='folder of the logs; by default work_dirs/<config>')
     parser.add_argument('--out', help="write the detections to this .json file, in COCO's result format")
