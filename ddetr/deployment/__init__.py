@@ -4,8 +4,21 @@
 `BaseDetector.detect`.
 """
 
+from .exporting import Exported, export_detector
 from .info import ExportInfo
+from .options import ExportOptions
+from .proof import Bounds, Proof
 from .runtimes import is_exported, load
 from .runtimes.arrays import DetectionArrays
 
-__all__ = ['DetectionArrays', 'ExportInfo', 'is_exported', 'load']
+__all__ = [
+    'Bounds',
+    'DetectionArrays',
+    'ExportInfo',
+    'ExportOptions',
+    'Exported',
+    'Proof',
+    'export_detector',
+    'is_exported',
+    'load',
+]

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 OPS = ('gridsample', 'gather', 'node', 'tensorrt')
+OPSETS = range(18, 23)
 
 
 class ExportOptions(NamedTuple):

@@ -1,7 +1,6 @@
 """What all targets tell PyTorch's exporter."""
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +13,6 @@ def dynamic_shapes(options: ExportOptions) -> dict[str, dict[int, Any]]:
     from torch.export import Dim
 
     axes = {0: options.batch, 2: options.height, 3: options.width}
-    names = {0: 'batch', 2: 'height', 3: 'width'}
     images = {axis: Dim.DYNAMIC for axis, size in axes.items() if size is None}
     return {'images': images, 'sizes_hw': {0: Dim.DYNAMIC} if options.batch is None else {}}
 

@@ -1,9 +1,16 @@
-"""Export to ONNX: the op as GridSample, one per level (opset 16 and later). Needs `pip install onnxscript`.
+"""Export to ONNX: the op in ONNX's operators (opset 16 and later), or as one node. Needs `pip install onnxscript`.
 
     torch.onnx.export(model, inputs, 'model.onnx', dynamo=True,
                       custom_translation_table=ddetr_ops.onnx.translation_table())
 
-Sizes of the maps, batch and queries may all be dynamic. As GridSample has it, locations must be finite.
+Sizes of the maps, batch and queries may all be dynamic. As GridSample has it, locations must be finite. The forms:
+
+- `gridsample`: one GridSample per level, which every runtime has.
+- `gather`: four Gathers per level.
+- `node`: one node `ddetr_ops::ms_deform_attn` with the arguments of `ddetr_ops.ms_deform_attn`, for runtimes with a
+  kernel of that name.
+- `tensorrt`: one node of TensorRT's plugin `MultiscaleDeformableAttnPlugin_TRT`, whose integers are int32 and whose
+  result is (B, Q, M, D).
 """
 
 from collections.abc import Callable
@@ -11,16 +18,21 @@ from typing import Any
 
 import torch
 
+FORMS = ('gridsample', 'gather', 'node', 'tensorrt')
+DOMAINS = {'node': 'ddetr_ops', 'tensorrt': 'trt.plugins'}  # of the single nodes
+PLUGIN = 'MultiscaleDeformableAttnPlugin_TRT'
 
-def translation_table(opset: int = 18) -> dict[Callable, Callable]:
+
+def translation_table(opset: int = 18, form: str = 'gridsample') -> dict[Callable, Callable]:
     """The op and its fused form in terms of ONNX's operators, for `custom_translation_table`.
 
     Args:
         opset: the opset version that the export will have, from 16 to 22.
+        form: one of `FORMS`.
 
     Raises:
         ImportError: onnxscript is not installed.
-        ValueError: the opset has no GridSample.
+        ValueError: the opset has no GridSample, or an unknown form.
     """
     try:
         import onnxscript
@@ -28,8 +40,15 @@ def translation_table(opset: int = 18) -> dict[Callable, Callable]:
         raise ImportError('exporting to ONNX needs onnxscript: pip install onnxscript') from error
     if opset < 16:
         raise ValueError(f'opset {opset} has no GridSample: take 16 or later')
+    if form not in FORMS:
+        raise ValueError(f'form={form!r} is none of {FORMS}')
     op = getattr(onnxscript, f'opset{opset}')
-    classic = _classic_translation(op, 'bilinear' if opset < 20 else 'linear')  # renamed in opset 20
+    if form == 'gridsample':
+        classic = _classic_translation(op, 'bilinear' if opset < 20 else 'linear')  # renamed in opset 20
+    elif form == 'gather':
+        classic = _gather_translation(op)
+    else:
+        classic = _node_translation(op, form)
     fused = _fused_translation(op, classic)
     names = torch.ops.ddetr_ops
     return {
@@ -92,6 +111,106 @@ def _classic_translation(op: Any, mode: str) -> Callable:
         return op.Transpose(out, perm=[0, 2, 1])
 
     return classic
+
+
+def _gather_translation(op: Any) -> Callable:
+    def gather(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points=()
+    ):
+        """Names and shapes as in `ddetr_ops.ms_deform_attn`."""
+        heads, channels = value.shape[2], value.shape[3]
+        counts = _points_per_level(sampling_locations, num_points)
+        batch, tokens = op.Shape(value, start=0, end=1), op.Shape(value, start=1, end=2)
+        rows = op.Reshape(value, _ints(op, -1, channels))  # (B*S*M, D)
+        images = op.Range(op.Constant(value_int=0), op.Squeeze(batch), op.Constant(value_int=1))
+        images = op.Unsqueeze(op.Mul(images, tokens), _ints(op, 1, 2, 3))  # (B, 1, 1, 1), first token of each
+        head = op.Unsqueeze(_ints(op, *range(heads)), _ints(op, 1))  # (M, 1)
+        locations = _flat_points(op, sampling_locations, 2)  # (B, Q, M, K, 2)
+        weights = _flat_points(op, attention_weights)  # (B, Q, M, K)
+        shapes, starts = op.Cast(spatial_shapes, to=7), op.Cast(level_start_index, to=7)  # int64
+        half, one = (op.CastLike(op.Constant(value_float=f), locations) for f in (0.5, 1.0))
+        total, first = None, 0
+        for level, count in enumerate(counts):
+            size = op.Reshape(_piece(op, shapes, 0, _ints(op, level), _ints(op, level + 1)), _ints(op, 2))
+            start = _piece(op, starts, 0, _ints(op, level), _ints(op, level + 1))
+            points = _ints(op, first), _ints(op, first + count)
+            first += count
+            at, weight = _piece(op, locations, 3, *points), _piece(op, weights, 3, *points)
+            axes = []  # y, then x: (lower cell, coefficient of the upper one), each (B, Q, M, P)
+            for axis in range(2):
+                side = op.CastLike(_piece(op, size, 0, _ints(op, axis), _ints(op, axis + 1)), locations)
+                along = op.Gather(at, op.Constant(value_int=1 - axis), axis=4)
+                pixel = op.Sub(op.Mul(along, side), half)
+                low = op.Floor(pixel)
+                axes.append((low, op.Sub(pixel, low), side))
+            corners, coefficients = [], []
+            for dy in range(2):
+                for dx in range(2):
+                    cells, part = [], weight
+                    for (low, upper, side), step in zip(axes, (dy, dx), strict=True):
+                        cell = op.Add(low, one) if step else low
+                        inside = op.And(op.GreaterOrEqual(cell, op.Sub(one, one)), op.Less(cell, side))
+                        part = op.Mul(part, upper if step else op.Sub(one, upper))
+                        part = op.Mul(part, op.CastLike(inside, part))
+                        clipped = op.Min(op.Max(cell, op.Sub(one, one)), op.Sub(side, one))
+                        cells.append(op.Cast(clipped, to=7))
+                    width = _piece(op, size, 0, _ints(op, 1), _ints(op, 2))
+                    token = op.Add(op.Add(op.Mul(cells[0], width), cells[1]), op.Add(images, start))
+                    corners.append(
+                        op.Add(op.Mul(token, _ints(op, heads)), head)
+                    )  # (B, Q, M, P), row of value
+                    coefficients.append(part)
+            read = op.Gather(rows, op.Concat(*corners, axis=3), axis=0)  # (B, Q, M, 4P, D)
+            coefficient = op.Unsqueeze(op.Concat(*coefficients, axis=3), _ints(op, 3))  # (B, Q, M, 1, 4P)
+            summed = op.MatMul(op.CastLike(coefficient, read), read)  # (B, Q, M, 1, D)
+            total = summed if total is None else op.Add(total, summed)
+        return op.Reshape(total, _ints(op, 0, 0, heads * channels))
+
+    return gather
+
+
+def _node_translation(op: Any, form: str) -> Callable:
+    node = _custom_operator(form)
+
+    def single_node(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points=()
+    ):
+        """Names and shapes as in `ddetr_ops.ms_deform_attn`."""
+        heads, channels = value.shape[2], value.shape[3]
+        counts = _points_per_level(sampling_locations, num_points)
+        if len(set(counts)) > 1:
+            raise ValueError(f'form={form!r} needs as many points in every level, got {counts}')
+        levels_and_points = len(counts), counts[0]
+        locations = op.Reshape(sampling_locations, _ints(op, 0, 0, 0, *levels_and_points, 2))
+        weights = op.Reshape(attention_weights, _ints(op, 0, 0, 0, *levels_and_points))
+        shapes, starts = spatial_shapes, level_start_index
+        if form == 'tensorrt':
+            shapes, starts = op.Cast(shapes, to=6), op.Cast(starts, to=6)  # int32
+        out = node(value, shapes, starts, locations, weights)
+        return op.Reshape(out, _ints(op, 0, 0, heads * channels))
+
+    return single_node
+
+
+def _custom_operator(form: str) -> Any:
+    """An operator outside of ONNX's own, as onnxscript calls it."""
+    import onnx
+    from onnxscript.values import Op, Opset
+
+    schema = onnx.defs.OpSchema
+    index = 'tensor(int32)' if form == 'tensorrt' else 'tensor(int64)'
+    name = PLUGIN if form == 'tensorrt' else 'ms_deform_attn'
+    inputs = [('value', 'T'), ('spatial_shapes', index), ('level_start_index', index),
+              ('sampling_locations', 'T'), ('attention_weights', 'T')]  # fmt: skip
+    definition = schema(
+        name,
+        DOMAINS[form],
+        1,
+        inputs=[schema.FormalParameter(*pair) for pair in inputs],
+        outputs=[schema.FormalParameter('out', 'T')],
+        type_constraints=[('T', ['tensor(float)', 'tensor(float16)'], 'floating point')],
+    )
+    return Op(Opset(DOMAINS[form], 1), name, definition)
 
 
 def _points_per_level(locations: Any, num_points: Any) -> list[int]:

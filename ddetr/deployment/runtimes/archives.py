@@ -3,6 +3,7 @@
 import zipfile
 from pathlib import Path
 
+from ddetr.deployment.info import METADATA_KEY, ExportInfo
 from ddetr.utils.errors import InputError
 
 
@@ -12,9 +13,28 @@ def is_aoti_package(path: str | Path) -> bool:
     Raises:
         InputError: No such file, or no archive.
     """
+    with _open(path) as archive:
+        return any('/data/aotinductor/' in name for name in archive.namelist())
+
+
+def read_info(path: str | Path) -> ExportInfo:
+    """The record in a .pt2 file. InputError where there is none."""
+    with _open(path) as archive:
+        place = next((name for name in archive.namelist() if name.endswith(f'/extra/{METADATA_KEY}')), None)
+        if place is None:
+            raise InputError(
+                f'{path} has no metadata {METADATA_KEY!r}: it was not written by `ddetr export`.'
+            )
+        text = archive.read(place).decode()
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any('/data/aotinductor/' in name for name in archive.namelist())
+        return ExportInfo.from_json(text)
+    except ValueError as error:
+        raise InputError(f'{path}: {error}.') from error
+
+
+def _open(path: str | Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise InputError(f'{path} does not exist: check the path.') from error
     except zipfile.BadZipFile as error:

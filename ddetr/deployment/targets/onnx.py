@@ -23,7 +23,7 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
         path: File to write.
     """
     require('onnx', 'onnxscript')
-    from ddetr_ops.onnx import translation_table
+    from ddetr_ops.onnx import DOMAINS, translation_table
 
     with torch.no_grad(), tracing():
         program = torch.onnx.export(
@@ -34,10 +34,12 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
             input_names=INPUT_NAMES,
             output_names=OUTPUT_NAMES,
             dynamic_shapes=dynamic_shapes(options),
-            custom_translation_table=translation_table(options.opset),
+            custom_translation_table=translation_table(options.opset, options.op),
             verbose=False,
         )
     assert program is not None
+    if domain := DOMAINS.get(options.op):
+        program.model.opset_imports[domain] = 1
     program.save(str(path))
 
 

@@ -1,0 +1,146 @@
+"""From a config, a checkpoint and a command's options to an exported file that has been proved."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+
+from ddetr.datasets.formats import data_options
+from ddetr.datasets.shapes import ShapesRecipe, draw_image
+from ddetr.deployment import Bounds, Exported, ExportOptions, export_detector, load
+from ddetr.deployment.preparing import prepare_batch
+from ddetr.deployment.runtimes import Runtime
+from ddetr.deployment.targets import target_module
+from ddetr.engine.config import dataset_of, load_config
+from ddetr.registry import DATASETS
+from ddetr.utils.errors import InputError
+from ddetr.utils.progress import track
+
+from .inference import init_detector, prepare_image
+
+PROOF_IMAGES = 3  # one alone and two together
+
+
+class ExportCommand(NamedTuple):
+    """What `ddetr export` takes beside config and checkpoint."""
+
+    to: str  # target
+    out: str | None = None  # by default beside the checkpoint
+    options: ExportOptions = ExportOptions()
+    images: Sequence[str] = ()  # of the proof; by default of the config's test data, else of built-in shapes
+    data: str | None = (
+        None  # folder of a dataset, or config, whose AP is measured in PyTorch and in the runtime
+    )
+    bounds: Bounds = Bounds()
+    max_ap_difference: float = 1e-3
+    cfg_options: dict[str, Any] = {}
+    allow_partial: bool = False
+
+
+class APs(NamedTuple):
+    """The same metrics of the detector and of the exported file."""
+
+    pytorch: dict[str, float]
+    exported: dict[str, float]
+
+
+def export_model(config: str | None, checkpoint: str, command: ExportCommand) -> tuple[Exported, APs | None]:
+    """Export a checkpoint's detector and prove it; nothing is left at the file's name unless that succeeds.
+
+    Raises:
+        InputError: See `init_detector` and `export_detector`; with `data`, an AP that differs by more than its bound.
+    """
+    module = target_module(command.to)
+    torch.manual_seed(0)
+    model: Any = init_detector(config, checkpoint, 'cpu', command.cfg_options, command.allow_partial)
+    images = [
+        prepare_image(model, image)['inputs'][0].numpy() for image in proof_images(model, command.images)
+    ]
+    path = Path(command.out) if command.out else Path(checkpoint).with_suffix(module.SUFFIX)
+    if command.data is None:
+        return export_detector(model, command.to, path, command.options, images, command.bounds), None
+    found: list[APs] = []
+
+    def check(written: Path) -> dict[str, Any]:
+        aps = compare_ap(model, load(written), evaluation_config(model, command.data or ''))
+        found.append(aps)
+        check_ap(aps, command)
+        return aps._asdict()
+
+    exported = export_detector(model, command.to, path, command.options, images, command.bounds, check)
+    return exported, found[0]
+
+
+def proof_images(model: Any, given: Sequence[str]) -> list[Any]:
+    """The images of the proof: those that are given, some of the config's test data, or built-in shapes."""
+    if given:
+        return [*given, *[given[-1]] * (PROOF_IMAGES - len(given))]
+    dataset = dataset_of(model.cfg.get('test_dataloader', {}))
+    annotations = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    if annotations.is_file():
+        built = DATASETS.build({**dataset, 'test_mode': True})
+        chosen = np.linspace(0, len(built) - 1, min(PROOF_IMAGES, len(built))).round().astype(int)
+        return [built.get_data_info(int(index))['img_path'] for index in chosen]
+    draws = np.random.default_rng(0)
+    sizes = (192, 256, 224)
+    return [draw_image(draws, ShapesRecipe(size=size))[0] for size in sizes]
+
+
+def evaluation_config(model: Any, data: str) -> Config:
+    """The model's config with the test set of a folder, or of another config."""
+    cfg = model.cfg
+    if Path(data).is_dir():
+        cfg = Config(cfg.to_dict())
+        cfg.merge_from_dict(
+            {key: value for key, value in data_options(cfg, data).items() if key.startswith('test_')}
+        )
+    else:
+        cfg = load_config(data)
+    if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
+        raise InputError(
+            f'--data {data}: the config has no test_dataloader and test_evaluator to measure AP with.'
+        )
+    dataset = dataset_of(cfg.test_dataloader)
+    if 'ann_file' in dataset and 'classes' not in dataset.get('metainfo', {}):
+        dataset.metainfo = {**dataset.get('metainfo', {}), 'classes': model.dataset_meta['classes']}
+    return cfg
+
+
+@torch.no_grad()
+def compare_ap(model: Any, runtime: Runtime, cfg: Config) -> APs:
+    """Evaluate the detector and an exported file side by side on a config's test set."""
+    loader = Runner.build_dataloader(
+        {**cfg.test_dataloader, 'batch_size': 1, 'num_workers': 0, 'persistent_workers': False}, seed=0
+    )
+    evaluators = [Evaluator(cfg.test_evaluator) for _ in range(2)]
+    for evaluator in evaluators:
+        evaluator.dataset_meta = loader.dataset.metainfo
+    for batch in track(loader, 'evaluating PyTorch and the export', len(loader)):
+        arrays = prepare_batch([image.numpy() for image in batch['inputs']], runtime.info)
+        samples = [sample.new() for sample in batch['data_samples']]
+        for sample, boxes, scores, labels in zip(
+            samples, *map(torch.from_numpy, runtime(*arrays)), strict=True
+        ):
+            filled = scores > 0
+            sample.pred_instances = InstanceData(
+                bboxes=sample.to_original(boxes[filled]), scores=scores[filled], labels=labels[filled]
+            )
+        for evaluator, results in zip(evaluators, (model.test_step(batch), samples), strict=True):
+            evaluator.process(data_samples=results, data_batch=batch)
+    return APs(*(evaluator.evaluate(len(loader.dataset)) for evaluator in evaluators))
+
+
+def check_ap(aps: APs, command: ExportCommand) -> None:
+    """Raise InputError if one of the metrics differs by more than the bound."""
+    for name, value in aps.pytorch.items():
+        if abs(value - aps.exported[name]) > command.max_ap_difference:
+            raise InputError(
+                f'the export to {command.to} has {name} {aps.exported[name]:.4f}, PyTorch {value:.4f}: more than '
+                f'{command.max_ap_difference:g} apart. Nothing was written.'
+            )

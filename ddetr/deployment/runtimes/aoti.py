@@ -1,0 +1,15 @@
+"""AOTInductor packages in PyTorch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import torch_export
+
+
+class Runtime(torch_export.Runtime):
+    """A detector as compiled code; see `runtimes.onnx.Runtime`."""
+
+    def _load(self) -> Callable[..., Any]:
+        return torch._inductor.aoti_load_package(self.path)

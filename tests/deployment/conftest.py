@@ -1,0 +1,92 @@
+"""Small detectors of every kind, and what they are exported to."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from ddetr.apis.exporting import proof_images
+from ddetr.apis.inference import prepare_image
+from ddetr.deployment import Bounds, Exported, ExportOptions, export_detector
+from ddetr.registry import MODELS
+from tests.conftest import ROOT
+
+MODEL_FILES = {
+    'two-stage': 'deformable-detr_tiny',
+    'plain': 'deformable-detr_tiny',
+    'denoising': 'dino_tiny',
+    'one-map': 'detr_tiny',
+    'regions': 'faster-rcnn_tiny',
+}
+
+
+class Case(NamedTuple):
+    """An exported detector."""
+
+    detector: Any
+    exported: Exported
+
+
+def small_detector(kind: str) -> Any:
+    """A detector with random weights whose scores lie on both sides of the proof's lowest."""
+    data = ROOT / 'configs/_base_/datasets/shapes_detection.py'
+    cfg = Config.fromfile(data)
+    if kind == 'stranger':
+        from tests.own_detector import grid_detector  # noqa: F401 (registers it)
+
+        cfg.model = Config.fromfile(ROOT / 'tests/own_detector/grid_shapes.py').model
+    else:
+        cfg.model = Config.fromfile(ROOT / f'configs/_base_/models/{MODEL_FILES[kind]}.py').model
+        shrink(cfg.model, kind)
+    torch.manual_seed(0)
+    detector = MODELS.build(cfg.model)
+    spread(detector)
+    detector.cfg, detector.dataset_meta = cfg, {'classes': list('abcdef')}
+    return detector.eval()
+
+
+def shrink(model: Any, kind: str) -> None:
+    """Fewer layers, so that tracing takes seconds."""
+    if kind == 'plain':
+        model.update(as_two_stage=False, with_box_refine=False)
+    if kind == 'regions':
+        return
+    stages = 1 if kind == 'one-map' else 2
+    model.backbone.update(num_stages=2, out_indices=(1,) if stages == 1 else (0, 1))
+    model.neck.in_channels = [128] if stages == 1 else [64, 128]
+    model.encoder.num_layers, model.decoder.num_layers = 1, 2
+
+
+@torch.no_grad()
+def spread(detector: torch.nn.Module) -> None:
+    """Random weights in place of those that training starts from, which make all boxes and scores alike."""
+    for name, parameter in detector.named_parameters():
+        if 'branches' in name or 'fc_' in name or 'classes' in name or 'rpn_' in name:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def images_for(detector: Any) -> list[np.ndarray]:
+    """Three built-in images of different sizes, as the test pipeline gives them."""
+    detector.cfg.test_dataloader.dataset.data_root = '/nowhere'
+    return [prepare_image(detector, image)['inputs'][0].numpy() for image in proof_images(detector, ())]
+
+
+@pytest.fixture(scope='session')
+def export_case(tmp_path_factory):
+    """A function (kind, target, options) -> `Case`, each made once."""
+    made: dict[tuple, Case] = {}
+
+    def make(kind: str, target: str = 'onnx', options: ExportOptions = ExportOptions()) -> Case:  # noqa: B008
+        key = kind, target, options
+        if key not in made:
+            suffix = '.onnx' if target == 'onnx' else '.pt2'
+            path: Path = tmp_path_factory.mktemp('export') / f'{kind}{suffix}'
+            detector = small_detector(kind)
+            exported = export_detector(detector, target, path, options, images_for(detector), Bounds())
+            made[key] = Case(detector, exported)
+        return made[key]
+
+    return make

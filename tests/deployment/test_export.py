@@ -1,0 +1,194 @@
+"""Exported files run in their runtimes, at other sizes than they were traced at, and say what they are."""
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from ddetr.deployment import Bounds, ExportInfo, ExportOptions, export_detector, load
+from ddetr.deployment.proof import detect
+from ddetr.deployment.targets import onnx as onnx_target
+from ddetr.utils.errors import InputError
+from tests.conftest import run_command
+
+from .conftest import images_for, small_detector
+
+
+@pytest.mark.parametrize('kind', ['two-stage', 'plain', 'denoising', 'one-map', 'stranger', 'regions'])
+def test_onnxruntime_detects_what_pytorch_detects(export_case, kind):
+    """The proof has compared one image alone and two together; other sizes and a larger batch are compared here."""
+    case = export_case(kind)
+    assert case.exported.proof.detections > 10
+    assert case.exported.proof.undecided == 0
+    assert len(case.exported.proof.shapes) >= 2
+    assert case.exported.proof.score < 1e-6
+    assert case.exported.proof.box_px < 0.05
+    runtime = load(case.exported.path, threads=1)
+    draws = np.random.default_rng(1)
+    images = [
+        draws.integers(0, 256, (3, *size), dtype=np.uint8) for size in ((112, 176), (160, 96), (96, 96))
+    ]
+    from ddetr.deployment.preparing import prepare_batch
+
+    arrays, sizes = prepare_batch(images, runtime.info)
+    outputs = runtime(arrays, sizes)
+    assert outputs.boxes.dtype == outputs.scores.dtype == np.float32
+    assert outputs.labels.dtype == np.int64
+    assert (np.diff(outputs.scores, axis=1) <= 0).all()
+    for i, expected in enumerate(detect(case.detector, runtime, images, arrays.shape[2:])):
+        count = len(expected.scores)
+        np.testing.assert_allclose(outputs.scores[i, :count], expected.scores, atol=1e-6)
+        same = np.abs(np.diff(expected.scores, prepend=2, append=-2)).min(0, initial=1) > 0
+        assert same
+        np.testing.assert_allclose(outputs.boxes[i, : count // 2], expected.boxes[: count // 2], atol=0.05)
+
+
+def test_the_file_says_what_it_is(export_case):
+    case = export_case('two-stage')
+    model = onnx.load(case.exported.path)
+    (entry,) = model.metadata_props
+    info = ExportInfo.from_json(entry.value)
+    assert info == case.exported.info == load(case.exported.path).info
+    assert info.detector == type(case.detector).__name__
+    assert info.classes == list('abcdef')
+    assert info.test_pipeline[0]['type'] == 'LoadImageFromFile'
+    assert info.proof['detections'] == case.exported.proof.detections
+    names = [value.name for value in (*model.graph.input, *model.graph.output)]
+    assert names == ['images', 'sizes_hw', 'boxes', 'scores', 'labels']
+    dims = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert dims == [0, 3, 0, 0]  # batch, height and width are symbolic
+
+
+def test_an_export_with_one_broken_weight_is_caught_and_leaves_nothing(export_case, tmp_path, monkeypatch):
+    detector = export_case('two-stage').detector
+    write = onnx_target.write
+
+    def write_broken(*args):
+        write(*args)
+        model = onnx.load(args[-1])
+        (weight,) = [w for w in model.graph.initializer if w.name.endswith('encoder.layers.0.norms.1.bias')]
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values[3] += 0.05
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(model, args[-1])
+
+    monkeypatch.setattr(onnx_target, 'write', write_broken)
+    with pytest.raises(InputError, match='does not detect what PyTorch detects'):
+        export_detector(
+            detector, 'onnx', tmp_path / 'broken.onnx', ExportOptions(), images_for(detector), Bounds()
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preprocessing_inside_and_fixed_sizes(export_case):
+    options = ExportOptions(batch=2, height=128, width=160, preprocessing='inside')
+    case = export_case('plain', 'onnx', options)
+    runtime = load(case.exported.path, threads=1)
+    dims = [d.dim_value for d in onnx.load(case.exported.path).graph.input[0].type.tensor_type.shape.dim]
+    assert dims == [2, 3, 128, 160]
+    images = np.zeros((3, 3, 128, 160), dtype=np.uint8)  # an odd batch is filled up
+    assert runtime(images, np.full((3, 2), 100)).scores.shape[0] == 3
+    with pytest.raises(InputError, match='height of 128 pixels, got 96'):
+        runtime(images[:, :, :96], np.full((3, 2), 90))
+    with pytest.raises(InputError, match=r'uint8, got .* float32'):
+        runtime(images.astype(np.float32), np.full((3, 2), 100))
+    with pytest.raises(InputError, match='sizes_hw has values outside 1 to 128 x 160'):
+        runtime(images, np.full((3, 2), 170))
+
+
+def test_torch_export_is_exact_at_dynamic_sizes(export_case):
+    case = export_case('two-stage', 'torch-export')
+    assert case.exported.proof[3:5] == (0.0, 0.0)
+    assert load(case.exported.path).info.target == 'torch-export'
+
+
+def test_sizes_that_the_levels_cannot_hold(tmp_path):
+    detector = small_detector('two-stage')
+    options = ExportOptions(height=16, width=16)
+    with pytest.raises(
+        InputError, match=r'cannot detect in images of 16 x 16 pixels .*num_queries=20 exceeds'
+    ):
+        export_detector(detector, 'onnx', tmp_path / 'a.onnx', options, images_for(detector), Bounds())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'opset': 11}, '--opset 11: detectors are written for opset 18 to 22'),
+        ({'batch': 0}, '--batch 0: at least 1'),
+        ({'op': 'magic'}, '--op magic: there are gridsample'),
+    ],
+)
+def test_options_that_no_target_takes(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        export_detector(
+            small_detector('plain'), 'onnx', tmp_path / 'a.onnx', ExportOptions(**change), [], Bounds()
+        )
+
+
+def test_other_models_and_names(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match='Linear is no detector of ddetr'):
+        export_detector(torch.nn.Linear(2, 2), 'onnx', tmp_path / 'a.onnx', ExportOptions(), [], Bounds())
+    detector = small_detector('plain')
+    with pytest.raises(InputError, match='onnx files end in'):
+        export_detector(detector, 'onnx', tmp_path / 'a.pt', ExportOptions(), [], Bounds())
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(InputError, match=r'onnxscript is not installed: pip install "ddetr\[export\]"'):
+        export_detector(detector, 'onnx', tmp_path / 'a.onnx', ExportOptions(), [], Bounds())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_no_exports(tmp_path, export_case):
+    with pytest.raises(InputError, match='does not exist'):
+        load(tmp_path / 'absent.onnx')
+    (tmp_path / 'text.onnx').write_text('no model')
+    with pytest.raises(InputError, match='cannot be read by onnxruntime'):
+        load(tmp_path / 'text.onnx')
+    with pytest.raises(InputError, match='exported detectors end in'):
+        load(tmp_path / 'model.bin')
+    model = onnx.load(export_case('two-stage').exported.path)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / 'bare.onnx')
+    with pytest.raises(InputError, match='was not written by `ddetr export`'):
+        load(tmp_path / 'bare.onnx')
+
+
+def test_metadata_of_another_version_or_shape():
+    info = json.loads(ExportInfo(*['x'] * 2, [], 'outside', [], [], False, 0.0, 1, [], None, None, None, 1, None,
+                                 'fp32', 'kernel', {}, '0').to_json())  # fmt: skip
+    assert ExportInfo.from_json(json.dumps(info)).batch is None
+    for change, message in (
+        ({'format_version': 9}, 'format_version=9'),
+        ({'classes': 3}, 'classes=3, which is no list'),
+        ({'batch': 'two'}, "batch='two', which is no int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ExportInfo.from_json(json.dumps({**info, **change}))
+    with pytest.raises(ValueError, match='lacks classes'):
+        ExportInfo.from_json(json.dumps({key: value for key, value in info.items() if key != 'classes'}))
+
+
+def test_the_command_exports_a_training_checkpoint_with_ap_side_by_side(tiny_run, tmp_path):
+    out = tmp_path / 'model.onnx'
+    output = run_command(
+        sys.executable, 'tools/deployment/export.py', tiny_run.config, tiny_run.checkpoint, '--to', 'onnx',
+        '--out', out, '--data', tiny_run.data_root,
+    )  # fmt: skip
+    assert 'proof: 3 images in batches of 1x3x' in output
+    (line,) = [line for line in output.splitlines() if line.startswith('coco/bbox_mAP ')]
+    assert line.split()[1] == line.split()[2]
+    assert out.exists()
+    output = run_command(
+        sys.executable,
+        'tools/deployment/export.py',
+        tiny_run.config,
+        tiny_run.checkpoint,
+        '--to',
+        'onx',
+        expect=2,
+    )
+    assert '--to onx is no target; did you mean onnx?' in output

@@ -1,0 +1,53 @@
+"""Export every config with random weights to ONNX and compare with PyTorch: the table of docs/deployment.md.
+
+    python tools/deployment/export_table.py            # all that come with ddetr
+    python tools/deployment/export_table.py dino-4scale_r50_8xb2-12e_coco detr_r50_8xb2-150e_coco
+
+Each is proved on one image alone and on two together, of other sizes. Exits with status 1 if one of them fails.
+"""
+
+import argparse
+import sys
+
+from ddetr.analysis.exports import export_config
+from ddetr.deployment import ExportOptions
+from ddetr.utils import InputError
+from ddetr.utils.cli import run_cli
+from ddetr.utils.progress import track
+from ddetr.utils.shipped_configs import find_config, list_configs
+from ddetr.utils.tables import FORMATS, render_table
+
+HEADER = ('config', 'batches', 'detections', 'score', 'pixels', 'undecided', 'MiB', 'seconds')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='by default all that come with ddetr')
+    parser.add_argument('--to', default='onnx', help='target')
+    parser.add_argument(
+        '--sizes', nargs=3, default=('256x320', '288x224', '320x256'), metavar='HxW', help='of the images'
+    )
+    parser.add_argument('--format', choices=FORMATS, default='markdown')
+    args = parser.parse_args()
+    sizes = [tuple(map(int, size.split('x'))) for size in args.sizes]
+    configs = [find_config(name) for name in args.configs] or list(list_configs().values())
+    rows, failed = [], []
+    for config in track(configs, 'configs', every_s=0):
+        try:
+            row = export_config(config, args.to, sizes, ExportOptions())
+        except InputError as error:
+            failed.append(f'{config.stem}: {error}')
+            continue
+        proof = row.proof
+        figures = (f'{proof.score:.0e}', f'{proof.box_px:.0e}', str(proof.undecided))
+        cells = (', '.join(proof.shapes), str(proof.detections), *figures)
+        rows.append((row.config, *cells, f'{row.mib:.0f}', f'{row.seconds:.0f}'))
+    print(render_table(HEADER, rows, args.format))
+    if failed:
+        sys.exit('\n'.join(failed))
+
+
+if __name__ == '__main__':
+    run_cli(main)
