@@ -1,6 +1,7 @@
 """An exported file in the place of a detector: what it says about itself is enough to test and to detect with it."""
 
-import math
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -15,6 +17,8 @@ from ddetr.datasets.coco_format import listing
 from ddetr.datasets.formats import data_options
 from ddetr import deployment
 from ddetr.deployment import ExportInfo, load
+from ddetr.deployment.preparing import prepare_batch
+from ddetr.deployment.runtimes import Runtime
 from ddetr.engine.config import load_config
 from ddetr.engine.saved_config import KEPT, registered_only
 from ddetr.registry import SCOPE
@@ -62,59 +66,37 @@ class ExportedDetector(nn.Module):
             `scores` (N,), `labels` (N,), best first.
 
         Raises:
-            InputError: An image is too large for a file of fixed size, or the runtime fails on it.
+            InputError: The runtime fails on these images, such as those with fewer tokens than there are queries.
         """
-        samples = data['data_samples']
-        found = self.runtime(*make_batch([image.numpy() for image in data['inputs']], self.info))
-        for sample, *fields in zip(samples, *found, strict=True):
-            boxes, scores, labels = (torch.from_numpy(np.array(field)) for field in fields)
-            kept = scores > 0  # places without a detection score 0
-            sample.pred_instances = InstanceData(
-                bboxes=sample.to_original(boxes[kept]), scores=scores[kept], labels=labels[kept]
-            )
-        return samples
+        return detect(self.runtime, data['inputs'], data['data_samples'])
 
 
-def make_batch(images: Sequence[np.ndarray], info: ExportInfo) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs of an exported graph: images normalised, unless the graph does that, and padded.
+def detect(runtime: Runtime, images: Sequence[Tensor], samples: Samples) -> Samples:
+    """`ExportedDetector.test_step` for a runtime."""
+    sides = np.array([image.shape[1:] for image in images])  # (B, 2)
+    batch, sizes_hw = prepare_batch([image.numpy() for image in images], runtime.info)
+    shrunk = sizes_hw / sides  # below 1 where an image exceeds a fixed size
+    if (shrunk < 1).any():
+        _warn_of_shrinking(runtime.info.height, runtime.info.width)
+    scales = torch.from_numpy(shrunk[:, [1, 0, 1, 0]].astype(np.float32))  # (B, 4), w h w h
+    for sample, scale, *fields in zip(samples, scales, *runtime(batch, sizes_hw), strict=True):
+        boxes, scores, labels = (torch.from_numpy(np.array(field)) for field in fields)
+        kept = scores > 0  # places without a detection score 0
+        sample.pred_instances = InstanceData(
+            bboxes=sample.to_original(boxes[kept] / scale), scores=scores[kept], labels=labels[kept]
+        )
+    return samples
 
-    Args:
-        images: (3, H_i, W_i) each, as the test pipeline makes them.
-        info: What the file says about itself.
 
-    Returns:
-        (B, 3, H, W), and (B, 2) int64, their heights and widths without padding.
-
-    Raises:
-        InputError: An image is larger than the fixed size.
-    """
-    sizes_hw = np.array([image.shape[1:] for image in images], np.int64)  # (B, 2)
-    divisor = math.lcm(info.pad_size_divisor, info.multiple_of)
-    padded = -(-sizes_hw.max(0) // divisor) * divisor
-    height, width = (
-        fixed or int(side) for fixed, side in zip((info.height, info.width), padded, strict=True)
+@functools.cache
+def _warn_of_shrinking(height: int | None, width: int | None) -> None:
+    """Say once that images are made smaller than the test pipeline makes them."""
+    print_log(
+        f'images that exceed the exported size, {height or "any"} x {width or "any"} pixels (h x w), are scaled down '
+        'to it: small objects may be missed. Export dynamic sizes to detect at full size.',
+        'current',
+        logging.WARNING,
     )
-    for size in sizes_hw:
-        if size[0] > height or size[1] > width:
-            raise InputError(
-                f'the exported detector takes images of {height} x {width} pixels (h x w), and its test pipeline makes '
-                f'{size[0]} x {size[1]} of this one: export another size, or dynamic ones.'
-            )
-    inside = info.preprocessing == 'inside'
-    fill, dtype = (0, np.uint8) if inside else (info.pad_value, np.float32)
-    batch = np.full((len(images), 3, height, width), fill, dtype)
-    for place, image in zip(batch, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image if inside else _normalised(image, info)
-    return batch, sizes_hw
-
-
-def _normalised(image: np.ndarray, info: ExportInfo) -> np.ndarray:
-    """As the data preprocessor does: channels in the model's order, then mean and std."""
-    image = (image[::-1] if info.bgr_to_rgb else image).astype(np.float32)
-    if not info.mean:
-        return image
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (info.mean, info.std))
-    return (image - mean) / std
 
 
 def test_pipeline(info: ExportInfo, path: str | Path) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ def _kinds(hint: Any) -> tuple[type, ...]:
     return get_args(hint) or (hint,)
 
 
-def read_info(text: str | None, path: Any) -> ExportInfo:
+def parse_info(text: str | None, path: Any) -> ExportInfo:
     """The record in the metadata of the file `path`. InputError if there is none, or it cannot be used."""
     if text is None:
         raise InputError(f'{path} has no metadata {METADATA_KEY!r}: it was not written by `ddetr export`.')

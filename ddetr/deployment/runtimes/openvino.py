@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ddetr.deployment.extras import require
-from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, read_info
+from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, parse_info
 from ddetr.utils.errors import InputError, first_line
 
 from .arrays import DetectionArrays, run_batch
@@ -45,7 +45,7 @@ class Runtime:
         except RuntimeError as error:
             raise InputError(f'{path} cannot be read by OpenVINO: {reason(error)}') from error
         key = [METADATA_KEY]
-        self.info = read_info(model.get_rt_info(key).astype(str) if model.has_rt_info(key) else None, path)
+        self.info = parse_info(model.get_rt_info(key).astype(str) if model.has_rt_info(key) else None, path)
         try:
             self._compiled = core.compile_model(model, device.upper(), options)
         except RuntimeError as error:
