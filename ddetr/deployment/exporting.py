@@ -16,7 +16,7 @@ from ddetr.utils.errors import InputError, first_line
 
 from .info import ExportInfo
 from .module import DeployedDetector
-from .options import OPS, OPSETS, ExportOptions
+from .options import OPS, OPSETS, SINGLE_NODES, ExportOptions
 from .proof import Bounds, Proof, prove
 from .runtimes import load
 from .targets import target_module
@@ -69,15 +69,18 @@ def export_detector(
     with tempfile.TemporaryDirectory(
         prefix=f'.{path.name}.', suffix='.unfinished', dir=path.parent
     ) as folder:
-        written = Path(folder, path.name)
-        module.write(deployed, example, options, written)
-        module.annotate(written, info)
-        proof = None
+        written, proof = Path(folder, path.name), None
+        # a single node that no runtime here has a kernel for is proved in the form of ONNX's own operators
+        provable = options._replace(op='gridsample') if options.op in SINGLE_NODES else options
         if getattr(module, 'HAS_RUNTIME', True):
+            module.write(deployed, example, provable, written)
+            module.annotate(written, info)
             proof = prove(detector, load(written), batches_of(images, options), bounds)
             more = check(written) if check else {}
             info = replace(info, proof={**proof._asdict(), **more})
-            module.annotate(written, info)
+        if provable is not options or proof is None:
+            module.write(deployed, example, options, written)
+        module.annotate(written, info)
         for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):  # the named one last
             shutil.move(file, path.parent / file.name)
     return Exported(path, info, proof)
@@ -99,10 +102,8 @@ def check_options(options: ExportOptions) -> None:
 
 def settle_batch(detector: Any, options: ExportOptions) -> ExportOptions:
     """A batch of one image for a detector that answers image by image; its runtime takes larger ones apart."""
-    from ddetr.models.detectors import BaseDetector
-
-    by_image = getattr(type(detector), 'detect', None) is BaseDetector.detect
-    return options._replace(batch=1) if by_image and options.batch is None else options
+    any_batch = getattr(detector, 'detects_any_batch', False)
+    return options if any_batch or options.batch is not None else options._replace(batch=1)
 
 
 def describe(detector: Any, target: str, options: ExportOptions) -> ExportInfo:

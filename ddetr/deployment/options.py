@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 OPS = ('gridsample', 'gather', 'node', 'tensorrt')
+SINGLE_NODES = ('node', 'tensorrt')  # of these, which no runtime in Python has a kernel for
 OPSETS = range(18, 23)
 
 

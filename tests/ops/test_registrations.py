@@ -86,9 +86,9 @@ def test_export_keeps_the_op():
     torch.testing.assert_close(program.module()(*inputs), ms_deform_attn(*inputs))
 
 
-@pytest.mark.parametrize('opset', [18, 20])
+@pytest.mark.parametrize(('opset', 'form'), [(18, 'gridsample'), (20, 'gridsample'), (18, 'gather')])
 @pytest.mark.parametrize('reference_dim', [None, 2, 4])
-def test_onnxruntime_runs_the_export(opset, reference_dim, tmp_path):
+def test_onnxruntime_runs_the_export(opset, form, reference_dim, tmp_path):
     runtime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
     from ddetr_ops.onnx import translation_table
@@ -107,13 +107,58 @@ def test_onnxruntime_runs_the_export(opset, reference_dim, tmp_path):
     path = tmp_path / 'attention.onnx'
     torch.onnx.export(
         Attention(reference_dim is not None), inputs, str(path), dynamo=True, opset_version=opset, verbose=False,
-        input_names=names, dynamic_shapes=(dynamic,), custom_translation_table=translation_table(opset),
+        input_names=names, dynamic_shapes=(dynamic,), custom_translation_table=translation_table(opset, form),
     )  # fmt: skip
     session = runtime.InferenceSession(str(path))
     for tensors in (inputs, other):
         (out,) = session.run(None, {n: t.numpy() for n, t in zip(names, tensors, strict=True)})
         expected = Attention(reference_dim is not None)(*tensors).numpy()
         np.testing.assert_allclose(out, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ('form', 'name', 'domain', 'index_type'),
+    [
+        ('node', 'ms_deform_attn', 'ddetr_ops', 7),
+        ('tensorrt', 'MultiscaleDeformableAttnPlugin_TRT', 'trt.plugins', 6),
+    ],
+)
+def test_the_op_is_exported_as_one_node(form, name, domain, index_type):
+    """With the inputs that the kernel documents, and its integer type (7: int64, 6: int32)."""
+    pytest.importorskip('onnxscript')
+    import onnx
+    from ddetr_ops.onnx import translation_table
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    inputs = tuple(make_fused_inputs(2, dtype=torch.float32))
+    program = torch.onnx.export(
+        Attention(True), inputs, dynamo=True, opset_version=18, verbose=False,
+        custom_translation_table=translation_table(18, form),
+    )  # fmt: skip
+    program.model.opset_imports[domain] = 1
+    model = program.model_proto
+    (node,) = [node for node in model.graph.node if node.op_type == name]
+    assert node.domain == domain
+    assert len(node.input) == 5
+    types = []
+
+    class Kernel(OpRun):
+        op_domain = domain
+
+        def _run(self, value, shapes, starts, locations, weights):
+            types.extend(onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for array in (shapes, starts))
+            arrays = (
+                torch.from_numpy(np.array(array)) for array in (value, shapes, starts, locations, weights)
+            )
+            out = ms_deform_attn(*arrays).numpy()
+            return (out.reshape(*out.shape[:2], *value.shape[2:]) if form == 'tensorrt' else out,)
+
+    Kernel.__name__ = name
+    feeds = {value.name: tensor.numpy() for value, tensor in zip(model.graph.input, inputs, strict=True)}
+    (out,) = ReferenceEvaluator(model, new_ops=[Kernel]).run(None, feeds)
+    assert types == [index_type] * 2
+    np.testing.assert_allclose(out, Attention(True)(*inputs).numpy(), atol=2e-5)
 
 
 def test_autocast_stores_the_value_in_low_precision_and_keeps_locations():

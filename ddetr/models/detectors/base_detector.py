@@ -26,6 +26,9 @@ class BaseDetector(BaseModel, ABC):
     """
 
     weight_family: ClassVar[WeightFamily | None] = None
+    detects_any_batch: ClassVar[bool] = (
+        False  # whether `detect` handles a batch without a loop over its images
+    )
 
     def __init__(self, data_preprocessor: dict | nn.Module | None = None, init_cfg: Any = None) -> None:
         super().__init__(data_preprocessor, init_cfg)
@@ -79,7 +82,7 @@ class BaseDetector(BaseModel, ABC):
         """A batch -> detections in pixels of its images, as tensors; what an exported detector computes.
 
         By default by `predict`, with one sample per image, so that an export has to fix the batch's size. A detector
-        that computes its detections for the whole batch in tensors can be exported for any.
+        that computes its detections for the whole batch in tensors sets `detects_any_batch` and is exported for any.
         """
         samples = [DetDataSample() for _ in batch.images]
         for sample, size in zip(samples, batch.sizes_hw, strict=True):

@@ -68,6 +68,7 @@ class DeformableDETR(BaseDetector):
     """
 
     weight_family = DEFORMABLE_DETR
+    detects_any_batch = True
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class DETR(BaseDetector):
     """
 
     weight_family = DETR_WEIGHTS
+    detects_any_batch = True
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ class DINO(BaseDetector):
     """
 
     weight_family = DINO_WEIGHTS
+    detects_any_batch = True
 
     def __init__(
         self,

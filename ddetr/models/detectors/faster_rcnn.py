@@ -1,9 +1,12 @@
 """Faster R-CNN with a feature pyramid (Ren et al., 2015; Lin et al., 2017), the whole flow on one screen."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddetr.registry import MODELS
-from ddetr.structures import AnchorPredictions, ImageBatch, Proposals, RoIPredictions, Samples
+from ddetr.structures import AnchorPredictions, Detections, ImageBatch, Proposals, RoIPredictions, Samples
+from ddetr.utils.errors import ConfigError
 
 from .base_detector import BaseDetector, build_backbone_and_neck
 from .faster_rcnn_weights import FASTER_RCNN
@@ -77,6 +80,18 @@ class FasterRCNN(BaseDetector):
             found.bboxes = sample.to_original(found.bboxes)
             sample.pred_instances = found
         return samples
+
+    def detect(self, batch: ImageBatch) -> Detections:
+        """See `BaseDetector`; each image's detections are filled up to `max_per_img`."""
+        feats, _, proposals = self.propose(batch, self.test_proposal_cfg)
+        places = self.roi_head.test_cfg['max_per_img']
+        if places < 1:
+            raise ConfigError(f'test_cfg.rcnn.max_per_img={places}: an export needs a limit, set one.')
+        found = (
+            [F.pad(field, (0, 0) * (field.dim() - 1) + (0, places))[:places] for field in image]
+            for image in self.roi_head.detect(feats, proposals, batch.sizes_hw)
+        )
+        return Detections(*map(torch.stack, zip(*found, strict=True)))
 
     def tensor(self, batch: ImageBatch) -> tuple[AnchorPredictions, RoIPredictions]:
         """See `BaseDetector`: both stages' predictions, the second's for the proposals of the first."""

@@ -161,7 +161,8 @@ class RPNHead(BaseModule):
         boxes, scores, levels = [], [], []
         for level, anchors in enumerate(preds.anchors):
             count = cfg.get('nms_pre', -1)
-            count = min(count, len(anchors)) if count > 0 else len(anchors)
+            # sym_min, shape: numbers that may be symbolic while exporting
+            count = torch.sym_min(count, anchors.shape[0]) if count > 0 else anchors.shape[0]
             logits, best = preds.logits[level][image].topk(count)
             boxes.append(self.bbox_coder.decode(anchors[best], preds.deltas[level][image, best], image_size))
             scores.append(logits.sigmoid())

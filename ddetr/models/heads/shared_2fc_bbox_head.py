@@ -109,7 +109,14 @@ class Shared2FCBBoxHead(BaseModule):
     def detect(
         self, preds: RoIPredictions, boxes: Tensor, image_size: tuple[int, int], cfg: dict[str, Any]
     ) -> InstanceData:
-        """The detections in one image: `bboxes` (m, 4) in its pixels, `scores` (m,), `labels` (m,), best first.
+        """What `select` chooses, as `bboxes`, `scores` and `labels`."""
+        bboxes, scores, labels = self.select(preds, boxes, image_size, cfg)
+        return InstanceData(bboxes=bboxes, scores=scores, labels=labels)
+
+    def select(
+        self, preds: RoIPredictions, boxes: Tensor, image_size: tuple[int, int], cfg: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The detections in one image: boxes (m, 4) in its pixels, scores (m,), labels (m,), best first.
 
         Args:
             preds: for the image's n regions.
@@ -125,10 +132,10 @@ class Shared2FCBBoxHead(BaseModule):
         score = scores[region, label]
         limits = cfg.get('max_per_img', -1), cfg.get('min_bbox_size', -1)
         keep, score = grouped_nms(decoded, score, label, cfg['nms'], *limits)
-        return InstanceData(bboxes=decoded[keep], scores=score, labels=label[keep])
+        return decoded[keep], score, label[keep]
 
 
 def _deltas_of_class(deltas: Tensor, region: Tensor, label: Tensor) -> Tensor:
     """(R, 4K) or (R, 4), and m pairs of a region and a class -> (m, 4)."""
-    per_class = deltas.view(len(deltas), deltas.shape[1] // 4, 4)
+    per_class = deltas.view(deltas.shape[0], deltas.shape[1] // 4, 4)
     return per_class[region, label if per_class.shape[1] > 1 else torch.zeros_like(label)]

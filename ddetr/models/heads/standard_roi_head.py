@@ -22,7 +22,7 @@ class StandardRoIHead(BaseModule):
     Args:
         bbox_roi_extractor, bbox_head: configs of the parts.
         train_cfg: `assigner`, `sampler`, `pos_weight` (weight of a region with an object; 1 if not positive).
-        test_cfg: `score_thr`, `nms`, `max_per_img`, `min_bbox_size`: see `Shared2FCBBoxHead.detect`.
+        test_cfg: `score_thr`, `nms`, `max_per_img`, `min_bbox_size`: see `Shared2FCBBoxHead.select`.
     """
 
     def __init__(
@@ -70,12 +70,20 @@ class StandardRoIHead(BaseModule):
         self, feats: Sequence[Tensor], proposals: list[Proposals], samples: list[DetDataSample]
     ) -> list[InstanceData]:
         """Each image's detections, in pixels of the resized image, best first."""
+        sizes_hw = [sample.img_shape[:2] for sample in samples]
+        found = self.detect(feats, proposals, sizes_hw)
+        return [InstanceData(bboxes=boxes, scores=scores, labels=labels) for boxes, scores, labels in found]
+
+    def detect(
+        self, feats: Sequence[Tensor], proposals: list[Proposals], sizes_hw: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Each image's boxes (m, 4) in its pixels, scores (m,) and labels (m,), best first."""
         boxes = [p.boxes_xyxy_px for p in proposals]
-        fields = (field.split([len(box) for box in boxes]) for field in self(feats, boxes))
+        fields = (field.split([box.shape[0] for box in boxes]) for field in self(feats, boxes))
         per_image = (RoIPredictions(*pred) for pred in zip(*fields, strict=True))
         return [
-            self.bbox_head.detect(pred, box, sample.img_shape[:2], self.test_cfg)
-            for pred, box, sample in zip(per_image, boxes, samples, strict=True)
+            self.bbox_head.select(pred, box, size, self.test_cfg)
+            for pred, box, size in zip(per_image, boxes, sizes_hw, strict=True)
         ]
 
     def _sample(

@@ -51,10 +51,10 @@ class SingleRoIExtractor(BaseModule):
 
     def forward(self, feats: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """L x (B, C, H_l, W_l) and B x (n_i, 4) boxes in pixels -> (R, C, s, s), image after image."""
-        image = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
+        image = torch.cat([box.new_full((box.shape[0], 1), i) for i, box in enumerate(boxes)])
         rois = torch.cat([image, torch.cat(list(boxes))], dim=1)  # (R, 5)
         level_of = self.levels_of(rois[:, 1:])  # (R,)
-        pooled = feats[0].new_zeros(len(rois), self.out_channels, *self.output_size)
+        pooled = feats[0].new_zeros(rois.shape[0], self.out_channels, *self.output_size)
         for level, (layer, feat) in enumerate(zip(self.roi_layers, feats, strict=False)):
             index = (level_of == level).nonzero().flatten()
             # in float32: a half-precision coordinate of 1000 is off by up to half a pixel

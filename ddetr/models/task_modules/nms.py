@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import nms as torch_nms
 
 from ddetr.registry import TASK_UTILS
 
@@ -47,8 +49,15 @@ def nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, max_num: int, iou_threshold: float
 ) -> tuple[Tensor, Tensor]:
     """Drop what overlaps a better box of its group by more than `iou_threshold`; else as `grouped_nms`."""
-    keep = batched_nms(boxes, scores, groups, iou_threshold)[:max_num]
+    suppress = _nms_in_one_graph if torch.compiler.is_exporting() else batched_nms
+    keep = suppress(boxes, scores, groups, iou_threshold)[:max_num]
     return keep, scores[keep]
+
+
+def _nms_in_one_graph(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """`batched_nms` by moving groups apart, whatever the number of boxes, on which torchvision's takes another way."""
+    side = F.pad(boxes.flatten(), (0, 1)).amax() + 1  # of no box: 1
+    return torch_nms(boxes + (groups.to(boxes) * side)[:, None], scores, iou_threshold)
 
 
 @TASK_UTILS.register_module()
