@@ -13,9 +13,9 @@ from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ddetr import deployment
 from ddetr.datasets.coco_format import listing
 from ddetr.datasets.formats import data_options
-from ddetr import deployment
 from ddetr.deployment import ExportInfo, load
 from ddetr.deployment.preparing import prepare_batch
 from ddetr.deployment.runtimes import Runtime

@@ -61,9 +61,10 @@ def init_detector(
         allow_partial: Take what fits of the weights.
 
     Returns:
-        The model in evaluation mode, an `ExportedDetector` for exported files, with the attributes `cfg` and `dataset_meta`, whose `classes` are the names
-        that the checkpoint carries (else those of the config, else COCO's for 80 classes, else numbers), and whose
-        `category_ids` are those of the training's annotation file, if the checkpoint carries them.
+        The model in evaluation mode, an `ExportedDetector` for exported files, with the attributes `cfg` and
+        `dataset_meta`, whose `classes` are the names that the checkpoint carries (else those of the config, else COCO's
+        for 80 classes, else numbers), and whose `category_ids` are those of the training's annotation file, if the
+        checkpoint carries them.
 
     Raises:
         InputError: config or checkpoint cannot be used.

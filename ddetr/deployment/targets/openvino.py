@@ -24,12 +24,17 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
         path: `.xml` file to write.
     """
     require('openvino')
-    import openvino
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, 'model.onnx')
         onnx.write(module, example, options, file)
-        openvino.save_model(openvino.convert_model(file), path, compress_to_fp16=False)
+        from_onnx(file, path)
+
+
+def from_onnx(file: Path, path: Path) -> None:
+    """Convert an ONNX file."""
+    import openvino
+
+    openvino.save_model(openvino.convert_model(file), path, compress_to_fp16=False)
 
 
 def annotate(path: Path, info: ExportInfo) -> None:

@@ -54,9 +54,7 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
     path.write_bytes(bytes(engine))
 
 
-def _shapes(
-    options: ExportOptions, example: tuple[Tensor, Tensor], which: int
-) -> dict[str, tuple[int, ...]]:
+def _shapes(options: ExportOptions, example: tuple[Tensor, Tensor], which: int) -> dict[str, tuple[int, ...]]:
     """The smallest, usual or largest shapes of the inputs, by `which` of 0, 1, 2."""
     batch, _, height, width = example[0].shape
     sides = [

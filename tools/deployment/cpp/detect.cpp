@@ -11,6 +11,7 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/upsample_bilinear2d.h>
 #include <c10/core/InferenceMode.h>
+#include <caffe2/serialize/inline_container.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
@@ -93,10 +94,11 @@ int64_t padded(int64_t side, const std::string& json, const std::string& key) {
 
 void detect(const std::string& model, const std::string& image_path, double score_thr) {
   const c10::InferenceMode guard;
+  caffe2::serialize::PyTorchStreamReader archive(model);
+  if (!archive.hasRecord("extra/ddetr")) throw std::runtime_error(model + " was not written by ddetr export");
+  const auto [record, size] = archive.getRecord("extra/ddetr");
+  const std::string json(static_cast<const char*>(record.get()), size);
   torch::inductor::AOTIModelPackageLoader loader(model);
-  const auto metadata = loader.get_metadata();
-  if (!metadata.count("ddetr")) throw std::runtime_error(model + " is no detector that ddetr has exported");
-  const std::string& json = metadata.at("ddetr");
   for (const auto& type : items(json, "\"type\": " + STRING))
     if (!std::regex_search(type, std::regex("\"(LoadImageFromFile|Resize|LoadAnnotations|PackDetInputs)\"")))
       throw std::runtime_error("this example cannot do a step of the test pipeline, " + type);

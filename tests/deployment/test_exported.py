@@ -1,0 +1,188 @@
+"""Exported files behind the commands and the inferencer: without config, and without the detector's code."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from ddetr.apis import (
+    DetInferencer, EvalOptions, Failure, PredictOptions, Tiling, evaluate_detector, inference_detector, predict_files,
+)  # fmt: skip
+from ddetr.apis.exported import detect, exported_test_config
+from ddetr.datasets.shapes import SHAPE_CLASSES
+from ddetr.deployment import DetectionArrays, load
+from ddetr.deployment.targets import onnx as onnx_target
+from ddetr.structures import DetDataSample
+from ddetr.utils.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def file(export_case, tmp_path_factory):
+    """An exported detector with the classes of the built-in dataset."""
+    case = export_case('plain')
+    path = tmp_path_factory.mktemp('exported') / 'model.onnx'
+    shutil.copy(case.exported.path, path)
+    onnx_target.annotate(path, replace(case.exported.info, classes=list(SHAPE_CLASSES)))
+    return path
+
+
+@pytest.fixture(scope='module')
+def detector(file):
+    return DetInferencer(file)
+
+
+def annotated(file, folder, **changes):
+    """A copy of the file with other metadata."""
+    path = folder / 'changed.onnx'
+    shutil.copy(file, path)
+    onnx_target.annotate(path, replace(load(file).info, **changes))
+    return path
+
+
+def _images():
+    numbers = np.random.default_rng(0)
+    sizes = [(64, 64), (48, 90), (64, 64), (300, 200)]
+    return [numbers.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def same(found, expected, score=1e-5, pixels=0.05):
+    assert len(found) == len(expected) > 0
+    torch.testing.assert_close(found.scores, expected.scores, atol=score, rtol=0)
+    torch.testing.assert_close(found.bboxes, expected.bboxes, atol=pixels, rtol=0)
+    assert torch.equal(found.labels, expected.labels)
+
+
+def test_the_inferencer_detects_what_pytorch_detects(export_case, detector):
+    """The pipeline, the normalisation and the boxes' way back are those of the file alone."""
+    images = _images()
+    results = list(detector.predict(images, batch_size=2))
+    for image, result in zip(images, results, strict=True):
+        expected = inference_detector(export_case('plain').detector, image)
+        assert result.sample.ori_shape == image.shape[:2]
+        same(result.sample.pred_instances, expected.pred_instances)
+
+
+def test_the_commands_never_import_the_detectors_code(file, tiny_run, tmp_path, run):
+    image = tiny_run.data_root / 'val2017' / '000000000001.jpg'
+    script = (
+        'import runpy, sys\n'
+        f'sys.argv = ["image_demo.py", {str(image)!r}, {str(file)!r}, "--out-dir", {str(tmp_path / "demo")!r}, '
+        '"--score-thr", "0"]\n'
+        'runpy.run_path("demo/image_demo.py", run_name="__main__")\n'
+        f'sys.argv = ["test.py", {str(file)!r}, "--data", {str(tiny_run.data_root)!r}, "--work-dir", '
+        f'{str(tmp_path)!r}, "--out", {str(tmp_path / "found.json")!r}, "--show-dir", {str(tmp_path / "shown")!r}]\n'
+        'runpy.run_path("tools/test.py", run_name="__main__")\n'
+        'print("imported:", [name for name in sys.modules if name.startswith(("ddetr.models", "torchvision"))])\n'
+    )
+    output = run(sys.executable, '-c', script)
+    assert output.strip().endswith('imported: []'), output[-2000:]
+    assert 'Average Precision' in output
+    expected = DetInferencer(file)(image).pred_instances
+    written = json.loads((tmp_path / 'demo/000000000001.jpg.json').read_text())['detections']
+    np.testing.assert_allclose([row['bbox'] for row in written], expected.bboxes, atol=1e-3)
+    rows = [row for row in json.loads((tmp_path / 'found.json').read_text()) if row['image_id'] == 1]
+    np.testing.assert_allclose([row['score'] for row in rows], expected.scores, atol=1e-6)
+    assert len(list((tmp_path / 'shown').iterdir())) == 4
+
+
+def test_a_config_gives_its_test_set_and_the_file_everything_else(file, tiny_run):
+    cfg = exported_test_config(file, tiny_run.config, None)
+    assert cfg.test_dataloader.dataset.ann_file == 'annotations/instances_val2017.json'
+    assert cfg.test_dataloader.dataset.metainfo.classes == SHAPE_CLASSES
+    types = [step['type'] for step in cfg.test_dataloader.dataset.pipeline]
+    assert types == ['LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs']
+    assert 'backbone' not in cfg.model
+
+
+def test_files_of_all_formats_videos_and_tiles(detector, file, tiny_run, tmp_path):
+    options = PredictOptions(str(tmp_path), ('picture', 'json', 'coco', 'yolo', 'csv'), 0.0, ['ring'], 2)
+    assert predict_files(detector, tiny_run.data_root / 'val2017', options).images == 4
+    rows = json.loads((tmp_path / 'detections.coco.json').read_text())['annotations']
+    assert {row['category_id'] for row in rows} == {SHAPE_CLASSES.index('ring') + 1}
+    writer = cv2.VideoWriter(str(tmp_path / 'in.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 12, (96, 64))
+    for _ in range(3):
+        writer.write(np.full((64, 96, 3), 90, np.uint8))
+    writer.release()
+    assert (
+        predict_files(detector, tmp_path / 'in.avi', options._replace(out_dir=str(tmp_path / 'v'))).frames
+        == 3
+    )
+    pytest.importorskip('supervision')
+    tiled = DetInferencer(file, tiling=Tiling(64, 16, min_score=0.0))
+    assert len(tiled(_images()[3]).pred_instances) > 0
+
+
+class Stub:
+    """A runtime of fixed size that finds one box in each image, and has one place to spare."""
+
+    def __init__(self, info):
+        self.info = replace(info, batch=None, height=40, width=40)
+
+    def __call__(self, images, sizes_hw):
+        assert images.shape[2:] == (40, 40)
+        self.sizes_hw = sizes_hw
+        boxes = np.tile(np.float32([2, 4, 20, 10]), (len(images), 2, 1))
+        return DetectionArrays(
+            boxes, np.float32([[0.9, 0]] * len(images)), np.zeros((len(images), 2), np.int64)
+        )
+
+
+def test_boxes_of_images_that_exceed_a_fixed_size_are_in_pixels_of_the_image(file):
+    samples = [DetDataSample(metainfo={'scale_factor': (2.0, 2.0)}) for _ in range(2)]
+    images = [torch.zeros(3, 40, 80, dtype=torch.uint8), torch.zeros(3, 30, 40, dtype=torch.uint8)]
+    stub = Stub(load(file).info)
+    found = [sample.pred_instances for sample in detect(stub, images, samples)]
+    assert stub.sizes_hw.tolist() == [[20, 40], [30, 40]]
+    assert [len(instances) for instances in found] == [1, 1]
+    assert found[0].bboxes.tolist() == [[2, 4, 20, 10]]  # half as large in the runtime, twice by the pipeline
+    assert found[1].bboxes.tolist() == [[1, 2, 10, 5]]
+
+
+def test_an_image_with_too_few_tokens_is_left_out_with_its_reason(export_case):
+    detector = DetInferencer(export_case('two-stage').exported.path)
+    small, large = detector.predict([np.zeros((4, 120, 3), np.uint8), _images()[0]])
+    assert isinstance(small, Failure)
+    assert 'fails on images of' in str(small.error)
+    assert len(large.sample.pred_instances) > 0
+
+
+def test_files_that_are_no_detectors(file, tmp_path):
+    (tmp_path / 'cut.onnx').write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r'cut\.onnx cannot be read by onnxruntime'):
+        DetInferencer(tmp_path / 'cut.onnx')
+    model = onnx.load(file)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / 'other.onnx')
+    with pytest.raises(InputError, match=r'other\.onnx has no metadata .* not written by `ddetr export`'):
+        DetInferencer(tmp_path / 'other.onnx')
+    with pytest.raises(InputError, match=r'absent\.onnx does not exist'):
+        DetInferencer(tmp_path / 'absent.onnx')
+    strange = annotated(file, tmp_path, test_pipeline=[{'type': 'os.system', 'command': 'false'}])
+    with pytest.raises(InputError, match=r"pipeline\.0\.type='os\.system' is not registered"):
+        DetInferencer(strange)
+
+
+def test_a_runtime_that_is_not_installed(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(InputError, match=r'onnxruntime is not installed: pip install "ddetr\[export\]"'):
+        DetInferencer(file)
+
+
+def test_what_an_exported_file_does_not_take(file, tiny_run, tmp_path):
+    with pytest.raises(InputError, match='takes no config'):
+        DetInferencer(tiny_run.config, file)
+    with pytest.raises(InputError, match='takes no config, no --cfg-options'):
+        DetInferencer(file, cfg_options={'model.num_queries': 3})
+    with pytest.raises(InputError, match='carries no dataset: name one by --data DIR'):
+        evaluate_detector(None, file)
+    with pytest.raises(InputError, match='takes no --launcher'):
+        evaluate_detector(None, file, EvalOptions(launcher='pytorch'))
+    other = annotated(file, tmp_path, classes=list('abcdef'))
+    with pytest.raises(InputError, match=r'detects .*, but .* has the classes .*circle'):
+        evaluate_detector(None, other, EvalOptions(data=str(tiny_run.data_root)))
