@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from ddetr.apis import (
-    DetInferencer, EvalOptions, Failure, PredictOptions, Tiling, evaluate_detector, inference_detector, predict_files,
+    DetInferencer,
+    EvalOptions,
+    Failure,
+    PredictOptions,
+    Tiling,
+    evaluate_detector,
+    inference_detector,
+    predict_files,
 )  # fmt: skip
 from ddetr.apis.exported import detect, exported_test_config
 from ddetr.datasets.shapes import SHAPE_CLASSES
