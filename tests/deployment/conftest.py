@@ -54,10 +54,11 @@ def shrink(model: Any, kind: str) -> None:
         model.update(as_two_stage=False, with_box_refine=False)
     if kind == 'regions':
         return
-    stages = 1 if kind == 'one-map' else 2
-    model.backbone.update(num_stages=2, out_indices=(1,) if stages == 1 else (0, 1))
-    model.neck.in_channels = [128] if stages == 1 else [64, 128]
+    model.backbone.update(num_stages=1, out_indices=(0,))
+    model.neck.update(in_channels=[64], num_outs=1 if kind == 'one-map' else 2)
     model.encoder.num_layers, model.decoder.num_layers = 1, 2
+    if kind != 'one-map':
+        model.num_feature_levels = 2
 
 
 @torch.no_grad()

@@ -97,5 +97,5 @@ class DeformableDETRHead(SetHead):
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """log(x / (1 - x)) of values clipped to 0..1, both logarithms' arguments at least `eps`."""
-    # the same as clipping to 0..1 first; clip after clip makes torch.onnx lose a name
-    return (x.clamp(eps, 1) / (1 - x).clamp(eps, 1)).log()
+    # the same as clipping to 0..1 first; clip after clip makes torch.onnx lose a name, and integer limits an overload
+    return (x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0)).log()

@@ -54,5 +54,5 @@ def select_detections(
         labels = best_label.gather(1, query)
     size = sizes_hw.to(boxes.dtype).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4), w h w h
     chosen = boxes.gather(1, query[..., None].expand(-1, -1, 4))
-    boxes_px = (box_convert(chosen, 'cxcywh', 'xyxy') * size).clamp(min=0)
+    boxes_px = (box_convert(chosen, 'cxcywh', 'xyxy') * size).clamp(min=0.0)
     return Detections(torch.minimum(boxes_px, size), scores, labels), query
