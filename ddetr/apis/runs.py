@@ -19,7 +19,7 @@ from ddetr.utils.machines import RESTARTED
 from ddetr.weights import read_checkpoint, read_weights
 
 from .data_check import check_before_training
-from .exported import exported_test_config, is_exported
+from .exported import is_exported
 
 LAUNCHED = 'LAUNCHED_AT'  # environment variable: when the command was started first, in seconds since 1970
 
@@ -141,13 +141,15 @@ def _exported_runner(
     config: str | Path | None, checkpoint: str | Path, options: EvalOptions, changes: Mapping[str, Any]
 ) -> DetRunner:
     """A Runner that tests an exported file."""
+    from .exported_test import ExportedRunner, exported_test_config
+
     if options.launcher != 'none' or options.allow_partial:
         raise InputError(
             f'{checkpoint} is an exported file, which takes no --launcher and no --allow-partial.'
         )
     cfg = exported_test_config(checkpoint, config, options.data)
     cfg = _load(cfg, str(checkpoint), options._replace(data=None), changes)
-    return build_runner(cfg, ['test'])
+    return build_runner(cfg, ['test'], ExportedRunner)
 
 
 def _load(

@@ -21,7 +21,8 @@ from ddetr.apis import (
     inference_detector,
     predict_files,
 )  # fmt: skip
-from ddetr.apis.exported import detect, exported_test_config
+from ddetr.apis.exported import detect
+from ddetr.apis.exported_test import exported_test_config
 from ddetr.datasets.shapes import SHAPE_CLASSES
 from ddetr.deployment import DetectionArrays, load
 from ddetr.deployment.targets import onnx as onnx_target

@@ -110,7 +110,7 @@ void detect(const std::string& model, const std::string& image_path, double scor
   if (inside || value_of(json, "bgr_to_rgb", "true|false") == "false") image = image.flip(0);  // to BGR
   const auto mean = numbers(json, "mean"), std_dev = numbers(json, "std");
   if (!inside && !mean.empty())
-    image = (image - at::tensor(mean, at::kFloat).view({3, 1, 1})) / at::tensor(std_dev, at::kFloat).view({3, 1, 1});
+    image = image.sub(at::tensor(mean, at::kFloat).view({3, 1, 1})).div(at::tensor(std_dev, at::kFloat).view({3, 1, 1}));
   const double fill = inside ? 0 : std::stod(value_of(json, "pad_value", NUMBER));
   const int64_t right = padded(width, json, "width") - width, below = padded(height, json, "height") - height;
   image = at::constant_pad_nd(image, {0, right, 0, below}, fill).unsqueeze(0).to(inside ? at::kByte : at::kFloat);
