@@ -96,7 +96,9 @@ def _warn_of_shrinking(height: int | None, width: int | None) -> None:
 
 
 def test_pipeline(info: ExportInfo, path: str | Path) -> list[dict[str, Any]]:
-    """The transforms that bring an image to size. InputError for types that are not registered."""
+    """The transforms that bring an image to size. InputError if there are none, or of types that are not registered."""
+    if not info.test_pipeline:
+        raise InputError(f'{path} has no test pipeline: export it again with a config that has one.')
     try:
         return registered_only(info.test_pipeline, 'test_dataloader.dataset.pipeline')
     except ConfigError as error:

@@ -42,7 +42,7 @@ def exported_test_config(path: str | Path, config: str | Path | None, data: str 
     # loaded here too, so that a wrong file is found at once
     info = load(path).info
     given = load_config(config) if config is not None else Config(_without_config())
-    cfg = Config({key: given[key] for key in (*KEPT, 'custom_imports') if key in given})
+    cfg = Config({key: given[key] for key in KEPT if key in given})
     cfg['model'] = {'path': str(path)}
     if data is not None:
         loaders = {'train_dataloader': {'dataset': {'metainfo': {'classes': tuple(info.classes)}}}}

@@ -19,7 +19,11 @@ from .proof import Bounds
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
 # Detections change in int8, so that only their AP is bounded. The AP's bounds are of each metric, absolute.
-BOUNDS = {'fp32': Bounds(), 'fp16': Bounds(score=0.02, box_px=2.0), 'int8': Bounds(np.inf, np.inf)}
+BOUNDS = {
+    'fp32': Bounds(),
+    'fp16': Bounds(score=0.02, box_px=2.0, min_score=0.3),
+    'int8': Bounds(np.inf, np.inf),
+}
 AP_BOUNDS = {'fp32': 1e-3, 'fp16': 5e-3, 'int8': 0.03}
 IN_HALF = ('Conv', 'MatMul', 'Gemm', 'Relu')
 

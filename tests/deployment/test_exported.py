@@ -22,17 +22,28 @@ from ddetr.apis import (
 )  # fmt: skip
 from ddetr.apis.exported import detect
 from ddetr.apis.exported_test import exported_test_config
-from ddetr.datasets.shapes import SHAPE_CLASSES
+from ddetr.datasets.shapes import SHAPE_CLASSES, ShapesRecipe, make_shapes
 from ddetr.deployment import DetectionArrays
 from ddetr.structures import DetDataSample
 from ddetr.utils.errors import InputError
+from tests.conftest import ROOT
 
 from .toy import INFO, expected, write_toy
+
+CONFIG = ROOT / 'tests/configs/tiny_shapes.py'
 
 
 @pytest.fixture(scope='module')
 def file(tmp_path_factory):
     return write_toy(tmp_path_factory.mktemp('exported') / 'model.onnx')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """A dataset of 8 training and 4 held-out images."""
+    folder = tmp_path_factory.mktemp('data') / 'shapes'
+    make_shapes(folder, ShapesRecipe(num_train=8, num_val=4, size=64))
+    return folder
 
 
 @pytest.fixture(scope='module')
@@ -71,14 +82,14 @@ def test_a_real_detector_detects_what_it_does_in_pytorch(export_case):
         assert torch.equal(found.labels, truth.labels)
 
 
-def test_the_commands_never_import_the_detectors_code(file, tiny_run, tmp_path, run):
-    image = tiny_run.data_root / 'val2017' / '000000000001.jpg'
+def test_the_commands_never_import_the_detectors_code(file, data, tmp_path, run):
+    image = data / 'val2017' / '000000000001.jpg'
     script = (
         'import runpy, sys\n'
         f'sys.argv = ["image_demo.py", {str(image)!r}, {str(file)!r}, "--out-dir", {str(tmp_path / "demo")!r}, '
         '"--score-thr", "0"]\n'
         'runpy.run_path("demo/image_demo.py", run_name="__main__")\n'
-        f'sys.argv = ["test.py", {str(file)!r}, "--data", {str(tiny_run.data_root)!r}, "--work-dir", '
+        f'sys.argv = ["test.py", {str(file)!r}, "--data", {str(data)!r}, "--work-dir", '
         f'{str(tmp_path)!r}, "--out", {str(tmp_path / "found.json")!r}, "--show-dir", {str(tmp_path / "shown")!r}]\n'
         'runpy.run_path("tools/test.py", run_name="__main__")\n'
         'print("imported:", [name for name in sys.modules if name.startswith(("ddetr.models", "torchvision"))])\n'
@@ -94,8 +105,8 @@ def test_the_commands_never_import_the_detectors_code(file, tiny_run, tmp_path, 
     assert len(list((tmp_path / 'shown').iterdir())) == 4
 
 
-def test_a_config_gives_its_test_set_and_the_file_everything_else(file, tiny_run):
-    cfg = exported_test_config(file, tiny_run.config, None)
+def test_a_config_gives_its_test_set_and_the_file_everything_else(file):
+    cfg = exported_test_config(file, CONFIG, None)
     assert cfg.test_dataloader.dataset.ann_file == 'annotations/instances_val2017.json'
     assert cfg.test_dataloader.dataset.metainfo.classes == SHAPE_CLASSES
     types = [step['type'] for step in cfg.test_dataloader.dataset.pipeline]
@@ -103,9 +114,9 @@ def test_a_config_gives_its_test_set_and_the_file_everything_else(file, tiny_run
     assert 'backbone' not in cfg.model
 
 
-def test_files_of_all_formats_videos_and_tiles(detector, file, tiny_run, tmp_path):
+def test_files_of_all_formats_videos_and_tiles(detector, file, data, tmp_path):
     options = PredictOptions(str(tmp_path), ('picture', 'json', 'coco', 'yolo', 'csv'), 0.0, ['square'], 2)
-    assert predict_files(detector, tiny_run.data_root / 'val2017', options).images == 4
+    assert predict_files(detector, data / 'val2017', options).images == 4
     rows = json.loads((tmp_path / 'detections.coco.json').read_text())['annotations']
     assert {row['category_id'] for row in rows} == {SHAPE_CLASSES.index('square') + 1}
     writer = cv2.VideoWriter(str(tmp_path / 'in.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 12, (96, 64))
@@ -178,9 +189,9 @@ def test_a_runtime_that_is_not_installed(file, monkeypatch):
         DetInferencer(file)
 
 
-def test_what_an_exported_file_does_not_take(file, tiny_run, tmp_path):
+def test_what_an_exported_file_does_not_take(file, data, tmp_path):
     with pytest.raises(InputError, match='takes no config'):
-        DetInferencer(tiny_run.config, file)
+        DetInferencer(CONFIG, file)
     with pytest.raises(InputError, match='takes no config, no --cfg-options'):
         DetInferencer(file, cfg_options={'model.num_queries': 3})
     with pytest.raises(InputError, match='carries no dataset: name one by --data DIR'):
@@ -189,4 +200,4 @@ def test_what_an_exported_file_does_not_take(file, tiny_run, tmp_path):
         evaluate_detector(None, file, EvalOptions(launcher='pytorch'))
     other = write_toy(tmp_path / 'other.onnx', replace(INFO, classes=list('abcdef')))
     with pytest.raises(InputError, match=r'detects .*, but .* has the classes .*circle'):
-        evaluate_detector(None, other, EvalOptions(data=str(tiny_run.data_root)))
+        evaluate_detector(None, other, EvalOptions(data=str(data)))

@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 from ddetr.apis.exporting import ExportCommand, calibration_images, export_model
+from ddetr.datasets.shapes import ShapesRecipe, make_shapes
 from ddetr.deployment import Bounds, ExportOptions, export_detector, load
 from ddetr.deployment.precision import check_precision
 from ddetr.deployment.targets import onnx as onnx_target
@@ -59,10 +60,11 @@ def test_int8_has_quantised_layers_with_ranges_of_the_images(export_case, tmp_pa
         export(export_case, tmp_path, 'int8', Bounds(1e-6, 1e-3))
 
 
-def test_int8_needs_data_and_images(tiny_run, export_case, tmp_path):
+def test_int8_needs_data_and_images(export_case, tmp_path):
     options = ExportOptions(precision='int8')
     with pytest.raises(InputError, match=r'is proved by AP: name the data with --data'):
-        export_model(None, str(tiny_run.checkpoint), ExportCommand('onnx', options=options))
+        export_model(None, 'model.pth', ExportCommand('onnx', options=options))
+    make_shapes(tmp_path / 'shapes', ShapesRecipe(num_train=8, num_val=1, size=64))
     detector = export_case('plain').detector
     train = detector.cfg.pop('train_dataloader')
     try:
@@ -70,7 +72,7 @@ def test_int8_needs_data_and_images(tiny_run, export_case, tmp_path):
             calibration_images(detector, ExportCommand('onnx'))
     finally:
         detector.cfg.train_dataloader = train
-    folder = str(tiny_run.data_root / 'train2017')
+    folder = str(tmp_path / 'shapes/train2017')
     found = calibration_images(detector, ExportCommand('onnx', calibration=folder))
     assert len(found) == 8
     assert found[0].shape == (3, 128, 128)

@@ -80,7 +80,7 @@ at::Tensor resized(const at::Tensor& image, const std::string& json) {
     new_height = std::floor(height * factor + 0.5), new_width = std::floor(width * factor + 0.5);
   }
   if (new_height == height && new_width == width) return image;
-  const at::IntArrayRef size{static_cast<int64_t>(new_height), static_cast<int64_t>(new_width)};
+  const std::vector<int64_t> size{static_cast<int64_t>(new_height), static_cast<int64_t>(new_width)};
   return at::clamp(at::upsample_bilinear2d(image.unsqueeze(0), size, false).squeeze(0).round(), 0, 255);
 }
 
