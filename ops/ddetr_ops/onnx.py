@@ -128,7 +128,7 @@ def _gather_translation(op: Any) -> Callable:
         locations = _flat_points(op, sampling_locations, 2)  # (B, Q, M, K, 2)
         weights = _flat_points(op, attention_weights)  # (B, Q, M, K)
         shapes, starts = op.Cast(spatial_shapes, to=7), op.Cast(level_start_index, to=7)  # int64
-        half, one = (op.CastLike(op.Constant(value_float=f), locations) for f in (0.5, 1.0))
+        zero, half, one = (op.CastLike(op.Constant(value_float=f), locations) for f in (0.0, 0.5, 1.0))
         total, first = None, 0
         for level, count in enumerate(counts):
             size = op.Reshape(_piece(op, shapes, 0, _ints(op, level), _ints(op, level + 1)), _ints(op, 2))
@@ -149,10 +149,10 @@ def _gather_translation(op: Any) -> Callable:
                     cells, part = [], weight
                     for (low, upper, side), step in zip(axes, (dy, dx), strict=True):
                         cell = op.Add(low, one) if step else low
-                        inside = op.And(op.GreaterOrEqual(cell, op.Sub(one, one)), op.Less(cell, side))
+                        inside = op.And(op.GreaterOrEqual(cell, zero), op.Less(cell, side))
                         part = op.Mul(part, upper if step else op.Sub(one, upper))
                         part = op.Mul(part, op.CastLike(inside, part))
-                        clipped = op.Min(op.Max(cell, op.Sub(one, one)), op.Sub(side, one))
+                        clipped = op.Min(op.Max(cell, zero), op.Sub(side, one))
                         cells.append(op.Cast(clipped, to=7))
                     width = _piece(op, size, 0, _ints(op, 1), _ints(op, 2))
                     token = op.Add(op.Add(op.Mul(cells[0], width), cells[1]), op.Add(images, start))

@@ -1,12 +1,14 @@
 """Formats that detectors are exported to: one module each, imported when it is asked for.
 
-A module has `SUFFIX`; `write(module, example, options, path)`, which writes a `DeployedDetector`; and `annotate(path,
-info)`, which puts the `ExportInfo` into the file's metadata.
+A module has `SUFFIX`; `write(module, example, options, path)`, which writes a `DeployedDetector`; `annotate(path,
+info)`, which puts the `ExportInfo` into the file's metadata; and, where they apply, `PACKAGES`, the optional ones that
+it and its runtime need, and `HAS_RUNTIME = False`, if nothing here can run its files.
 """
 
 import importlib
 from types import ModuleType
 
+from ddetr.deployment.extras import require
 from ddetr.utils.errors import InputError, did_you_mean
 
 TARGETS = {
@@ -23,4 +25,6 @@ def target_module(name: str) -> ModuleType:
     if name not in TARGETS:
         known = f': there are {", ".join(TARGETS)}.'
         raise InputError(f'--to {name} is no target{did_you_mean(name, TARGETS, known)}')
-    return importlib.import_module(f'{__name__}.{TARGETS[name]}')
+    module = importlib.import_module(f'{__name__}.{TARGETS[name]}')
+    require(*getattr(module, 'PACKAGES', ()))
+    return module

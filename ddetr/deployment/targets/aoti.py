@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ddetr.deployment.options import ExportOptions
-from ddetr.deployment.tracing import tracing
+from ddetr.deployment.tracing import quiet, trace
 
 from .archive import annotate
-from .torch_export import trace
 
 __all__ = ['SUFFIX', 'annotate', 'write']
 
@@ -21,5 +20,5 @@ CONFIGS = {'freezing': True}
 def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOptions, path: Path) -> None:
     """Compile `module` into a .pt2 package; arguments as in `targets.onnx`. Takes minutes."""
     program = trace(module, example, options)
-    with torch.no_grad(), tracing():
+    with torch.no_grad(), quiet():
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=CONFIGS)

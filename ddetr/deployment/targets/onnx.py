@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddetr.deployment.extras import require
 from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, ExportInfo
 from ddetr.deployment.options import ExportOptions
-from ddetr.deployment.tracing import dynamic_shapes, tracing
+from ddetr.deployment.tracing import axis_names, quiet, trace
 
 SUFFIX = '.onnx'
+PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 
 
 def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOptions, path: Path) -> None:
@@ -22,18 +22,17 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
         options: Fixed sizes, opset, op.
         path: File to write.
     """
-    require('onnx', 'onnxscript')
     from ddetr_ops.onnx import DOMAINS, translation_table
 
-    with torch.no_grad(), tracing():
+    graph = trace(module, example, options)
+    with torch.no_grad(), quiet():
         program = torch.onnx.export(
-            module,
-            example,
+            graph,
             dynamo=True,
             opset_version=options.opset,
             input_names=INPUT_NAMES,
             output_names=OUTPUT_NAMES,
-            dynamic_shapes=dynamic_shapes(options),
+            dynamic_shapes=axis_names(options),
             custom_translation_table=translation_table(options.opset, options.op),
             verbose=False,
         )
