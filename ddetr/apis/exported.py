@@ -100,8 +100,18 @@ def test_pipeline(info: ExportInfo, path: str | Path) -> list[dict[str, Any]]:
     if not info.test_pipeline:
         raise InputError(f'{path} has no test pipeline: export it again with a config that has one.')
     try:
-        return registered_only(info.test_pipeline, 'test_dataloader.dataset.pipeline')
+        return _with_tuples(registered_only(info.test_pipeline, 'test_dataloader.dataset.pipeline'))
     except ConfigError as error:
         raise InputError(
             f'the test pipeline in {path} is refused: {error}; import the module that registers it first.'
         ) from error
+
+
+def _with_tuples(value: Any) -> Any:
+    """Lists of numbers as tuples: JSON does not tell them apart, and mmcv's transforms take sizes as tuples only."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        numbers = bool(value) and all(isinstance(item, (int, float)) for item in value)
+        return tuple(value) if numbers else [_with_tuples(item) for item in value]
+    return value
