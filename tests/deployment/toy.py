@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from ddetr.datasets.shapes import SHAPE_CLASSES
 from ddetr.deployment import ExportInfo
@@ -69,3 +71,16 @@ def expected(resized_bgr: np.ndarray, size_wh: tuple[int, int]) -> tuple[np.ndar
     scores = 1 / (1 + np.exp(-logits))
     labels = np.argsort(-scores, kind='stable')
     return PARTS[labels] * np.tile(size_wh, 2), scores[labels], labels
+
+
+class Toy(nn.Module):
+    """The same detector in PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('parts', torch.from_numpy(PARTS))
+
+    def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) and (B, 2) -> boxes (B, 3, 4), scores (B, 3), labels (B, 3)."""
+        scores, labels = images.mean((2, 3)).sigmoid().topk(3, dim=1)
+        return self.parts[labels] * sizes_hw.flip(1).repeat(1, 2).float()[:, None], scores, labels
