@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 
 from ddetr.apis.exporting import proof_images
 from ddetr.apis.inference import prepare_image
 from ddetr.deployment import Bounds, Exported, ExportOptions, export_detector
+from ddetr.engine.config import load_config
 from ddetr.registry import MODELS
 from tests.conftest import ROOT
 
@@ -33,13 +33,11 @@ class Case(NamedTuple):
 def small_detector(kind: str) -> Any:
     """A detector with random weights whose scores lie on both sides of the proof's lowest."""
     data = ROOT / 'configs/_base_/datasets/shapes_detection.py'
-    cfg = Config.fromfile(data)
+    cfg = load_config(data)
     if kind == 'stranger':
-        from tests.own_detector import grid_detector  # noqa: F401 (registers it)
-
-        cfg.model = Config.fromfile(ROOT / 'tests/own_detector/grid_shapes.py').model
+        cfg.model = load_config(ROOT / 'tests/own_detector/grid_shapes.py').model
     else:
-        cfg.model = Config.fromfile(ROOT / f'configs/_base_/models/{MODEL_FILES[kind]}.py').model
+        cfg.model = load_config(ROOT / f'configs/_base_/models/{MODEL_FILES[kind]}.py').model
         shrink(cfg.model, kind)
     torch.manual_seed(0)
     detector = MODELS.build(cfg.model)
