@@ -133,6 +133,7 @@ int main(int argc, char** argv) {
     if (argc == 5 && !dlopen(argv[4], RTLD_NOW)) throw std::runtime_error(dlerror());
     detect(argv[1], argv[2], argc > 3 ? std::stod(argv[3]) : 0.3);
   } catch (const std::exception& error) {
-    return std::cerr << std::string(error.what()).substr(0, 300) << '\n', 2;
+    const std::string what = error.what();  // of PyTorch's errors the first line, before the stack
+    return std::cerr << what.substr(0, what.find('\n')) << '\n', 2;
   }
 }
