@@ -5,11 +5,10 @@
 // MODEL.pt2 is what `ddetr export --to aoti` wrote; LIBRARY is the op's _C.so, for packages that call it. Each detection
 // is a line: class, score, x1 y1 x2 y2 in pixels of the image. Images are read by stb_image where it was there at
 // compile time (Debian: libstb-dev), else binary PPM files only.
-#include <ATen/ops/clamp.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/tensor.h>
-#include <ATen/ops/upsample_bilinear2d.h>
 #include <c10/core/InferenceMode.h>
 #include <caffe2/serialize/inline_container.h>
 #include <dlfcn.h>
@@ -47,7 +46,7 @@ std::vector<double> numbers(const std::string& json, const std::string& key) {
   return values;
 }
 
-at::Tensor read_image(const std::string& path) {  // (3, H, W) float, RGB
+at::Tensor read_image(const std::string& path) {  // (3, H, W) int, RGB
   int width = 0, height = 0;
   std::vector<unsigned char> pixels;
 #ifdef HAS_STB
@@ -66,10 +65,20 @@ at::Tensor read_image(const std::string& path) {  // (3, H, W) float, RGB
   }
 #endif
   if (pixels.empty()) throw std::runtime_error("image " + path + " cannot be read");
-  return at::from_blob(pixels.data(), {height, width, 3}, at::kByte).permute({2, 0, 1}).to(at::kFloat).contiguous();
+  return at::from_blob(pixels.data(), {height, width, 3}, at::kByte).permute({2, 0, 1}).to(at::kInt).contiguous();
 }
 
-// As the test pipeline's Resize: bilinear, without antialiasing, to whole colours.
+struct Axis {  // the two neighbours of each new pixel, and their weights in 1/2048
+  at::Tensor first, second, by_first, by_second;
+};
+Axis axis(int64_t from, int64_t to) {
+  const auto place = at::arange(to, at::kDouble).add(0.5).mul(static_cast<double>(from) / to).sub(0.5).clamp(0, from - 1);
+  const auto first = place.floor(), part = place.sub(first).to(at::kFloat).mul(2048);
+  return {first.to(at::kLong), first.add(1).clamp_max(from - 1).to(at::kLong), part.neg().add(2048).round().to(at::kInt),
+          part.round().to(at::kInt)};
+}
+
+// As the test pipeline's Resize: OpenCV's INTER_LINEAR for bytes, which cuts off fractions in these places.
 at::Tensor resized(const at::Tensor& image, const std::string& json) {
   const auto scale = numbers(json, "scale");  // w, h; with keep_ratio the longest and the shortest side
   const double height = image.size(1), width = image.size(2);
@@ -80,8 +89,13 @@ at::Tensor resized(const at::Tensor& image, const std::string& json) {
     new_height = std::floor(height * factor + 0.5), new_width = std::floor(width * factor + 0.5);
   }
   if (new_height == height && new_width == width) return image;
-  const std::vector<int64_t> size{static_cast<int64_t>(new_height), static_cast<int64_t>(new_width)};
-  return at::clamp(at::upsample_bilinear2d(image.unsqueeze(0), size, false).squeeze(0).round(), 0, 255);
+  const Axis x = axis(image.size(2), new_width), y = axis(image.size(1), new_height);
+  const auto columns = [&](const at::Tensor& at, const at::Tensor& by) { return image.index_select(2, at).mul(by); };
+  const auto wide = columns(x.first, x.by_first).add(columns(x.second, x.by_second)).bitwise_right_shift(4);
+  const auto rows = [&](const at::Tensor& at, const at::Tensor& by) {
+    return wide.index_select(1, at).mul(by.unsqueeze(1)).bitwise_right_shift(16);
+  };
+  return rows(y.first, y.by_first).add(rows(y.second, y.by_second)).add(2).bitwise_right_shift(2);
 }
 
 int64_t padded(int64_t side, const std::string& json, const std::string& key) {
@@ -110,10 +124,12 @@ void detect(const std::string& model, const std::string& image_path, double scor
   if (inside || value_of(json, "bgr_to_rgb", "true|false") == "false") image = image.flip(0);  // to BGR
   const auto mean = numbers(json, "mean"), std_dev = numbers(json, "std");
   if (!inside && !mean.empty())
-    image = image.sub(at::tensor(mean, at::kFloat).view({3, 1, 1})).div(at::tensor(std_dev, at::kFloat).view({3, 1, 1}));
+    image = image.to(at::kFloat)
+                .sub(at::tensor(mean, at::kFloat).view({3, 1, 1}))
+                .div(at::tensor(std_dev, at::kFloat).view({3, 1, 1}));
   const double fill = inside ? 0 : std::stod(value_of(json, "pad_value", NUMBER));
   const int64_t right = padded(width, json, "width") - width, below = padded(height, json, "height") - height;
-  image = at::constant_pad_nd(image, {0, right, 0, below}, fill).unsqueeze(0).to(inside ? at::kByte : at::kFloat);
+  image = at::constant_pad_nd(image.to(inside ? at::kByte : at::kFloat), {0, right, 0, below}, fill).unsqueeze(0);
 
   const auto found = loader.run({image.contiguous(), at::tensor({height, width}, at::kLong).view({1, 2})});
   const auto boxes = found.at(0)[0].cpu(), scores = found.at(1)[0].cpu(), labels = found.at(2)[0].cpu();
