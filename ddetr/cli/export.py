@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f'--max-{name}-diff', type=float, help=f'bound of {what}; by default by precision'
         )
+    parser.add_argument('--min-score', type=float, help='lowest score that the proof compares')
     parser.add_argument('--allow-partial', action='store_true', help='take of the checkpoint what fits')
     add_cfg_options(parser)
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     options = ExportOptions(
         args.batch, args.height, args.width, preprocessing, args.opset, args.op, args.precision
     )
-    given = {'score': args.max_score_diff, 'box_px': args.max_box_diff}
+    given = {'score': args.max_score_diff, 'box_px': args.max_box_diff, 'min_score': args.min_score}
     usual = BOUNDS.get(args.precision, Bounds())
     bounds = usual._replace(**{key: value for key, value in given.items() if value is not None})
     command = ExportCommand(

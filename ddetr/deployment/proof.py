@@ -103,8 +103,14 @@ def prove(
             f'the export cannot be proved: in {undecided} of {total} images the result of PyTorch itself changes by '
             'more than the bounds when its layers are rounded differently; give other images with --images.'
         )
+    detections = sum(difference.compared for difference in differences)
+    if not detections:
+        raise InputError(
+            f'the export cannot be proved: nothing in these images scores above {bounds.min_score:g}; give others with '
+            '--images, or a lower --min-score.'
+        )
     worst = [max((d[i] for d in differences), default=0.0) for i in range(2)]
-    return Proof(total, undecided, sum(d.compared for d in differences), worst[0], worst[1], shapes)
+    return Proof(total, undecided, detections, worst[0], worst[1], shapes)
 
 
 def _sentence(difference: Difference, bounds: Bounds, target: str) -> str:

@@ -64,7 +64,8 @@ def spread(detector: torch.nn.Module) -> None:
     """Random weights in place of those that training starts from, which make all boxes and scores alike."""
     for name, parameter in detector.named_parameters():
         if 'branches' in name or 'fc_' in name or 'classes' in name or 'rpn_' in name:
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+            prior = parameter.dim() == 1 and bool((parameter == parameter[0]).all())
+            parameter.add_(torch.randn_like(parameter) * (2.0 if prior else 0.1))
 
 
 def images_for(detector: Any) -> list[np.ndarray]:
