@@ -1,19 +1,17 @@
 """Detect objects in an image or a folder of images, as `ddetr predict` does.
 
-`python demo/image_demo.py IMAGE CONFIG CHECKPOINT` writes a picture with boxes and a JSON file for each image.
+`python demo/image_demo.py IMAGE CONFIG CHECKPOINT` writes a picture with boxes and a JSON file for each image. A file
+that `ddetr export` has written needs no config: `python demo/image_demo.py IMAGE model.onnx`.
 """
 
-import argparse
-
-from ddetr.cli import predict
+from ddetr.cli import Parser, predict
 from ddetr.utils.cli import run_cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument('inputs', metavar='IMAGE', nargs=1, help='image, folder of images, pattern, ...')
-    parser.add_argument('config', help='config file, or name of one')
-    parser.add_argument('checkpoint', help='checkpoint')
+    predict.add_detector_arguments(parser)
     predict.add_file_options(parser)
     predict.add_detector_options(parser)
     predict.run(parser.parse_args())

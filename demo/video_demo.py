@@ -3,20 +3,18 @@
 Beside the video with boxes, FILE.mp4.jsonl gets one line of JSON a frame.
 """
 
-import argparse
 from pathlib import Path
 
 from ddetr.apis import PredictOptions
 from ddetr.apis.prediction import interruptible, predict_video, select
-from ddetr.cli import predict
+from ddetr.cli import Parser, predict
 from ddetr.utils.cli import run_cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument('video', help='video file, address, or number of a camera')
-    parser.add_argument('config', help='config file, or name of one')
-    parser.add_argument('checkpoint', help='checkpoint')
+    predict.add_detector_arguments(parser)
     parser.add_argument('--out', default='outputs/video.mp4', help='the video with boxes, .mp4 or .avi')
     predict.add_detector_options(parser)
     args = parser.parse_args()

@@ -24,6 +24,7 @@ from ddetr.visualization import DetLocalVisualizer
 from ddetr.weights import load_weights, read_checkpoint
 
 from .batching import read_ahead, run_in_batches
+from .exported import ExportedDetector, is_exported
 from .results import Selection, detection_rows, to_supervision
 from .sources import Source
 from .tiling import Tiling, detect_tiled
@@ -52,20 +53,24 @@ def init_detector(
 
     Args:
         config: File, name of a config that comes with ddetr, or what `load_config` made of it. Without one, the config
-            that a training checkpoint carries.
-        checkpoint: Weights of any format that we know, or a work directory; without one the model is as initialised.
+            that a training checkpoint carries. Or, alone, a file that `ddetr export` has written.
+        checkpoint: Weights of any format that we know, a work directory, or an exported file, which needs no config;
+            without one the model is as initialised.
         device: By default a GPU if there is one, else the CPU.
         cfg_options: Values by dotted config key, where `config` is no `Config` already.
         allow_partial: Take what fits of the weights.
 
     Returns:
-        The model in evaluation mode, with the attributes `cfg` and `dataset_meta`, whose `classes` are the names
-        that the checkpoint carries (else those of the config, else COCO's for 80 classes, else numbers), and whose
-        `category_ids` are those of the training's annotation file, if the checkpoint carries them.
+        The model in evaluation mode, an `ExportedDetector` for exported files, with the attributes `cfg` and
+        `dataset_meta`, whose `classes` are the names that the checkpoint carries (else those of the config, else COCO's
+        for 80 classes, else numbers), and whose `category_ids` are those of the training's annotation file, if the
+        checkpoint carries them.
 
     Raises:
         InputError: config or checkpoint cannot be used.
     """
+    if is_exported(checkpoint or config):
+        return _init_exported(config, checkpoint, device, bool(cfg_options) or allow_partial)
     content: dict[str, Any] | None = None
     if checkpoint is not None:
         checkpoint = find_checkpoint(checkpoint)
@@ -91,6 +96,17 @@ def init_detector(
     model.cfg = cfg
     model.dataset_meta = {'classes': classes or _classes_of(cfg, model), **_category_ids(content, classes)}
     return model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
+
+
+def _init_exported(config: Any, checkpoint: Any, device: str | None, with_options: bool) -> nn.Module:
+    path = checkpoint or config
+    if (config is not None and checkpoint is not None) or with_options:
+        raise InputError(
+            f'{path} is an exported file, which takes no config, no --cfg-options and no --allow-partial.'
+        )
+    if DefaultScope.get_current_instance() is None:
+        init_default_scope(SCOPE)
+    return ExportedDetector(path, device)
 
 
 def inference_detector(
@@ -159,7 +175,7 @@ class DetInferencer:
         allow_partial: bool = False,
         tiling: Tiling | None = None,
     ) -> None:
-        if checkpoint is None:
+        if checkpoint is None and not is_exported(config):
             raise CheckpointError('DetInferencer needs the checkpoint to detect with.')
         if tiling is not None:
             tiling.check()

@@ -19,6 +19,7 @@ from ddetr.utils.machines import RESTARTED
 from ddetr.weights import read_checkpoint, read_weights
 
 from .data_check import check_before_training
+from .exported import is_exported
 
 LAUNCHED = 'LAUNCHED_AT'  # environment variable: when the command was started first, in seconds since 1970
 
@@ -89,8 +90,9 @@ def evaluate_detector(
     """Evaluate a checkpoint on a config's test set; the metrics by name.
 
     Args:
-        config: None for the config that a training checkpoint carries.
-        checkpoint: File, or work directory.
+        config: None for the config that a training checkpoint carries. An exported file needs none if `options` name
+            the data; of a given one, it takes test set and metrics.
+        checkpoint: File, also an exported one, or work directory.
         options: See there.
 
     Raises:
@@ -108,6 +110,19 @@ def evaluate_detector(
             'test_out_dir': options.show_dir,
             'score_thr': options.score_thr,
         }
+    build = _exported_runner if is_exported(checkpoint) else _checkpoint_runner
+    runner = build(config, checkpoint, options, changes)
+    metrics = runner.test()
+    if options.out is not None and runner.rank == 0:
+        # CocoMetric names its file after what it evaluates
+        Path(options.out).with_suffix('.bbox.json').replace(options.out)
+    return metrics
+
+
+def _checkpoint_runner(
+    config: str | Path | None, checkpoint: str | Path, options: EvalOptions, changes: Mapping[str, Any]
+) -> DetRunner:
+    """A Runner that tests a checkpoint."""
     name = find_checkpoint(checkpoint)
     if config is None:
         content = read_checkpoint(name)
@@ -119,11 +134,22 @@ def evaluate_detector(
     cfg.merge_from_dict({'load_from': name, 'resume': False, **_learned_classes(cfg, name, content)})
     runner = build_runner(cfg, ['test'])
     runner.read_already = name, content
-    metrics = runner.test()
-    if options.out is not None and runner.rank == 0:
-        # CocoMetric names its file after what it evaluates
-        Path(options.out).with_suffix('.bbox.json').replace(options.out)
-    return metrics
+    return runner
+
+
+def _exported_runner(
+    config: str | Path | None, checkpoint: str | Path, options: EvalOptions, changes: Mapping[str, Any]
+) -> DetRunner:
+    """A Runner that tests an exported file."""
+    from .exported_test import ExportedRunner, exported_test_config
+
+    if options.launcher != 'none' or options.allow_partial:
+        raise InputError(
+            f'{checkpoint} is an exported file, which takes no --launcher and no --allow-partial.'
+        )
+    cfg = exported_test_config(checkpoint, config, options.data)
+    cfg = _load(cfg, str(checkpoint), options._replace(data=None), changes)
+    return build_runner(cfg, ['test'], ExportedRunner)
 
 
 def _load(

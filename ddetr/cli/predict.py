@@ -1,9 +1,9 @@
 """Detect objects in images and videos.
 
 INPUT is an image, a folder, a pattern in quotes ('photos/**/*.jpg'), a video, an address, or the number of a camera
-(ended by Ctrl-C); several may be given. CHECKPOINT may be a work directory. Each image gets a picture with boxes and a
-JSON file, each video a video and a file with one line of JSON a frame. An image that cannot be read is named at the
-end, and the command then ends with status 2; all the others are done.
+(ended by Ctrl-C); several may be given. CHECKPOINT may be a work directory, or a file that `ddetr export` wrote. Each
+image gets a picture with boxes and a JSON file, each video a video and a file with one line of JSON a frame. An image
+that cannot be read is named at the end, and the command then ends with status 2; all the others are done.
 """
 
 import argparse
@@ -22,12 +22,18 @@ SHOWN = 10  # failures that are named one by one
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line's arguments."""
     parser.add_argument('inputs', metavar='INPUT', nargs='+', help='images, folders, patterns, videos, ...')
-    parser.add_argument('--checkpoint', required=True, help='checkpoint, or work directory')
+    parser.add_argument('--checkpoint', required=True, help='checkpoint, work directory, or exported file')
     parser.add_argument(
         '--config', help='config file, or name of one; by default what the checkpoint carries'
     )
     add_file_options(parser)
     add_detector_options(parser)
+
+
+def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare CONFIG and CHECKPOINT as positional arguments, the former for checkpoints that do not carry theirs."""
+    parser.add_argument('config', metavar='CONFIG', nargs='?', help='config file, or name of one')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint, or exported file')
 
 
 def add_file_options(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
 """Evaluate a checkpoint on a test set.
 
 Without CONFIG, it is the one that the checkpoint was trained with, which training checkpoints carry. CHECKPOINT may be
-a work directory: its best checkpoint is taken, else its last.
+a work directory: its best checkpoint is taken, else its last. It may be a file that `ddetr export` wrote: that needs
+CONFIG or --data, for the test set.
 """
 
 import argparse
@@ -12,7 +13,9 @@ from ddetr.utils.cli import add_cfg_options, add_launcher
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line's arguments."""
     parser.add_argument('config', metavar='CONFIG', nargs='?', help='config file, or name of one')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint, or work directory')
+    parser.add_argument(
+        'checkpoint', metavar='CHECKPOINT', help='checkpoint, work directory, or exported file'
+    )
     parser.add_argument('--data', metavar='DIR', help="folder of a dataset, in place of the config's")
     parser.add_argument('--work-dir', help='folder of the logs; by default work_dirs/<config>')
     parser.add_argument('--out', help="write the detections to this .json file, in COCO's result format")

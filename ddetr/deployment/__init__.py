@@ -4,12 +4,18 @@
 `BaseDetector.detect`.
 """
 
-from .exporting import Exported, export_detector
+from typing import TYPE_CHECKING
+
+from ddetr.utils.lazy import lazy_names
+
 from .info import ExportInfo
 from .options import ExportOptions
-from .proof import Bounds, Proof
 from .runtimes import is_exported, load
 from .runtimes.arrays import DetectionArrays
+
+if TYPE_CHECKING:
+    from .exporting import Exported, export_detector
+    from .proof import Bounds, Proof
 
 __all__ = [
     'Bounds',
@@ -22,3 +28,8 @@ __all__ = [
     'is_exported',
     'load',
 ]
+
+# not needed to run an exported file; mmengine.model takes a second to import
+__getattr__ = lazy_names(
+    __name__, {'exporting': ('Exported', 'export_detector'), 'proof': ('Bounds', 'Proof')}
+)

@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args, get_type_hints
 
+from ddetr.utils.errors import InputError
+
 FORMAT_VERSION = 1
 METADATA_KEY = 'ddetr'  # of the JSON in the file's metadata
 INPUT_NAMES = ('images', 'sizes_hw')
@@ -98,3 +100,13 @@ def _kinds(hint: Any) -> tuple[type, ...]:
     if origin is not None:
         return (origin,)
     return get_args(hint) or (hint,)
+
+
+def parse_info(text: str | None, path: Any) -> ExportInfo:
+    """The record in the metadata of the file `path`. InputError if there is none, or it cannot be used."""
+    if text is None:
+        raise InputError(f'{path} has no metadata {METADATA_KEY!r}: it was not written by `ddetr export`.')
+    try:
+        return ExportInfo.from_json(text)
+    except ValueError as error:
+        raise InputError(f'{path}: {error}.') from error

@@ -289,7 +289,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
-def build_runner(cfg: Config, loops: Sequence[str]) -> DetRunner:
+def build_runner(cfg: Config, loops: Sequence[str], runner_type: type[DetRunner] = DetRunner) -> DetRunner:
     """Check a config and build everything that it names, with these loops (`train`, `val`, `test`) and their datasets.
 
     Raises:
@@ -298,7 +298,7 @@ def build_runner(cfg: Config, loops: Sequence[str]) -> DetRunner:
     check_config(cfg)
     _require_writable(Path(cfg.work_dir))
     with explain_build_errors():  # early: nothing has been trained if a loop cannot be built
-        runner = DetRunner.from_cfg(cfg)
+        runner = runner_type.from_cfg(cfg)
         built = {f'{name}_dataloader': getattr(runner, f'{name}_loop') for name in loops}
     check_classes(unwrap(runner.model), {key: loop.dataloader.dataset for key, loop in built.items()})
     return runner

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ddetr import registry as ours
-from ddetr.utils.errors import CheckpointError, first_line
+from ddetr.utils.errors import CheckpointError, ConfigError, first_line
 from ddetr.utils.literals import literal_value
 from ddetr.weights.checkpoint import HF_FILES
 
@@ -56,7 +56,12 @@ def saved_config(
             f'checkpoint {path} was trained with modules of your own (custom_imports={values["custom_imports"]}), '
             'which a checkpoint is not trusted to import: give the config too.'
         )
-    kept = {key: _registered_only(values[key], key, path) for key in KEPT if key in values}
+    try:
+        kept = {key: registered_only(values[key], key) for key in KEPT if key in values}
+    except ConfigError as error:
+        raise CheckpointError(
+            f'the config in checkpoint {path} is refused: {error}; give the config too.'
+        ) from error
     if 'model' not in kept:
         raise CheckpointError(f'the config in checkpoint {path} has no model: give the config too.')
     cfg = Config({**kept, 'default_scope': ours.SCOPE})
@@ -89,20 +94,21 @@ def _assignments(tree: ast.Module) -> Iterator[tuple[str, Any]]:
                 raise ValueError(f'line {statement.lineno} assigns no value')
 
 
-def _registered_only(value: Any, place: str, path: str | Path) -> Any:
-    """A config with its types' scopes left out. CheckpointError for a type that is not registered."""
+def registered_only(value: Any, place: str) -> Any:
+    """A config, found under the dotted key `place`, with its types' scopes left out.
+
+    Raises:
+        ConfigError: A type is not registered. Building it could import anything that it names.
+    """
     if isinstance(value, (list, tuple)):
-        return type(value)(_registered_only(item, f'{place}.{i}', path) for i, item in enumerate(value))
+        return type(value)(registered_only(item, f'{place}.{i}') for i, item in enumerate(value))
     if not isinstance(value, dict):
         return value
-    cleaned = {key: _registered_only(item, f'{place}.{key}', path) for key, item in value.items()}
+    cleaned = {key: registered_only(item, f'{place}.{key}') for key, item in value.items()}
     if isinstance(kind := cleaned.get('type'), str):
         scope, dot, name = kind.partition('.')
         bare = name if dot and scope in SCOPES else kind
         if bare not in registered_names(place.split('.')[0]):
-            raise CheckpointError(
-                f'the config in checkpoint {path} is refused: {place}.type={kind!r} is not registered; '
-                'give the config too.'
-            )
+            raise ConfigError(f'{place}.type={kind!r} is not registered')
         cleaned['type'] = bare
     return cleaned

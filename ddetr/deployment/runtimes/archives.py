@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from ddetr.deployment.info import METADATA_KEY, ExportInfo
+from ddetr.deployment.info import METADATA_KEY, ExportInfo, parse_info
 from ddetr.utils.errors import InputError
 
 
@@ -21,15 +21,7 @@ def read_info(path: str | Path) -> ExportInfo:
     """The record in a .pt2 file. InputError where there is none."""
     with _open(path) as archive:
         place = next((name for name in archive.namelist() if name.endswith(f'/extra/{METADATA_KEY}')), None)
-        if place is None:
-            raise InputError(
-                f'{path} has no metadata {METADATA_KEY!r}: it was not written by `ddetr export`.'
-            )
-        text = archive.read(place).decode()
-    try:
-        return ExportInfo.from_json(text)
-    except ValueError as error:
-        raise InputError(f'{path}: {error}.') from error
+        return parse_info(None if place is None else archive.read(place).decode(), path)
 
 
 def _open(path: str | Path) -> zipfile.ZipFile:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ddetr.deployment.extras import require
-from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, ExportInfo
+from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, parse_info
 from ddetr.utils.errors import InputError, first_line
 
 from .arrays import DetectionArrays, run_batch
@@ -48,14 +48,7 @@ class Runtime:
         except Exception as error:  # onnxruntime's exceptions have no common class
             raise InputError(f'{path} cannot be read by onnxruntime: {first_line(error)}') from error
         metadata = self._session.get_modelmeta().custom_metadata_map
-        if METADATA_KEY not in metadata:
-            raise InputError(
-                f'{path} has no metadata {METADATA_KEY!r}: it was not written by `ddetr export`.'
-            )
-        try:
-            self.info = ExportInfo.from_json(metadata[METADATA_KEY])
-        except ValueError as error:
-            raise InputError(f'{path}: {error}.') from error
+        self.info = parse_info(metadata.get(METADATA_KEY), path)
 
     def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
         """Detect in images (B, 3, H, W) of `sizes_hw` (B, 2) without padding; see `run_batch` for errors."""
