@@ -12,4 +12,5 @@ def require(*modules: str) -> None:
             importlib.import_module(module)
         except ImportError as error:
             package = module.partition('.')[0]
-            raise InputError(f'{package} is not installed: pip install "ddetr[export]".') from error
+            extra = 'openvino' if package in ('openvino', 'nncf') else 'export'
+            raise InputError(f'{package} is not installed: pip install "ddetr[{extra}]".') from error

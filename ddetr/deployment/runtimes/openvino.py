@@ -1,0 +1,67 @@
+"""OpenVINO models in OpenVINO."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ddetr.deployment.extras import require
+from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, parse_info
+from ddetr.utils.errors import InputError, first_line
+
+from .arrays import DetectionArrays, run_batch
+
+
+class Runtime:
+    """A detector in OpenVINO.
+
+    Args:
+        path: `.xml` file that was written by `ddetr export`, its weights, `.bin`, beside it.
+        device: 'cpu', or another device of OpenVINO such as 'gpu'.
+        threads: Of the CPU; by default all cores.
+
+    Attributes:
+        info: What the file says about itself.
+
+    Raises:
+        InputError: The file cannot be read or is no export of ours; OpenVINO or the device is missing.
+    """
+
+    def __init__(self, path: str | Path, device: str = 'cpu', threads: int | None = None) -> None:
+        require('openvino')
+        import openvino
+
+        self.path, weights = str(path), Path(path).with_suffix('.bin')
+        for file in (Path(path), weights):
+            if not file.is_file():
+                raise InputError(
+                    f'{file} does not exist: an OpenVINO model is a .xml file and its .bin beside it.'
+                )
+        core = openvino.Core()
+        # float32 also where the processor has bfloat16, which OpenVINO would take of its own accord
+        options = {'INFERENCE_PRECISION_HINT': 'f32', 'PERFORMANCE_HINT': 'LATENCY'}
+        options |= {} if threads is None else {'INFERENCE_NUM_THREADS': str(threads)}
+        try:
+            model = core.read_model(path, weights)
+        except RuntimeError as error:
+            raise InputError(f'{path} cannot be read by OpenVINO: {reason(error)}') from error
+        key = [METADATA_KEY]
+        self.info = parse_info(model.get_rt_info(key).astype(str) if model.has_rt_info(key) else None, path)
+        try:
+            self._compiled = core.compile_model(model, device.upper(), options)
+        except RuntimeError as error:
+            raise InputError(f'{path} cannot be compiled for device {device!r}: {reason(error)}') from error
+
+    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
+        """Detect in images (B, 3, H, W) of `sizes_hw` (B, 2) without padding; see `run_batch` for errors."""
+        return run_batch(self._run, self.info, self.path, images, sizes_hw)
+
+    def _run(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[np.ndarray]:
+        results = self._compiled(dict(zip(INPUT_NAMES, (images, sizes_hw), strict=True)))
+        return [results[name] for name in OUTPUT_NAMES]
+
+
+def reason(error: RuntimeError) -> str:
+    """The sentence in OpenVINO's message, which begins with places in its source code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    plain = [line for line in lines if not line.startswith(('Exception from', 'Check '))]
+    return (plain or [first_line(error)])[-1]
