@@ -9,12 +9,11 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
-from mmengine.structures import InstanceData
 
 from ddetr.datasets.formats import data_options
 from ddetr.datasets.shapes import ShapesRecipe, draw_image
 from ddetr.deployment import Bounds, Exported, ExportOptions, export_detector, load
-from ddetr.deployment.preparing import prepare_batch
+from ddetr.deployment.precision import AP_BOUNDS, BOUNDS, check_precision
 from ddetr.deployment.runtimes import Runtime
 from ddetr.deployment.targets import target_module
 from ddetr.engine.config import dataset_of, load_config
@@ -22,9 +21,12 @@ from ddetr.registry import DATASETS
 from ddetr.utils.errors import InputError
 from ddetr.utils.progress import track
 
+from .exported import detect
 from .inference import init_detector, prepare_image
+from .sources import list_images
 
 PROOF_IMAGES = 3  # one alone and two together
+CALIBRATION_IMAGES = 64
 
 
 class ExportCommand(NamedTuple):
@@ -37,10 +39,11 @@ class ExportCommand(NamedTuple):
     data: str | None = (
         None  # folder of a dataset, or config, whose AP is measured in PyTorch and in the runtime
     )
-    bounds: Bounds = Bounds()
-    max_ap_difference: float = 1e-3
+    bounds: Bounds | None = None  # None: those of the precision
+    max_ap_difference: float | None = None
     cfg_options: dict[str, Any] = {}
     allow_partial: bool = False
+    calibration: str | None = None  # folder of images for int8; by default the config's training data
 
 
 class APs(NamedTuple):
@@ -57,14 +60,21 @@ def export_model(config: str | None, checkpoint: str, command: ExportCommand) ->
         InputError: See `init_detector` and `export_detector`; with `data`, an AP that differs by more than its bound.
     """
     module = target_module(command.to)
+    precision = command.options.precision
+    check_precision(command.to, precision)
+    if precision == 'int8' and command.data is None:
+        raise InputError(
+            '--precision int8 changes detections, and is proved by AP: name the data with --data.'
+        )
     torch.manual_seed(0)
     model: Any = init_detector(config, checkpoint, 'cpu', command.cfg_options, command.allow_partial)
     images = [
         prepare_image(model, image)['inputs'][0].numpy() for image in proof_images(model, command.images)
     ]
     path = Path(command.out) if command.out else Path(checkpoint).with_suffix(module.SUFFIX)
+    bounds = command.bounds or BOUNDS[precision]
     if command.data is None:
-        return export_detector(model, command.to, path, command.options, images, command.bounds), None
+        return export_detector(model, command.to, path, command.options, images, bounds), None
     found: list[APs] = []
 
     def check(written: Path) -> dict[str, Any]:
@@ -73,7 +83,8 @@ def export_model(config: str | None, checkpoint: str, command: ExportCommand) ->
         check_ap(aps, command)
         return aps._asdict()
 
-    exported = export_detector(model, command.to, path, command.options, images, command.bounds, check)
+    calibration = calibration_images(model, command) if precision == 'int8' else ()
+    exported = export_detector(model, command.to, path, command.options, images, bounds, check, calibration)
     return exported, found[0]
 
 
@@ -90,6 +101,27 @@ def proof_images(model: Any, given: Sequence[str]) -> list[Any]:
     draws = np.random.default_rng(0)
     sizes = (192, 256, 224)
     return [draw_image(draws, ShapesRecipe(size=size))[0] for size in sizes]
+
+
+def calibration_images(model: Any, command: ExportCommand) -> list[np.ndarray]:
+    """Images (3, h, w) uint8 as the test pipeline makes them, evenly spaced in a folder or in the training data.
+
+    Raises:
+        InputError: There are none.
+    """
+    dataset = dataset_of(model.cfg.get('train_dataloader') or {})
+    if command.calibration is not None:
+        files: list[Any] = list(list_images(command.calibration))
+    elif dataset:
+        built = DATASETS.build({**dataset, 'pipeline': [], 'test_mode': True})
+        files = [built.get_data_info(index)['img_path'] for index in range(len(built))]
+    else:
+        raise InputError(
+            '--precision int8 is calibrated on training images, and a checkpoint does not name any: give the config '
+            'it was trained with, or a folder of images with --calibration.'
+        )
+    chosen = np.linspace(0, len(files) - 1, min(CALIBRATION_IMAGES, len(files))).round().astype(int)
+    return [prepare_image(model, files[index])['inputs'][0].numpy() for index in chosen]
 
 
 def evaluation_config(model: Any, data: str) -> Config:
@@ -122,15 +154,7 @@ def compare_ap(model: Any, runtime: Runtime, cfg: Config) -> APs:
     for evaluator in evaluators:
         evaluator.dataset_meta = loader.dataset.metainfo
     for batch in track(loader, 'evaluating PyTorch and the export', len(loader)):
-        arrays = prepare_batch([image.numpy() for image in batch['inputs']], runtime.info)
-        samples = [sample.new() for sample in batch['data_samples']]
-        for sample, boxes, scores, labels in zip(
-            samples, *map(torch.from_numpy, runtime(*arrays)), strict=True
-        ):
-            filled = scores > 0
-            sample.pred_instances = InstanceData(
-                bboxes=sample.to_original(boxes[filled]), scores=scores[filled], labels=labels[filled]
-            )
+        samples = detect(runtime, batch['inputs'], [sample.new() for sample in batch['data_samples']])
         for evaluator, results in zip(evaluators, (model.test_step(batch), samples), strict=True):
             evaluator.process(data_samples=results, data_batch=batch)
     return APs(*(evaluator.evaluate(len(loader.dataset)) for evaluator in evaluators))
@@ -138,9 +162,11 @@ def compare_ap(model: Any, runtime: Runtime, cfg: Config) -> APs:
 
 def check_ap(aps: APs, command: ExportCommand) -> None:
     """Raise InputError if one of the metrics differs by more than the bound."""
+    bound = command.max_ap_difference
+    bound = AP_BOUNDS[command.options.precision] if bound is None else bound
     for name, value in aps.pytorch.items():
-        if abs(value - aps.exported[name]) > command.max_ap_difference:
+        if abs(value - aps.exported[name]) > bound:
             raise InputError(
                 f'the export to {command.to} has {name} {aps.exported[name]:.4f}, PyTorch {value:.4f}: more than '
-                f'{command.max_ap_difference:g} apart. Nothing was written.'
+                f'{bound:g} apart. Nothing was written.'
             )

@@ -35,10 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--images', nargs='+', default=(), metavar='IMAGE', help='for the proof')
     parser.add_argument('--data', metavar='DIR_OR_CONFIG', help='dataset to measure AP on, before and after')
-    parser.add_argument('--max-score-diff', type=float, default=1e-4, help='bound of the proof')
-    parser.add_argument('--max-box-diff', type=float, default=0.1, metavar='PX', help='bound of the proof')
-    parser.add_argument('--min-score', type=float, default=0.05, help='lowest score that the proof compares')
-    parser.add_argument('--max-ap-diff', type=float, default=1e-3, help='bound of every metric with --data')
+    parser.add_argument(
+        '--precision', default='fp32', metavar='NAME', help='fp32, fp16 or int8, of onnx and openvino'
+    )
+    parser.add_argument(
+        '--calibration', metavar='DIR', help="images for int8; by default the config's training data"
+    )
+    for name, what in (('score', 'scores'), ('box', 'boxes, in pixels'), ('ap', 'metrics, with --data')):
+        parser.add_argument(
+            f'--max-{name}-diff', type=float, help=f'bound of {what}; by default by precision'
+        )
+    parser.add_argument('--min-score', type=float, help='lowest score that the proof compares')
     parser.add_argument('--allow-partial', action='store_true', help='take of the checkpoint what fits')
     add_cfg_options(parser)
 
@@ -47,13 +54,18 @@ def run(args: argparse.Namespace) -> None:
     """Export, and print the proof."""
     from ddetr.apis.exporting import ExportCommand, export_model
     from ddetr.deployment import Bounds, ExportOptions
+    from ddetr.deployment.precision import BOUNDS
 
     preprocessing = 'inside' if args.with_preprocessing else 'outside'
-    options = ExportOptions(args.batch, args.height, args.width, preprocessing, args.opset, args.op)
-    bounds = Bounds(args.max_score_diff, args.max_box_diff, args.min_score)
+    options = ExportOptions(
+        args.batch, args.height, args.width, preprocessing, args.opset, args.op, args.precision
+    )
+    given = {'score': args.max_score_diff, 'box_px': args.max_box_diff, 'min_score': args.min_score}
+    usual = BOUNDS.get(args.precision, Bounds())
+    bounds = usual._replace(**{key: value for key, value in given.items() if value is not None})
     command = ExportCommand(
-        args.to, args.out, options, args.images, args.data, bounds, args.max_ap_diff,
-        args.cfg_options, args.allow_partial,
+        args.to, args.out, options, args.images, args.data, bounds, args.max_ap_diff, args.cfg_options,
+        args.allow_partial, args.calibration,
     )  # fmt: skip
     exported, aps = export_model(args.config, args.checkpoint, command)
     if exported.proof is not None:

@@ -17,6 +17,8 @@ from ddetr.utils.errors import InputError, first_line
 from .info import ExportInfo
 from .module import DeployedDetector
 from .options import OPS, OPSETS, SINGLE_NODES, ExportOptions
+from .precision import check_precision, convert
+from .preparing import prepare_batch
 from .proof import Bounds, Proof, prove
 from .runtimes import load
 from .targets import target_module
@@ -40,6 +42,7 @@ def export_detector(
     images: Sequence[np.ndarray],
     bounds: Bounds,
     check: Callable[[Path], dict[str, Any]] | None = None,
+    calibration: Sequence[np.ndarray] = (),
 ) -> Exported:
     """Write a detector in a target's format and prove it on images; nothing is at `path` unless that succeeds.
 
@@ -52,6 +55,7 @@ def export_detector(
         bounds: Of the proof.
         check: Looks at the file after the proof, raises InputError unless it will do, and returns figures for the
             metadata.
+        calibration: Images like `images`, of which int8 learns the ranges of activations.
 
     Raises:
         InputError: An unknown target or one whose packages are missing, options that do not go together, a model that
@@ -61,6 +65,7 @@ def export_detector(
     if path.suffix != module.SUFFIX:
         raise InputError(f'{path}: {target} files end in {module.SUFFIX}, name one.')
     check_options(options)
+    check_precision(target, options.precision)
     deployed = DeployedDetector(detector, options.preprocessing).eval()
     options = settle_batch(detector, options)
     info = describe(detector, target, options)
@@ -74,6 +79,9 @@ def export_detector(
         provable = options._replace(op='gridsample') if options.op in SINGLE_NODES else options
         if getattr(module, 'HAS_RUNTIME', True):
             module.write(deployed, example, provable, written)
+            convert(
+                written, target, options.precision, [prepare_batch([image], info) for image in calibration]
+            )
             module.annotate(written, info)
             proof = prove(detector, load(written), batches_of(images, options), bounds)
             more = check(written) if check else {}
@@ -98,6 +106,10 @@ def check_options(options: ExportOptions) -> None:
         )
     if options.op not in OPS:
         raise InputError(f'--op {options.op}: there are {", ".join(OPS)}.')
+    if options.op in SINGLE_NODES and options.precision != 'fp32':
+        raise InputError(
+            f'--precision {options.precision}: no quantiser knows the node of --op {options.op}.'
+        )
 
 
 def settle_batch(detector: Any, options: ExportOptions) -> ExportOptions:
@@ -129,7 +141,7 @@ def describe(detector: Any, target: str, options: ExportOptions) -> ExportInfo:
         width=options.width,
         multiple_of=1,
         opset=options.opset if target == 'onnx' else None,
-        precision='fp32',
+        precision=options.precision,
         op=options.op if target == 'onnx' else 'kernel',
         proof={},
         ddetr_version=ddetr.__version__,

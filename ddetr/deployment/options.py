@@ -16,3 +16,4 @@ class ExportOptions(NamedTuple):
     preprocessing: str = 'outside'  # 'inside': uint8 images in, normalised in the graph
     opset: int = 18  # of ONNX, from 18 on
     op: str = 'gridsample'  # of OPS: how deformable attention is written in ONNX
+    precision: str = 'fp32'  # of PRECISIONS
