@@ -61,7 +61,9 @@ def _onnx_fp16(path: Path, batches: Batches) -> None:
 
     model = onnx.load(path)
     kept = sorted({node.op_type for node in model.graph.node} - set(IN_HALF))
-    onnx.save(convert_float_to_float16(model, keep_io_types=True, op_block_list=kept), path)
+    half = convert_float_to_float16(model, keep_io_types=True, op_block_list=kept)
+    del half.graph.value_info[:]  # types of before the conversion are left in it
+    onnx.save(half, path)
 
 
 def _onnx_int8(path: Path, batches: Batches) -> None:

