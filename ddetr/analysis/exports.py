@@ -70,6 +70,7 @@ def count_detections(detector: nn.Module, image: np.ndarray) -> int:
     """How many detections in one (3, h, w) image the proof would compare."""
     from ddetr.deployment.module import DeployedDetector
 
-    batch = detector.data_preprocessor({'inputs': [torch.from_numpy(image)], 'data_samples': None})['inputs']
+    preprocess: Any = detector.data_preprocessor
+    batch = preprocess({'inputs': [torch.from_numpy(image)], 'data_samples': None})['inputs']
     sizes = torch.tensor([image.shape[1:]])
     return int((DeployedDetector(detector)(batch, sizes).scores > BOUNDS.min_score).sum())

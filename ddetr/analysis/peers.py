@@ -48,17 +48,18 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def _transformers(batch: dict[str, list], num_classes: int, device: torch.device) -> tuple[Step, Step]:
-    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
+    import transformers
 
-    config = DeformableDetrConfig(
-        backbone_config=ResNetConfig(out_features=['stage2', 'stage3', 'stage4']),
+    library: Any = transformers  # its signatures are made by decorators, which mypy does not see through
+    config = library.DeformableDetrConfig(
+        backbone_config=library.ResNetConfig(out_features=['stage2', 'stage3', 'stage4']),
         use_timm_backbone=False,
         use_pretrained_backbone=False,
         backbone=None,
         num_labels=num_classes,
         auxiliary_loss=True,
     )
-    model = DeformableDetrForObjectDetection(config).to(device)
+    model = library.DeformableDetrForObjectDetection(config).to(device)
     images = [(image.float() / 255 - MEAN) / STD for image in batch['inputs']]
     pixels = torch.stack(images).to(device)  # (B, 3, H, W); images of one size
     mask = torch.ones_like(pixels[:, 0])

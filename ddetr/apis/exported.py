@@ -100,7 +100,10 @@ def test_pipeline(info: ExportInfo, path: str | Path) -> list[dict[str, Any]]:
     if not info.test_pipeline:
         raise InputError(f'{path} has no test pipeline: export it again with a config that has one.')
     try:
-        return _with_tuples(registered_only(info.test_pipeline, 'test_dataloader.dataset.pipeline'))
+        steps: list[dict[str, Any]] = _with_tuples(
+            registered_only(info.test_pipeline, 'test_dataloader.dataset.pipeline')
+        )
+        return steps
     except ConfigError as error:
         raise InputError(
             f'the test pipeline in {path} is refused: {error}; import the module that registers it first.'

@@ -138,7 +138,7 @@ def evaluation_config(model: Any, data: str) -> Config:
         raise InputError(
             f'--data {data}: the config has no test_dataloader and test_evaluator to measure AP with.'
         )
-    dataset = dataset_of(cfg.test_dataloader)
+    dataset: Any = dataset_of(cfg.test_dataloader)
     if 'ann_file' in dataset and 'classes' not in dataset.get('metainfo', {}):
         dataset.metainfo = {**dataset.get('metainfo', {}), 'classes': model.dataset_meta['classes']}
     return cfg

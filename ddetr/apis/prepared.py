@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLE_SIZES_HW = ((192, 256), (256, 320))
 ROUNDINGS = 10  # times what rounding its weights changes the plain model by, within which a form is as good
 FEW_OUTPUTS = 8  # layers that predict boxes and points have so many at most
-Batch = dict[str, list]
+Batch = dict[str, list[Any]]
 
 
 class Bound(NamedTuple):
@@ -102,7 +102,8 @@ def prepare_for_inference(
         dtype,
         lambda: compare_detections(expected, _detect(_with_rounding(plain, dtype), batches), min_score),
     )
-    return form
+    prepared: nn.Module = form
+    return prepared
 
 
 def compare_detections(
@@ -240,7 +241,9 @@ def _rows(model: nn.Module, layers: dict[str, nn.Module], batch: Batch) -> dict[
     return rows
 
 
-def _cast_inputs(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def _cast_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     dtype = next(module.parameters()).dtype
 
     def cast(value: Any) -> Any:

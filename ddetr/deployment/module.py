@@ -21,14 +21,14 @@ class DeployedDetector(nn.Module):
         InputError: A model that cannot `detect`; preprocessing 'inside' with a data preprocessor of another kind.
     """
 
-    def __init__(self, detector: nn.Module, preprocessing: str = 'outside') -> None:
+    def __init__(self, detector: Any, preprocessing: str = 'outside') -> None:
         super().__init__()
         if not hasattr(detector, 'detect'):
             raise InputError(
                 f'{type(detector).__name__} is no detector of ddetr: a model that can be exported is a subclass of '
                 'BaseDetector or has its method `detect`.'
             )
-        self.detector = detector
+        self.detector: Any = detector
         preprocessor = getattr(detector, 'data_preprocessor', None)
         if preprocessing == 'inside' and not isinstance(preprocessor, ImgDataPreprocessor):
             raise InputError(

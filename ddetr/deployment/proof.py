@@ -109,8 +109,9 @@ def prove(
             f'the export cannot be proved: nothing in these images scores above {bounds.min_score:g}; give others with '
             '--images, or a lower --min-score.'
         )
-    worst = [max((d[i] for d in differences), default=0.0) for i in range(2)]
-    return Proof(total, undecided, detections, worst[0], worst[1], shapes)
+    score = max(difference.score for difference in differences)
+    box_px = max(difference.box_px for difference in differences)
+    return Proof(total, undecided, detections, score, box_px, shapes)
 
 
 def _sentence(difference: Difference, bounds: Bounds, target: str) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ def _has_symbols(data: Any) -> bool:
     return isinstance(data, (torch.SymInt, torch.SymFloat))
 
 
-def _stack(data: Sequence[Any] | Any, like: Tensor) -> Tensor:
+def _stack(data: Any, like: Tensor) -> Tensor:
     if isinstance(data, (list, tuple)):
         return torch.stack([_stack(item, like) for item in data])
     return like.new_full((), data)

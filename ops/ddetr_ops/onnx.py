@@ -13,7 +13,7 @@ Sizes of the maps, batch and queries may all be dynamic. As GridSample has it, l
   result is (B, Q, M, D).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -116,10 +116,15 @@ def _classic_translation(op: Any, mode: str) -> Translation:
     return classic
 
 
-def _gather_translation(op: Any) -> Callable:
+def _gather_translation(op: Any) -> Translation:
     def gather(
-        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points=()
-    ):
+        value: Any,
+        spatial_shapes: Any,
+        level_start_index: Any,
+        sampling_locations: Any,
+        attention_weights: Any,
+        num_points: Sequence[int] = (),
+    ) -> Any:
         """Names and shapes as in `ddetr_ops.ms_deform_attn`."""
         heads, channels = value.shape[2], value.shape[3]
         counts = _points_per_level(sampling_locations, num_points)
@@ -172,12 +177,17 @@ def _gather_translation(op: Any) -> Callable:
     return gather
 
 
-def _node_translation(op: Any, form: str) -> Callable:
+def _node_translation(op: Any, form: str) -> Translation:
     node = _custom_operator(form)
 
     def single_node(
-        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points=()
-    ):
+        value: Any,
+        spatial_shapes: Any,
+        level_start_index: Any,
+        sampling_locations: Any,
+        attention_weights: Any,
+        num_points: Sequence[int] = (),
+    ) -> Any:
         """Names and shapes as in `ddetr_ops.ms_deform_attn`."""
         heads, channels = value.shape[2], value.shape[3]
         counts = _points_per_level(sampling_locations, num_points)

@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument('--format', choices=FORMATS, default='markdown')
     args = parser.parse_args()
-    sizes = [tuple(map(int, size.split('x'))) for size in args.sizes]
+    sizes = [(int(height), int(width)) for height, width in (size.split('x') for size in args.sizes)]
     configs = [find_config(name) for name in args.configs] or list(list_configs().values())
     rows, failed = [], []
     for config in track(configs, 'configs', every_s=0):
