@@ -70,7 +70,7 @@ class DETR(BaseDetector):
         feats = self.extract_feat(batch.images)  # 1 x (B, C, H_5, W_5)
         flat = self.flatten(feats, batch.pad_mask)
         memory = self.encoder(flat)  # (B, S, C)
-        query_pos = self.query_embedding.weight.expand(len(memory), -1, -1)  # (B, Q, C)
+        query_pos = self.query_embedding.weight.expand(memory.shape[0], -1, -1)  # (B, Q, C)
         hidden = self.decoder(query_pos, memory, flat)  # (N, B, Q, C)
         return self.bbox_head(hidden)
 

@@ -166,7 +166,7 @@ class DINO(BaseDetector):
         logits, boxes = self.bbox_head.predict_proposals(kept, anchors)  # (B, S, K), (B, S, 4)
         top = self.choose_tokens(logits)[..., None]  # (B, Q, 1)
         logits, boxes = (t.gather(1, top.expand(-1, -1, t.shape[-1])) for t in (logits, boxes))
-        content = self.query_embedding.weight.expand(len(memory), -1, -1).to(memory.dtype)  # (B, Q, C)
+        content = self.query_embedding.weight.expand(memory.shape[0], -1, -1).to(memory.dtype)  # (B, Q, C)
         groups = (QueryGroup(slice(0, self.num_queries)),)
         return DecoderInput(
             content, None, boxes.detach(), groups, EncoderProposals(logits, boxes, by_class=True)

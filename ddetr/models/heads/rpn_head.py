@@ -82,7 +82,7 @@ class RPNHead(BaseModule):
         for feat in feats:
             hidden = F.relu(self.rpn_conv(feat))
             logits.append(self.rpn_cls(hidden).permute(0, 2, 3, 1).flatten(1).float())  # (B, N_l)
-            deltas.append(self.rpn_reg(hidden).permute(0, 2, 3, 1).reshape(len(feat), -1, 4).float())
+            deltas.append(self.rpn_reg(hidden).permute(0, 2, 3, 1).reshape(feat.shape[0], -1, 4).float())
         return AnchorPredictions(logits, deltas, anchors)
 
     def loss(self, preds: AnchorPredictions, samples: list[DetDataSample]) -> dict[str, Tensor]:
