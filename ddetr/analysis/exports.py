@@ -15,7 +15,7 @@ from ddetr.engine.config import dataset_of, load_config
 from .building import build_detector
 
 BOUNDS = Bounds(score=1e-3, box_px=0.5)
-NOISES = (0.02, 0.05, 0.1, 0.2, 0.4)
+NOISES = (0.02, 0.05, 0.1, 0.2, 0.4, 1.0, 2.0)
 
 
 class ExportRow(NamedTuple):
@@ -73,4 +73,5 @@ def count_detections(detector: nn.Module, image: np.ndarray) -> int:
     preprocess: Any = detector.data_preprocessor
     batch = preprocess({'inputs': [torch.from_numpy(image)], 'data_samples': None})['inputs']
     sizes = torch.tensor([image.shape[1:]])
-    return int((DeployedDetector(detector)(batch, sizes).scores > BOUNDS.min_score).sum())
+    _, scores, _ = DeployedDetector(detector)(batch, sizes)
+    return int((scores > BOUNDS.min_score).sum())

@@ -6,7 +6,7 @@ import torch
 from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 
-from ddetr.structures import Detections, ImageBatch
+from ddetr.structures import ImageBatch
 from ddetr.utils.errors import InputError
 
 
@@ -37,7 +37,7 @@ class DeployedDetector(nn.Module):
             )
         self.preprocessor = preprocessor if preprocessing == 'inside' else None
 
-    def forward(self, images: Tensor, sizes_hw: Tensor) -> Detections:
+    def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W) images, padded, and (B, 2) int64, their sizes without padding -> detections."""
         height, width = images.shape[-2:]
         rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
@@ -47,7 +47,8 @@ class DeployedDetector(nn.Module):
         if self.preprocessor is not None:
             images = normalise(images, pad_mask, self.preprocessor)
         found = self.detector.detect(ImageBatch(images, pad_mask))
-        return Detections(found.boxes_xyxy_px.float(), found.scores.float(), found.labels.long())
+        # a plain tuple: torch.export.save knows no named one
+        return found.boxes_xyxy_px.float(), found.scores.float(), found.labels.long()
 
 
 def normalise(images: Tensor, pad_mask: Tensor, preprocessor: Any) -> Tensor:

@@ -18,17 +18,18 @@ from tests.conftest import run_command
 from .conftest import images_for, small_detector
 
 TIGHT = Bounds(score=5e-6, box_px=0.05)  # random weights: scores that hang on large sums
+LOOSE = Bounds(score=5e-5, box_px=0.05)  # and without norms between the layers
 
 
 @pytest.mark.parametrize('kind', ['two-stage', 'denoising', 'one-map', 'stranger', 'regions'])
 def test_onnxruntime_detects_what_pytorch_detects(export_case, kind):
     """The proof has compared one image alone and two together; other sizes and a larger batch are compared here."""
-    case = export_case(kind)
+    case, bounds = export_case(kind), LOOSE if kind == 'regions' else TIGHT
     assert case.exported.proof.detections > 10
     assert case.exported.proof.undecided == 0
     assert len(case.exported.proof.shapes) >= 2
-    assert case.exported.proof.score <= TIGHT.score
-    assert case.exported.proof.box_px <= TIGHT.box_px
+    assert case.exported.proof.score <= bounds.score
+    assert case.exported.proof.box_px <= bounds.box_px
     runtime = load(case.exported.path, threads=1)
     draws = np.random.default_rng(1)
     images = [
@@ -41,10 +42,10 @@ def test_onnxruntime_detects_what_pytorch_detects(export_case, kind):
     assert (np.diff(outputs.scores, axis=1) <= 0).all()
     for i, expected in enumerate(detect(case.detector, runtime, images, arrays.shape[2:])):
         np.testing.assert_allclose(
-            outputs.scores[i, : len(expected.scores)], expected.scores, atol=TIGHT.score
+            outputs.scores[i, : len(expected.scores)], expected.scores, atol=bounds.score
         )
-        difference = compare(expected, Found(*(field[i] for field in outputs)), TIGHT)
-        assert not difference.exceeds(TIGHT), difference
+        difference = compare(expected, Found(*(field[i] for field in outputs)), bounds)
+        assert not difference.exceeds(bounds), difference
 
 
 def test_the_file_says_what_it_is(export_case):
@@ -129,10 +130,8 @@ def test_torch_export_is_exact_at_dynamic_sizes(export_case):
 
 def test_sizes_that_the_levels_cannot_hold(tmp_path):
     detector = small_detector('two-stage')
-    options = ExportOptions(height=16, width=16)
-    with pytest.raises(
-        InputError, match=r'cannot detect in images of 16 x 16 pixels .*num_queries=20 exceeds'
-    ):
+    options = ExportOptions(height=8, width=8)
+    with pytest.raises(InputError, match=r'cannot detect in images of 8 x 8 pixels .*num_queries=20 exceeds'):
         export_detector(detector, 'onnx', tmp_path / 'a.onnx', options, images_for(detector), Bounds())
     assert list(tmp_path.iterdir()) == []
 
