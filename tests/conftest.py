@@ -30,6 +30,16 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def double(monkeypatch):
+    """Compute in float64, also where code asks for float32 by `Tensor.float`: sums in another order, which CPUs differ in,
+    then make no difference that matters."""
+    monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope='session')
 def repo_root() -> Path:
     return ROOT

@@ -1,5 +1,6 @@
 """Faster R-CNN against torchvision's, an independent implementation, with the same random weights."""
 
+import copy
 import re
 from typing import NamedTuple
 
@@ -118,8 +119,9 @@ def assert_same_set(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
-def test_proposals_and_detections_are_torchvisions(pair, sizes):
+def test_proposals_and_detections_are_torchvisions(pair, sizes, double):
     images, targets = batch(sizes)
+    pair = Pair(*(copy.deepcopy(model).double() for model in pair))
     kept = {}
     hook = pair.theirs.rpn.register_forward_hook(lambda m, args, out: kept.update(proposals=out[0]))
     with torch.no_grad():
