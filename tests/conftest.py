@@ -32,8 +32,10 @@ def _seed():
 
 @pytest.fixture
 def double(monkeypatch):
-    """Compute in float64, also where code asks for float32 by `Tensor.float`: sums in another order, which CPUs differ in,
-    then make no difference that matters."""
+    """Compute in float64, also where code asks for float32 by `Tensor.float`.
+
+    CPUs differ in the order of their sums; in float64 that makes no difference that matters.
+    """
     monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     yield
