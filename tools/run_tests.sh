@@ -34,4 +34,10 @@ fi
 echo '== docs'
 bash tools/build_docs.sh
 echo '== pytest'
-"$python" -m pytest "$@"
+# two processes of one thread each; tests/cluster makes machines of this one and runs alone
+if [ $# -gt 0 ]; then
+    "$python" -m pytest "$@"
+else
+    OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses "${WORKERS:-2}" --dist loadfile --ignore tests/cluster
+    "$python" -m pytest tests/cluster
+fi
