@@ -22,7 +22,7 @@ def test_shares_of_iterations_and_integers():
 
 
 def test_a_share_above_one_is_named():
-    with pytest.raises(ConfigError, match=r'param_scheduler.end=1.5 is no share'):
+    with pytest.raises(ConfigError, match=r'param_scheduler.end=1.5 is not a valid fraction'):
         resolve_shares({'end': 1.5}, 3, 200)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmengine.dist import is_distributed
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, box_iou
 
 from ddetr.models.task_modules import HungarianAssigner
 from ddetr.registry import MODELS, TASK_UTILS
@@ -182,7 +182,8 @@ class SetCriterion(nn.Module):
     def __init__(self, terms: Sequence[nn.Module], assigner: HungarianAssigner | None) -> None:
         super().__init__()
         self.terms, self.assigner = nn.ModuleList(terms), assigner
-        self.measures: dict[str, Tensor] = {}  # of the last batch, for the log: see `_measures`
+        # of the last batch, for the log: mean IoU of matched pairs, share of queries that an object is matched with
+        self.measures: dict[str, Tensor] = {}
 
     def forward(self, preds: SetPredictions, samples: Samples) -> dict[str, Tensor]:
         """Losses of the last layer (`loss_*`), of the others (`d{i}.loss_*`) and of the proposals (`enc_loss_*`).
@@ -249,21 +250,12 @@ class SetCriterion(nn.Module):
                 for term in self.terms:
                     losses |= {prefix + name: v * one.loss_weight for name, v in term(matched).items()}
                 if one is sets[0] and n == last:
-                    self.measures = _measures(matched)
+                    iou = box_iou(matched.pred_boxes_xyxy_px.detach(), matched.true_boxes_xyxy_px).diagonal()
+                    used = iou.new_zeros(matched.labels.shape[1]).index_fill(0, matched.query_index, 1.0)
+                    self.measures = (
+                        {'matched_iou': iou.mean(), 'queries_used': used.mean()} if len(iou) else {}
+                    )
         return losses
-
-
-@torch.no_grad()
-def _measures(matched: Matched) -> dict[str, Tensor]:
-    """How training goes, beside the losses; nothing for a batch without objects.
-
-    `matched_iou` is the mean IoU of the pairs' boxes, `queries_used` the share of the queries that an object of the
-    batch is matched with.
-    """
-    if not len(matched.query_index):
-        return {}
-    used = matched.cls_logits.new_zeros(matched.labels.shape[1]).index_fill(0, matched.query_index, 1.0)
-    return {'matched_iou': matched.iou().mean(), 'queries_used': used.mean()}
 
 
 def _in_float32(value: Tensor) -> Tensor:
