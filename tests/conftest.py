@@ -2,14 +2,18 @@
 
 import gzip
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from tests.real_datasets import write_bccd, write_coco
 
@@ -40,6 +44,33 @@ def double(monkeypatch):
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def _messages(level: int) -> Iterator[list[str]]:
+    """The messages of mmengine's current logger from `level` up, whatever level an earlier training gave it."""
+    records = []
+    handler = logging.Handler(level)
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    earlier = logger.level
+    logger.setLevel(level)
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+    logger.setLevel(earlier)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    with _messages(logging.INFO) as records:
+        yield records
+
+
+@pytest.fixture
+def warnings_logged() -> Iterator[list[str]]:
+    with _messages(logging.WARNING) as records:
+        yield records
 
 
 @pytest.fixture(scope='session')

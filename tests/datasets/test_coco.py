@@ -1,23 +1,9 @@
 import json
-import logging
 
 import pytest
-from mmengine.logging import MMLogger
 
 from ddetr.datasets import COCO_CLASSES, CocoDataset
 from ddetr.utils.errors import InputError
-
-
-@pytest.fixture
-def warnings_logged():
-    """The warnings that mmengine's logger is given from here on."""
-    records = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: records.append(record.getMessage())
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
 
 
 def _items(dataset):

@@ -1,14 +1,12 @@
 """Pascal VOC and YOLO as datasets of their own: the same items, and the same AP, as the same data in COCO's format."""
 
 import json
-import logging
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -23,17 +21,6 @@ from ddetr.structures import Annotations
 from ddetr.utils.errors import ConfigError, InputError
 
 PLACE = {'voc': XMLDataset, 'yolo': YOLODataset, 'coco': CocoDataset}
-
-
-@pytest.fixture
-def warnings_logged():
-    records = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: records.append(record.getMessage())
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
 
 
 @pytest.fixture

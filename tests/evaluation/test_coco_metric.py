@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.dataset import BaseDataset, ConcatDataset
-from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -54,18 +52,6 @@ def any_file(request, tmp_path):
         annotation['iscrowd'] = 1
     path.write_text(json.dumps(coco))
     return path
-
-
-@pytest.fixture
-def logged():
-    """What mmengine's logger is told from here on."""
-    records = []
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: records.append(record.getMessage())
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
 
 
 def _noisy_detections(ann_file, num_images=128):
