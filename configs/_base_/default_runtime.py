@@ -9,6 +9,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),  # 4 validation images after each evaluation
     training_page=dict(type='TrainingPageHook'),  # WORK_DIR/curves.html
+    trim_memory=dict(type='TrimMemoryHook'),  # freed memory returns to the system
     black_box=dict(type='BlackBoxHook', max_skipped=0),  # NaN: stop, name the module, write a capsule
 )
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         EarlyStoppingHook,
         EMAHook,
         TrainingPageHook,
+        TrimMemoryHook,
     )
     from .log_processor import LogProcessor
     from .runner import DetRunner, build_runner
@@ -27,6 +28,7 @@ __all__ = [
     'EarlyStoppingHook',
     'LogProcessor',
     'TrainingPageHook',
+    'TrimMemoryHook',
     'build_runner',
     'read_checkpoint',
 ]
@@ -42,6 +44,7 @@ __getattr__ = lazy_names(
             'EMAHook',
             'EarlyStoppingHook',
             'TrainingPageHook',
+            'TrimMemoryHook',
         ),
         'log_processor': ('LogProcessor',),
         'runner': ('DetRunner', 'build_runner', 'read_checkpoint'),

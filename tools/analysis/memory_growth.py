@@ -4,14 +4,10 @@
 
 Trains a tiny detector on drawn shapes, whose batches are resized to many sizes, and prints the resident memory of the
 process after every 100 iterations. Exit status 1 if it grows by more than `--limit` between the first 100 and the last.
-
-glibc's allocator keeps freed tensors of a tiny model in pieces between others. The training therefore runs with the
-settings in `ALLOCATOR`, unless the first is set already, so that freed tensors of 64 KiB and more are given back.
 """
 
 import argparse
 import gc
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -29,10 +25,6 @@ from ddetr.utils.tables import FORMATS, render_table
 CONFIG = Path(__file__).parents[2] / 'tests' / 'configs' / 'tiny_shapes.py'
 SIZES = [(size, size) for size in range(64, 161, 8)]
 EVERY = 100
-ALLOCATOR = {
-    'MALLOC_MMAP_THRESHOLD_': '65536',
-    'MALLOC_TRIM_THRESHOLD_': '65536',
-}  # read when a process starts
 
 
 @HOOKS.register_module()
@@ -72,8 +64,6 @@ def main() -> None:
     parser.add_argument('--limit', type=float, default=20, help='MB of growth (default: %(default)s)')
     parser.add_argument('--format', choices=FORMATS, default='text')
     args = parser.parse_args()
-    if 'MALLOC_MMAP_THRESHOLD_' not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     with tempfile.TemporaryDirectory() as folder:
         train(args.config, args.iterations, Path(folder))
     mib = ResidentMemory.mib

@@ -4,6 +4,7 @@ from .early_stopping_hook import EarlyStoppingHook
 from .ema_hook import EMAHook
 from .mode_switch_hook import YOLOXModeSwitchHook
 from .training_page_hook import TrainingPageHook
+from .trim_memory_hook import TrimMemoryHook
 from .visualization_hook import DetVisualizationHook
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     'EMAHook',
     'EarlyStoppingHook',
     'TrainingPageHook',
+    'TrimMemoryHook',
     'YOLOXModeSwitchHook',
 ]
