@@ -15,7 +15,7 @@ def resident_mib() -> float:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='needs glibc')
-@pytest.mark.parametrize('event', ['after_train_epoch', 'after_val_epoch'])
+@pytest.mark.parametrize('event', ['after_train_epoch', 'after_val_epoch', 'after_train'])
 def test_freed_blocks_between_used_ones_are_released(event):
     blocks = [torch.ones(16_000) for _ in range(4_000)]  # 64 KB each: on the heap, 244 MiB
     in_use = blocks[::100]  # what pins the heap

@@ -11,7 +11,7 @@ from ddetr.registry import HOOKS
 
 @HOOKS.register_module()
 class TrimMemoryHook(Hook):
-    """Release the C library's free memory after each training epoch and each validation.
+    """Release the C library's free memory after each training epoch, each validation and the training.
 
     glibc keeps freed blocks between those in use, more of them with every image size that a training meets: its
     resident memory grows although nothing leaks. `malloc_trim` returns these pages in milliseconds. Other C libraries
@@ -29,6 +29,10 @@ class TrimMemoryHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Release, also in trainings by iterations."""
+        self._release()
+
+    def after_train(self, runner: Runner) -> None:
+        """Release, before whatever this process does next."""
         self._release()
 
     def _release(self) -> None:
