@@ -152,7 +152,7 @@ def test_unknown_detections_and_queries_are_named(looked):
 def test_a_model_without_deformable_attention_is_named(repo_root):
     model = build(narrow(repo_root, 'detr/detr_r50_8xb2-150e_coco.py'))
     model.cfg = load_config(repo_root / 'tests/configs/tiny_shapes.py')
-    with pytest.raises(InputError, match='DETR has no deformable attention on ddetr_ops'):
+    with pytest.raises(InputError, match='DETR does not use deformable attention of ddetr_ops'):
         look_at(model, IMAGE)
 
 

@@ -292,11 +292,11 @@ def test_hsv_shift_of_a_pure_colour():
 @pytest.mark.parametrize(
     ('config', 'fault'),
     [
-        ({'type': 'Mosaic', 'prob': 1.5}, 'no probability'),
+        ({'type': 'Mosaic', 'prob': 1.5}, 'not a probability'),
         ({'type': 'Mosaic', 'center_ratio_range': (0.5, 2.5)}, 'center_ratio_range'),
-        ({'type': 'MixUp', 'flip_ratio': -1}, 'no probability'),
+        ({'type': 'MixUp', 'flip_ratio': -1}, 'not a probability'),
         ({'type': 'RandomAffine', 'scaling_ratio_range': (0.0, 1.0)}, 'positive'),
-        ({'type': 'RandomRotate90', 'prob': 2}, 'no probability'),
+        ({'type': 'RandomRotate90', 'prob': 2}, 'not a probability'),
         ({'type': 'Expand', 'ratio_range': (0.5, 2)}, 'at least 1'),
     ],
 )

@@ -113,10 +113,10 @@ def test_images_that_the_filter_leaves_out_are_counted(tiny_coco, warnings_logge
     dataset = CocoDataset(**tiny_coco.config(filter_cfg={'filter_empty_gt': True, 'min_size': 32}))
 
     assert [item['img_id'] for item in _items(dataset)] == [10]
-    by_size, empty = [line for line in warnings_logged if 'left out (' in line]
-    assert '1 of 3 images are left out (min_size=32), the first is' in by_size
-    assert 'c.jpg, 6 x 90 pixels by the file' in by_size
-    assert '1 of 3 images are left out (filter_empty_gt=True: no valid box)' in empty
+    by_size, empty = [line for line in warnings_logged if 'skipped (' in line]
+    assert '1 of 3 images are skipped (min_size=32); the first is' in by_size
+    assert 'c.jpg, 6 x 90 pixels according to the file' in by_size
+    assert '1 of 3 images are skipped (filter_empty_gt=True: no valid box)' in empty
     assert 'b.jpg' in empty
 
 
@@ -241,5 +241,5 @@ def test_unknown_classes_and_empty_selections_are_named(tiny_coco):
 
     with pytest.raises(InputError, match=r"no category named 'cow'; it has 'dog', 'cat'"):
         CocoDataset(**tiny_coco.config(metainfo={'classes': ('cat', 'cow')}))
-    with pytest.raises(InputError, match=r"filter_cfg=\{'min_size': 500\} leaves none of the 3 images"):
+    with pytest.raises(InputError, match=r"filter_cfg=\{'min_size': 500\} removes all 3 images"):
         CocoDataset(**tiny_coco.config(filter_cfg={'min_size': 500}))

@@ -145,7 +145,7 @@ def test_memory_has_no_name_and_goes_with_its_last_user():
 def test_limits_that_are_none_are_errors():
     with pytest.raises(InputError, match='cache_limit_gib=0 is not positive'):
         ImageCache(1, 0, 'train.json')
-    with pytest.raises(InputError, match='cache_mode=\'yes\' of the dataset is none of True, False, "ahead"'):
+    with pytest.raises(InputError, match='cache_mode=\'yes\': set it to True, False or "ahead"'):
         CocoDataset(cache_mode='yes')
 
 

@@ -107,7 +107,7 @@ def test_truncated_images_are_named(tmp_path, suffix, kept):
     (tmp_path / f'a.{suffix}').write_bytes(data[: int(kept * len(data))])
 
     with pytest.raises(
-        InputError, match=rf'a\.{suffix} cannot be decoded: its \d+ bytes are truncated or no'
+        InputError, match=rf'a\.{suffix} cannot be decoded: its \d+ bytes are truncated or not'
     ):
         _load(tmp_path / f'a.{suffix}')
 
@@ -221,7 +221,7 @@ def test_boxes_are_clipped_to_the_window_or_not():
         ({'crop_size': (10, 10), 'crop_type': 'relativ'}, "crop_type='relativ'.*choose one of"),
         ({'crop_size': (0, 10)}, 'must be positive'),
         ({'crop_size': (2, 0.5), 'crop_type': 'relative'}, r'must be in \(0, 1\]'),
-        ({'crop_size': (20, 10), 'crop_type': 'absolute_range'}, 'must ascend'),
+        ({'crop_size': (20, 10), 'crop_type': 'absolute_range'}, 'must be ascending'),
     ],
 )
 def test_impossible_windows_are_refused(arguments, sentence):

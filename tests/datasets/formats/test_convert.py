@@ -72,7 +72,7 @@ def test_boxes_and_names_go_round_through_all_formats(source, tmp_path):
         for path in source.rglob('*.jpg'):
             assert next(root.rglob(path.name)).read_bytes() == path.read_bytes()
     assert list(convert_dataset(source, 'yolo', tmp_path / 'again').notes) == [
-        '1 boxes reach far out of their image: Ultralytics rejects such images.'
+        '1 boxes extend far beyond their image: Ultralytics rejects such images.'
     ]
 
 
@@ -100,13 +100,13 @@ def test_real_data_goes_round(bccd_root, tmp_path):
 def test_crowds_are_kept_where_the_format_can_and_told_where_not(source, tmp_path):
     _add(source, _annotation(0, 3, [1, 2, 30, 40], iscrowd=1, area=600))
     voc = convert_dataset(source, 'voc', tmp_path / 'voc')
-    assert '1 crowd regions are marked difficult: VOC has no other mark.' in voc.notes
+    assert '1 crowd regions are marked difficult: VOC has no other flag.' in voc.notes
     back = convert_dataset(tmp_path / 'voc', 'coco', tmp_path / 'coco')
-    assert '1 difficult objects are marked iscrowd: COCO has no other mark.' in back.notes
+    assert '1 difficult objects are marked iscrowd: COCO has no other flag.' in back.notes
     boxes = json.loads((tmp_path / 'coco/annotations/instances_train.json').read_text())['annotations']
     assert [box['bbox'] for box in boxes if box['iscrowd']] == [[1, 2, 30, 40]]
     yolo = convert_dataset(source, 'yolo', tmp_path / 'yolo')
-    assert '1 crowd regions or difficult objects are left out: YOLO has no mark for them.' in yolo.notes
+    assert '1 crowd regions or difficult objects are skipped: YOLO has no flag for them.' in yolo.notes
     assert sum(map(len, _content(source).values())) == sum(map(len, _content(tmp_path / 'yolo').values())) + 1
     same = convert_dataset(source, 'coco', tmp_path / 'same')
     assert not same.notes
@@ -121,10 +121,10 @@ def test_what_cannot_be_converted_is_told(source, tmp_path):
     (source / 'train' / 'train 2.jpg').unlink()
     notes = convert_dataset(source, 'coco', tmp_path / 'out').notes
     assert sorted(notes) == [
-        '1 boxes are of no class that is converted, and are left out.',
-        '1 boxes have no four numbers, and are left out.',
-        '1 records cannot be read and are left out: see the check of the dataset.',
-        '2 images are missing or cannot be read, and are left out.',
+        '1 boxes belong to none of the converted classes, and are skipped.',
+        '1 boxes do not consist of four numbers, and are skipped.',
+        '1 records cannot be read and are skipped: check the dataset for details.',
+        '2 images are missing or cannot be read, and are skipped.',
     ]
 
 
@@ -156,7 +156,7 @@ def test_an_unrotated_annotation_is_kept_or_left_out(tmp_path):
             out = tmp_path / f'{format}{width}'
             notes = convert_dataset(tmp_path / 'data', format, out).notes
             if format == 'yolo' and width == 40:
-                assert 'annotated unrotated' in notes[0]
+                assert 'unrotated annotations' in notes[0]
             else:
                 (image,) = find_dataset(out).splits['train'].read().images
                 assert (image.size or image.header) == (width, height)
@@ -171,7 +171,7 @@ def test_a_part_is_held_out_for_validation(source, tmp_path):
     assert first == second
     with pytest.raises(InputError, match=r'leaves 6 to train on and 0 to validate on'):
         convert_dataset(source, 'yolo', tmp_path / 'c', val_fraction=0.01)
-    with pytest.raises(InputError, match=r'has the splits train, val already'):
+    with pytest.raises(InputError, match=r'already has the splits train, val'):
         convert_dataset(tmp_path / 'a', 'yolo', tmp_path / 'c', val_fraction=0.5)
 
 
@@ -187,7 +187,7 @@ def test_images_are_copied_or_linked(source, tmp_path, images):
 def test_nothing_is_left_half_written_or_overwritten(source, tmp_path, monkeypatch):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/mine').touch()
-    with pytest.raises(InputError, match='exists already: name a new folder'):
+    with pytest.raises(InputError, match='already exists: choose a new folder'):
         convert_dataset(source, 'voc', tmp_path / 'out')
 
     def fail(source, path):

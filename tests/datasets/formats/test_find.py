@@ -198,7 +198,9 @@ def test_a_layout_is_found_and_read(folder, layout, splits):
 def test_a_folder_of_two_formats_lists_both(folder):
     yolo_labelimg(folder)
     voc_labelimg(folder)
-    with pytest.raises(InputError, match=r'more than one format: Pascal VOC \(.*\); YOLO \(.*\)\. Say which'):
+    with pytest.raises(
+        InputError, match=r'more than one format: Pascal VOC \(.*\); YOLO \(.*\)\. Specify which'
+    ):
         find_dataset(folder.root)
     assert find_dataset(folder.root, 'yolo').format == 'yolo'
 
@@ -214,15 +216,13 @@ def test_what_is_not_there_is_said(folder, tmp_path):
         find_dataset(folder.root)
     folder.text('notes.md', 'words').image('pictures/a.jpg')
     with pytest.raises(
-        InputError, match=r'no annotations in the format of .*; it holds notes\.md, pictures/'
+        InputError, match=r'no annotations in the format of .*; it contains notes\.md, pictures/'
     ):
         find_dataset(folder.root)
     with pytest.raises(InputError, match=r'is a file, not the folder'):
         find_dataset(folder.root / 'notes.md')
     folder.image('images/a.jpg').yolo('labels/a.txt')
-    with pytest.raises(
-        InputError, match=r'nothing that names their classes: add data\.yaml, or classes\.txt'
-    ):
+    with pytest.raises(InputError, match=r'no class names: add data\.yaml, or classes\.txt'):
         find_dataset(folder.root)
 
 
@@ -236,7 +236,7 @@ def test_trainval_is_trained_on_where_there_is_no_train(folder):
     folder.text('ImageSets/Main/trainval.txt', 'a\n').text('ImageSets/Main/test.txt', 'b\n')
     found = find_dataset(folder.root)
     assert [image.id for image in found.splits['train'].read().images] == ['a']
-    assert 'train is the list trainval' in found.notes[0]
+    assert 'the list trainval is used for training' in found.notes[0]
 
 
 def _config(**dataset):
@@ -287,7 +287,8 @@ def test_options_point_a_config_at_the_data(folder):
 def test_a_dataset_without_a_validation_split_is_said_to_lack_it(folder):
     voc_kaggle(folder)
     with pytest.raises(
-        InputError, match=r'no validation split: let "tools/data/convert\.py .* --val-fraction 0\.2"'
+        InputError,
+        match=r'no validation split: hold out some images with "tools/data/convert\.py .* --val-fraction 0\.2"',
     ):
         data_options(_config(), folder.root)
 
