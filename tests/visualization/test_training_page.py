@@ -99,7 +99,7 @@ def test_the_axes_say_what_they_count(work_dir):
     text = training_page(work_dir)
     texts = Texts(text).texts
     assert 'epoch' in texts  # of the metrics
-    assert 'iteration (4 iterations are one update of the weights)' in texts
+    assert 'iteration (one optimizer step every 4 iterations)' in texts
     assert 'loss_cls (log scale)' not in texts
     assert 'loss 2.026 · ' not in text
     assert 'loss 2.026' in texts  # the last value
@@ -128,7 +128,7 @@ def test_a_training_begun_anew_replaces_the_earlier_one(work_dir):
     log.write_text(json.dumps({'loss': 7.0, 'iter': 50, 'step': 50}) + '\n{"loss": 6.')  # half a line
     assert read_scalars(work_dir) == {'loss': [(50, 7.0)]}
     log.write_text('{"loss": 6.\n' + json.dumps({'loss': 7.0, 'iter': 50, 'step': 50}))
-    with pytest.raises(InputError, match='line 1: no JSON'):
+    with pytest.raises(InputError, match='line 1: invalid JSON'):
         read_scalars(work_dir)
 
 
@@ -162,7 +162,7 @@ def test_the_page_in_a_browser(work_dir):
 
 def test_the_server_answers_this_machine_only(work_dir, tmp_path_factory):
     empty = tmp_path_factory.mktemp('empty')
-    for folder, sentence in ((work_dir, 'Average precision'), (empty, 'name the work directory')):
+    for folder, sentence in ((work_dir, 'Average precision'), (empty, 'give the work directory')):
         server = page_server(folder, 0)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -175,12 +175,12 @@ def test_the_server_answers_this_machine_only(work_dir, tmp_path_factory):
             ):
                 with pytest.raises(urllib.error.HTTPError, match='404'):
                     urllib.request.urlopen(request, timeout=20)
-            with pytest.raises(InputError, match=f'port {server.server_port} cannot be used'):
+            with pytest.raises(InputError, match=f'port {server.server_port} is not available'):
                 page_server(folder, server.server_port)
         finally:
             server.shutdown()
             server.server_close()
-    with pytest.raises(InputError, match='is no folder'):
+    with pytest.raises(InputError, match='is not a folder'):
         page_server(work_dir / 'absent', 0)
 
 
@@ -192,4 +192,4 @@ def test_the_command_writes_the_page_of_an_earlier_training(work_dir, capsys):
     (work_dir / 'progress.json').write_text('{}')
     with pytest.raises(SystemExit, match='2'):
         main(['watch', str(work_dir), '--once'])
-    assert 'progress.json is not what this version of ddetr writes' in capsys.readouterr().err
+    assert 'progress.json was not written by this version of ddetr' in capsys.readouterr().err

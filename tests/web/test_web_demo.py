@@ -222,14 +222,14 @@ def test_bad_requests_get_one_sentence_and_the_server_goes_on(server):
     job = server.detect(picture())['id']
     for path, status, says in (
         (f'/api/images/{job}/picture?score_thr=x', 422, "score_thr='x' is not a number"),
-        (f'/api/images/{job}/picture?labels=6', 422, "labels='6' is not a whole number from 0 to 5"),
+        (f'/api/images/{job}/picture?labels=6', 422, "labels='6' is not an integer from 0 to 5"),
         (f'/api/images/{job}/picture?top_k=-1', 422, "top_k='-1'"),
         (f'/api/images/{job}/picture?width=99999', 422, 'from 16 to 4096'),
-        (f'/api/images/{job}/points/0?layer=3', 422, 'There is no layer 3: there are 2'),
-        (f'/api/images/{job}/points/0?split=all', 422, 'split is one of'),
-        (f'/api/images/{job}/points/999', 404, 'There is no detection 999'),
-        ('/api/images/AAAAAAAAAAAAAAAAAAAAAA', 404, 'no longer kept'),
-        ('/api/examples/7', 404, 'There is no example 7'),
+        (f'/api/images/{job}/points/0?layer=3', 422, 'Layer 3 does not exist: there are 2 layers'),
+        (f'/api/images/{job}/points/0?split=all', 422, 'split must be'),
+        (f'/api/images/{job}/points/999', 404, 'Detection 999 does not exist'),
+        ('/api/images/AAAAAAAAAAAAAAAAAAAAAA', 404, 'has expired'),
+        ('/api/examples/7', 404, 'Example 7 does not exist'),
     ):
         answer = server.ask(path)
         assert answer[0] == status, answer
@@ -438,7 +438,7 @@ def test_errors_are_said_in_the_browser(tab):
     assert texts == [
         'broken.jpg: This is not an image in JPEG, PNG, WebP, BMP or TIFF format.',
         'huge.png: The image has 10000 x 10000 = 100 megapixels; at most 2 are allowed.',
-        'heavy.png: The file is larger than the 1 MB allowed.',
+        'heavy.png: The file exceeds the limit of 1 MB.',
     ]
     upload(tab, ('good.png', picture()))
 
@@ -471,7 +471,7 @@ def test_detectors_without_deformable_attention_say_so():
         assert demo.num_layers(found) == 0
         assert bool(demo.refinement(found, 0)) is layers
         with pytest.raises(
-            InputError, match='has no decoder with deformable attention: there are no sampling'
+            InputError, match='has no decoder with deformable attention, so there are no sampling'
         ):
             demo.points(found, 0, PointsView())
 
@@ -482,8 +482,8 @@ def test_wrong_starts_are_one_sentence(checkpoint, tmp_path, capsys):
     for arguments, says in (
         ([CONFIG, other], str(other)),
         ([CONFIG, checkpoint, '--examples', tmp_path / 'nowhere'], 'nowhere does not exist'),
-        ([CONFIG, checkpoint, '--max-megapixels', '0'], '--max-megapixels 0: give a number above 0'),
-        ([CONFIG, checkpoint, '--host', '192.0.2.1'], '--host 192.0.2.1 --port 7860 cannot be used'),
+        ([CONFIG, checkpoint, '--max-megapixels', '0'], '--max-megapixels 0: must be above 0'),
+        ([CONFIG, checkpoint, '--host', '192.0.2.1'], '--host 192.0.2.1 --port 7860 is not available'),
     ):
         with pytest.raises(SystemExit, match='2'):
             main(['demo', *map(str, arguments)])
