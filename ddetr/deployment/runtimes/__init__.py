@@ -1,33 +1,20 @@
 """Inference with exported files: one module per runtime, each with a class `Runtime`.
 
-`Runtime(path, device, threads)` has `info`, an `ExportInfo`, and is called with images and sizes as numpy arrays.
+`Runtime(path, device, threads)` is a subclass of `base.Runtime`.
 """
 
 import importlib
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-
-from ddetr.deployment.info import ExportInfo
 from ddetr.utils.errors import InputError
 
-from .arrays import DetectionArrays
+from .base import Runtime
 
 MODULES = {
     '.onnx': 'onnx',
     '.xml': 'openvino',
     '.pt2': 'torch_export',
 }  # by suffix; more than one may read .pt2
-
-
-class Runtime(Protocol):
-    """A detector in some runtime."""
-
-    info: ExportInfo
-
-    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
-        """Detect in padded images (B, 3, H, W) of unpadded `sizes_hw` (B, 2)."""
 
 
 def is_exported(path: str | Path) -> bool:

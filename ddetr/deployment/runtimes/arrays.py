@@ -1,12 +1,11 @@
 """Input and output arrays of exported files, independent of the runtime."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from ddetr.deployment.info import ExportInfo
-from ddetr.utils.errors import InputError, first_line
+from ddetr.utils.errors import InputError
 
 
 class DetectionArrays(NamedTuple):
@@ -15,51 +14,6 @@ class DetectionArrays(NamedTuple):
     boxes: np.ndarray  # (B, N, 4) float32, x1 y1 x2 y2 in pixels of the input images
     scores: np.ndarray  # (B, N) float32, 0 for unused entries
     labels: np.ndarray  # (B, N) int64
-
-
-def run_batch(
-    run: Callable[[np.ndarray, np.ndarray], list[np.ndarray]],
-    info: ExportInfo,
-    path: str,
-    images: np.ndarray,
-    sizes_hw: np.ndarray,
-) -> DetectionArrays:
-    """Run a batch of any size, split into batches of the file's fixed batch size if it has one.
-
-    Args:
-        run: Function from images and sizes to the outputs, in the order of `OUTPUT_NAMES`.
-        info: Metadata of the file.
-        path: Path of the file, for error messages.
-        images: Images (B, 3, H, W), float32 or uint8 depending on `info.preprocessing`.
-        sizes_hw: Sizes (B, 2) int64 without padding.
-
-    Raises:
-        InputError: The arrays do not fit the file, or the runtime fails at this size.
-    """
-    check_arrays(info, path, images, sizes_hw)
-    step = info.batch or len(images)
-    found = []
-    for start in range(0, len(images), step):
-        piece, sizes = images[start : start + step], sizes_hw[start : start + step]
-        short = step - len(piece)
-        if short:  # fill up the last batch with its last image
-            piece = np.concatenate([piece, np.repeat(piece[-1:], short, 0)])
-            sizes = np.concatenate([sizes, np.repeat(sizes[-1:], short, 0)])
-        try:
-            outputs = run(piece, sizes)
-        except Exception as error:  # each runtime has its own exceptions
-            raise InputError(
-                f'{path} fails on images of {piece.shape[2]} x {piece.shape[3]} pixels (h x w): {first_line(error)} '
-                'If other sizes work, this size is too small or too large for the model.'
-            ) from error
-        found.append([np.asarray(output)[: step - short] for output in outputs])
-    longest = max(piece[1].shape[1] for piece in found)
-    return DetectionArrays(
-        *(
-            np.concatenate([_lengthen(array, longest) for array in field])
-            for field in zip(*found, strict=True)
-        )
-    )
 
 
 def check_arrays(info: ExportInfo, path: str, images: np.ndarray, sizes_hw: np.ndarray) -> None:
@@ -91,7 +45,7 @@ def check_arrays(info: ExportInfo, path: str, images: np.ndarray, sizes_hw: np.n
         )
 
 
-def _lengthen(array: np.ndarray, length: int) -> np.ndarray:
-    """(B, n, ...) -> (B, length, ...), padded with zeros."""
+def lengthen(array: np.ndarray, length: int) -> np.ndarray:
+    """Pad (B, n, ...) with zeros to (B, length, ...)."""
     missing = length - array.shape[1]
     return np.pad(array, [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2)) if missing else array

@@ -8,10 +8,10 @@ from ddetr.deployment.extras import require
 from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, parse_info
 from ddetr.utils.errors import InputError, first_line
 
-from .arrays import DetectionArrays, run_batch
+from . import base
 
 
-class Runtime:
+class Runtime(base.Runtime):
     """A detector in ONNX Runtime.
 
     Args:
@@ -49,10 +49,6 @@ class Runtime:
             raise InputError(f'{path} cannot be read by onnxruntime: {first_line(error)}') from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.info = parse_info(metadata.get(METADATA_KEY), path)
-
-    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
-        """Detect in padded images (B, 3, H, W) of unpadded `sizes_hw` (B, 2); see `run_batch` for errors."""
-        return run_batch(self._run, self.info, self.path, images, sizes_hw)
 
     def _run(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[np.ndarray]:
         feeds = dict(zip(INPUT_NAMES, (images, sizes_hw), strict=True))

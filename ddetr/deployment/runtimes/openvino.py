@@ -8,10 +8,10 @@ from ddetr.deployment.extras import require
 from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, parse_info
 from ddetr.utils.errors import InputError, first_line
 
-from .arrays import DetectionArrays, run_batch
+from . import base
 
 
-class Runtime:
+class Runtime(base.Runtime):
     """A detector in OpenVINO.
 
     Args:
@@ -50,10 +50,6 @@ class Runtime:
             self._compiled = core.compile_model(model, device.upper(), options)
         except RuntimeError as error:
             raise InputError(f'{path} cannot be compiled for device {device!r}: {reason(error)}') from error
-
-    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
-        """Detect in padded images (B, 3, H, W) of unpadded `sizes_hw` (B, 2); see `run_batch` for errors."""
-        return run_batch(self._run, self.info, self.path, images, sizes_hw)
 
     def _run(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[np.ndarray]:
         results = self._compiled(dict(zip(INPUT_NAMES, (images, sizes_hw), strict=True)))

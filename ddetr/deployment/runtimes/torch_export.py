@@ -9,11 +9,11 @@ import torch
 
 from ddetr.utils.errors import InputError, first_line
 
+from . import base
 from .archives import read_info
-from .arrays import DetectionArrays, run_batch
 
 
-class Runtime:
+class Runtime(base.Runtime):
     """An exported graph in PyTorch, independent of the detector's code; see `runtimes.onnx.Runtime`."""
 
     def __init__(self, path: str | Path, device: str = 'cpu', threads: int | None = None) -> None:
@@ -29,10 +29,6 @@ class Runtime:
 
     def _load(self) -> Callable[..., Any]:
         return torch.export.load(self.path).module().to(self.device)
-
-    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
-        """Detect in padded images (B, 3, H, W) of unpadded `sizes_hw` (B, 2); see `run_batch` for errors."""
-        return run_batch(self._run, self.info, self.path, images, sizes_hw)
 
     def _run(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[np.ndarray]:
         inputs = (
