@@ -303,7 +303,7 @@ def expand(text: str) -> list[str]:
     ]
 
 
-def test_every_table_of_mmdetections_configs_adds_up():
+def test_totals_in_tables_of_mmdetection_configs_are_correct():
     page = (ROOT / 'docs' / 'migration.md').read_text()
     tested = len(re.findall(r'^\| \S+/\S+ \| yes \| yes \| yes \|', page, flags=re.MULTILINE))
     rows = len(

@@ -50,7 +50,7 @@ def test_traces_the_functions_of_one_package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('two_stage', [False, True])
-def test_a_training_step_stays_short_to_read(two_stage):
+def test_training_step_calls_few_functions(two_stage):
     """MMDetection's step runs through 29 files and 64 functions, the original code's through 10 and 41."""
     cfg = load_config(
         ROOT / 'tests/configs/tiny_shapes.py',

@@ -21,7 +21,7 @@ class PatchBackbone(nn.Module):
         return (self.patches(images),)
 
 
-def test_reduced_configs_ask_a_backbone_only_for_what_it_has(tmp_path):
+def test_reduced_configs_use_only_options_of_the_backbone(tmp_path):
     path = tmp_path / 'own.py'
     path.write_text(
         f'_base_ = {str(BASE)!r}\n'

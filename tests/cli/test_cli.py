@@ -14,7 +14,7 @@ from ddetr.utils.shipped_configs import config_root, list_configs
 DDETR = (sys.executable, '-m', 'ddetr')
 
 
-def test_each_command_says_in_one_sentence_what_it_does():
+def test_each_command_has_a_one_line_description():
     for command in COMMANDS:
         assert (command.__doc__ or '').split('\n')[0].endswith('.')
 
@@ -60,7 +60,9 @@ def test_configs_by_name_from_any_folder(tmp_path, monkeypatch, name):
         (['check', 'nowhere'], 'nowhere does not exist'),
     ],
 )
-def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, says):
+def test_wrong_input_gives_one_clear_error_and_leaves_no_files(
+    tmp_path, monkeypatch, capsys, arguments, says
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match='2'):
         main(arguments)
@@ -70,7 +72,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, c
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_data_is_all_that_is_needed(tiny_run, run, tmp_path):
+def test_training_needs_only_a_folder_of_data(tiny_run, run, tmp_path):
     """Convert, train, test and predict: classes follow the data, the checkpoint is enough afterwards."""
     data, work_dir, out = tmp_path / 'yolo', tmp_path / 'work', tmp_path / 'out'
     main(['convert-data', str(tiny_run.data_root), '--to', 'yolo', '--out', str(data)])

@@ -56,7 +56,7 @@ class Running:
 
 
 @pytest.mark.slow
-def test_a_training_that_fails_again_and_again_is_the_uninterrupted_one(
+def test_repeatedly_failing_training_equals_uninterrupted_training(
     network, tiny_run, uninterrupted, tmp_path
 ):
     """Asked to end on one machine, a machine without network, and a process that is killed and replaced."""

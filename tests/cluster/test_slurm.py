@@ -83,9 +83,7 @@ class Job:
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_and_queued_again_is_the_uninterrupted_one(
-    slurm, tiny_run, uninterrupted, tmp_path
-):
+def test_killed_and_requeued_training_equals_uninterrupted_training(slurm, tiny_run, uninterrupted, tmp_path):
     """A process killed, then Slurm's signal ahead of a time limit, then a person's `scontrol requeue`."""
     fails(slurm, tiny_run.config, tmp_path, 1)
     job = Job(slurm, tiny_run.config, tmp_path, '--resume')

@@ -197,7 +197,7 @@ def test_class_rows_follow_cocos_category_ids(coco_root, checkpoint_lists, tmp_p
     assert list(file.classes) == [c['name'] for c in sorted(categories, key=lambda c: c['id'])]
 
 
-def test_unknown_names_are_refused(tmp_path):
+def test_unknown_names_raise(tmp_path):
     torch.save({'state_dict': {'stem.weight': torch.zeros(1)}}, tmp_path / 'other.pth')
     with pytest.raises(
         CheckpointError, match=r"other.pth: its 1 names, such as 'stem.weight', are of no known"

@@ -55,7 +55,7 @@ def _items(dataset):
 
 
 @pytest.mark.parametrize('test_mode', [False, True])
-def test_items_are_those_of_the_same_data_as_coco(three, test_mode):
+def test_items_equal_those_of_the_same_data_in_coco_format(three, test_mode):
     datasets = {format: _build(folder, test_mode=test_mode) for format, folder in three.items()}
     for format, dataset in datasets.items():
         assert type(dataset) is PLACE[format]
@@ -76,7 +76,7 @@ def test_items_are_those_of_the_same_data_as_coco(three, test_mode):
                     assert (ours['bbox_xywh'], ours['area']) == (theirs['bbox_xywh'], theirs['area'])
 
 
-def test_ap_is_that_of_pycocotools_on_the_coco_file_to_the_last_digit(three):
+def test_ap_equals_pycocotools_on_the_coco_file_exactly(three):
     rng, detections = np.random.default_rng(0), {}
     for item in _items(_build(three['coco'], test_mode=True)):
         truth = np.array([i['bbox'] for i in item['instances']]).reshape(-1, 4)
@@ -152,7 +152,7 @@ def voc(tmp_path) -> Voc:
     return Voc(tmp_path)
 
 
-def test_mmdetections_keys(voc):
+def test_mmdetection_keys_are_supported(voc):
     voc.add('a', ('dog', 0, (1, 1, 41, 21)), ('cat', 1, (5, 5, 15, 15)), ('dog', 0, (1, 1, 4, 20)))
     voc.add('b')
     (voc.root / 'V/list.txt').write_text('a\nb\n')
@@ -190,7 +190,7 @@ def test_sizes_come_from_the_image_where_the_file_is_wrong(voc, warnings_logged)
     assert 'Annotations/zero.xml: 0 x 0, but the image is 40 x 20' in warnings_logged[0]
 
 
-def test_vocs_faults_are_one_sentence_each(voc, warnings_logged):
+def test_voc_faults_give_one_message_each(voc, warnings_logged):
     voc.add('a', ('dog', 0, (1, 1, 9, 9)), ('dog', 0, ('x', 1, 9, 9)))
     (voc.root / 'V/Annotations/b.xml').write_text('<annotation><obj')
     (item,) = _items(voc.build(metainfo={'classes': ('dog', 'cow')}))
@@ -222,7 +222,7 @@ def test_vocs_faults_are_one_sentence_each(voc, warnings_logged):
         voc.build()
 
 
-def test_yolos_faults_are_one_sentence_each(three, warnings_logged):
+def test_yolo_faults_give_one_message_each(three, warnings_logged):
     path = next((three['yolo'] / 'labels/train').glob('*5.txt'))
     path.write_text('1 .5 .5 .1 .1\nnonsense\n')
     assert len(_build(three['yolo'])) == 12
@@ -293,14 +293,14 @@ def test_yolo_boxes_in_pixels_are_an_error(three):
         _build(three['yolo'])
 
 
-def test_a_folder_as_annotation_file_is_named(tmp_path):
+def test_folder_as_annotation_file_raises(tmp_path):
     with pytest.raises(
         InputError, match=r'annotation file .* is a folder: name the JSON file in it with ann_file'
     ):
         CocoDataset(str(tmp_path))
 
 
-def test_a_misspelt_key_is_found_before_anything_is_built(repo_root):
+def test_misspelt_key_raises_before_building(repo_root):
     loader = {'dataset': {'type': 'VOCDataset', 'img_subdirr': 'x', '_delete_': True}}
     cfg = load_config(repo_root / 'tests/configs/tiny_shapes.py', {'train_dataloader': loader})
     with pytest.raises(

@@ -22,7 +22,7 @@ LOOSE = Bounds(score=5e-5, box_px=0.05)  # and without norms between the layers
 
 
 @pytest.mark.parametrize('kind', ['two-stage', 'denoising', 'one-map', 'stranger', 'regions'])
-def test_onnxruntime_detects_what_pytorch_detects(export_case, kind):
+def test_onnxruntime_gives_the_same_detections_as_pytorch(export_case, kind):
     """The proof has compared one image alone and two together; other sizes and a larger batch are compared here."""
     case, bounds = export_case(kind), LOOSE if kind == 'regions' else TIGHT
     assert case.exported.proof.detections > 10
@@ -48,7 +48,7 @@ def test_onnxruntime_detects_what_pytorch_detects(export_case, kind):
         assert not difference.exceeds(bounds), difference
 
 
-def test_the_file_says_what_it_is(export_case):
+def test_file_metadata_is_complete(export_case):
     case = export_case('two-stage')
     model = onnx.load(case.exported.path)
     (entry,) = model.metadata_props
@@ -64,7 +64,7 @@ def test_the_file_says_what_it_is(export_case):
     assert dims == [0, 3, 0, 0]  # batch, height and width are symbolic
 
 
-def test_an_export_with_one_broken_weight_is_caught_and_leaves_nothing(export_case, tmp_path, monkeypatch):
+def test_export_with_one_broken_weight_raises_and_leaves_no_file(export_case, tmp_path, monkeypatch):
     detector = export_case('two-stage').detector
     write = onnx_target.write
 
@@ -87,7 +87,7 @@ def test_an_export_with_one_broken_weight_is_caught_and_leaves_nothing(export_ca
 
 
 @torch.no_grad()
-def test_ties_of_proposals_are_told_from_errors_by_pytorch_itself(export_case):
+def test_tied_proposals_are_distinguished_from_errors(export_case):
     """A detector whose proposals all score the same hangs on roundings, one with spread scores does not."""
     runtime = load(export_case('two-stage').exported.path, threads=1)
     detector = small_detector('two-stage')
@@ -99,7 +99,7 @@ def test_ties_of_proposals_are_told_from_errors_by_pytorch_itself(export_case):
         assert unstable(detector, runtime, images, (128, 128), expected, Bounds()) == [tied]
 
 
-def test_images_in_which_nothing_is_found_prove_nothing(export_case):
+def test_images_without_detections_cannot_verify_an_export(export_case):
     case = export_case('two-stage')
     runtime = load(case.exported.path, threads=1)
     with pytest.raises(InputError, match='no detection in these images scores above'):
@@ -128,7 +128,7 @@ def test_torch_export_is_exact_at_dynamic_sizes(export_case):
     assert load(case.exported.path).info.target == 'torch-export'
 
 
-def test_sizes_that_the_levels_cannot_hold(tmp_path):
+def test_sizes_too_small_for_the_levels_raise(tmp_path):
     detector = small_detector('two-stage')
     options = ExportOptions(height=8, width=8)
     with pytest.raises(InputError, match=r'cannot detect in images of 8 x 8 pixels .*num_queries=20 exceeds'):
@@ -144,7 +144,7 @@ def test_sizes_that_the_levels_cannot_hold(tmp_path):
         ({'op': 'magic'}, '--op magic: choose one of gridsample'),
     ],
 )
-def test_options_that_no_target_takes(tmp_path, change, message):
+def test_options_unsupported_by_all_targets_raise(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         export_detector(
             small_detector('plain'), 'onnx', tmp_path / 'a.onnx', ExportOptions(**change), [], Bounds()
@@ -163,7 +163,7 @@ def test_other_models_and_names(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_are_no_exports(tmp_path, export_case):
+def test_files_that_were_not_exported_raise(tmp_path, export_case):
     with pytest.raises(InputError, match='does not exist'):
         load(tmp_path / 'absent.onnx')
     (tmp_path / 'text.onnx').write_text('no model')
@@ -178,7 +178,7 @@ def test_files_that_are_no_exports(tmp_path, export_case):
         load(tmp_path / 'bare.onnx')
 
 
-def test_metadata_of_another_version_or_shape():
+def test_metadata_of_another_version_or_format_raises():
     info = json.loads(ExportInfo(*['x'] * 2, [], 'outside', [], [], False, 0.0, 1, [], None, None, None, 1, None,
                                  'fp32', 'kernel', {}, '0').to_json())  # fmt: skip
     assert ExportInfo.from_json(json.dumps(info)).batch is None

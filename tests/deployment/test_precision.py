@@ -87,12 +87,12 @@ def test_int8_needs_data_and_images(export_case, tmp_path):
         ('aoti', 'int8', 'only onnx and openvino support it, aoti does not'),
     ],
 )
-def test_precisions_that_there_are_not(target, precision, message):
+def test_unsupported_precisions_raise(target, precision, message):
     with pytest.raises(InputError, match=message):
         check_precision(target, precision)
 
 
-def test_without_tensorrt_one_sentence_says_what_to_do(export_case, tmp_path, monkeypatch):
+def test_missing_tensorrt_raises_with_instructions(export_case, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tensorrt', None)
     with pytest.raises(InputError, match=r'tensorrt is not installed.*--to onnx --op tensorrt'):
         export_detector(

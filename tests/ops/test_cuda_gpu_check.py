@@ -79,7 +79,7 @@ def test_all_parts_pass(check):
     ],
     ids=['machine', 'tests', 'sanitizer', 'benchmark', 'hanging benchmark'],
 )
-def test_parts_run_though_others_fail(check, variables, failing):
+def test_parts_run_even_if_others_fail(check, variables, failing):
     status, report, results = check(**variables)
     assert status == 1
     assert results == dict.fromkeys(PARTS, 'passed') | failing

@@ -36,7 +36,7 @@ def test_blood_cells(bccd):
     assert len(bccd) == 7
 
 
-def test_coco_has_no_error_and_nothing_that_is_not_there(photographs):
+def test_coco_has_no_errors_and_no_false_alarms(photographs):
     report = examine(photographs / 'coco')
     assert report.of('error') == []
     assert {fault.name: fault.count for fault in report.of('warning')} == {

@@ -60,7 +60,7 @@ def _content(root):
     return found
 
 
-def test_boxes_and_names_go_round_through_all_formats(source, tmp_path):
+def test_boxes_and_names_survive_round_trips_through_all_formats(source, tmp_path):
     _add(source, _annotation(0, 3, [5.5, 6.25, 0, 0]), _annotation(10, 7, [-3.21, 4, 5000, 2.5]))
     root = source
     for format in CYCLE:
@@ -76,7 +76,7 @@ def test_boxes_and_names_go_round_through_all_formats(source, tmp_path):
     ]
 
 
-def test_any_digits_agree_to_a_billionth_of_a_pixel(source, tmp_path):
+def test_arbitrary_coordinates_agree_to_a_billionth_of_a_pixel(source, tmp_path):
     draw = random.Random(2)
     _add(source, *(_annotation(0, 3, [draw.uniform(0, 30) for _ in range(4)]) for _ in range(200)))
     root = source
@@ -88,7 +88,7 @@ def test_any_digits_agree_to_a_billionth_of_a_pixel(source, tmp_path):
             assert after == pytest.approx(before, abs=2e-9, rel=0)
 
 
-def test_real_data_goes_round(bccd_root, tmp_path):
+def test_real_data_survives_a_round_trip(bccd_root, tmp_path):
     root = bccd_root
     for format in ('yolo', 'coco', 'voc'):
         done = convert_dataset(root, format, tmp_path / format, images='symlink')
@@ -97,7 +97,7 @@ def test_real_data_goes_round(bccd_root, tmp_path):
     assert _content(root) == _content(bccd_root)
 
 
-def test_crowds_are_kept_where_the_format_can_and_told_where_not(source, tmp_path):
+def test_crowds_are_kept_or_reported_depending_on_the_format(source, tmp_path):
     _add(source, _annotation(0, 3, [1, 2, 30, 40], iscrowd=1, area=600))
     voc = convert_dataset(source, 'voc', tmp_path / 'voc')
     assert '1 crowd regions are marked difficult: VOC has no other flag.' in voc.notes
@@ -115,7 +115,7 @@ def test_crowds_are_kept_where_the_format_can_and_told_where_not(source, tmp_pat
     assert {c['id']: c['name'] for c in coco['categories']} == NAMES  # COCO's own ids stay
 
 
-def test_what_cannot_be_converted_is_told(source, tmp_path):
+def test_unconvertible_records_are_reported(source, tmp_path):
     _add(source, _annotation(0, 55, [1, 2, 3, 4]), _annotation(0, 3, [1, 2, None, 4]), {'image_id': 0})
     (source / 'train' / 'train 1.png').write_bytes(b'broken')
     (source / 'train' / 'train 2.jpg').unlink()
@@ -128,7 +128,7 @@ def test_what_cannot_be_converted_is_told(source, tmp_path):
     ]
 
 
-def test_images_that_share_a_name_get_names_of_their_own(tmp_path):
+def test_images_with_the_same_name_get_unique_names(tmp_path):
     for split in ('train', 'valid'):
         for kind in ('images', 'labels'):
             (tmp_path / 'data' / split / kind).mkdir(parents=True)
@@ -142,7 +142,7 @@ def test_images_that_share_a_name_get_names_of_their_own(tmp_path):
     }
 
 
-def test_an_unrotated_annotation_is_kept_or_left_out(tmp_path):
+def test_unrotated_annotations_are_kept_or_skipped(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / 'data/images').mkdir(parents=True)
@@ -162,7 +162,7 @@ def test_an_unrotated_annotation_is_kept_or_left_out(tmp_path):
                 assert (image.size or image.header) == (width, height)
 
 
-def test_a_part_is_held_out_for_validation(source, tmp_path):
+def test_fraction_is_held_out_for_validation(source, tmp_path):
     (source / 'val.json').unlink()
     for again in 'ab':
         done = convert_dataset(source, 'yolo', tmp_path / again, val_fraction=0.34)
@@ -184,7 +184,7 @@ def test_images_are_copied_or_linked(source, tmp_path, images):
     assert path.samefile(original) == (images != 'copy')
 
 
-def test_nothing_is_left_half_written_or_overwritten(source, tmp_path, monkeypatch):
+def test_no_partial_files_are_left_and_nothing_is_overwritten(source, tmp_path, monkeypatch):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/mine').touch()
     with pytest.raises(InputError, match='already exists: choose a new folder'):
