@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures for all tests."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def _seed():
 
 @pytest.fixture
 def double(monkeypatch):
-    """Compute in float64, also where code asks for float32 by `Tensor.float`.
+    """Compute in float64, even where code converts to float32 with `Tensor.float`.
 
     CPUs differ in the order of their sums; in float64 that makes no difference that matters.
     """
@@ -49,7 +49,7 @@ def double(monkeypatch):
 
 @contextmanager
 def _messages(level: int) -> Iterator[list[str]]:
-    """The messages of mmengine's current logger from `level` up, whatever level an earlier training gave it."""
+    """Collect messages of mmengine's current logger from `level` on, regardless of its configured level."""
     records = []
     handler = logging.Handler(level)
     handler.emit = lambda record: records.append(record.getMessage())
@@ -88,13 +88,13 @@ def _shared(*parts: str) -> Path:
 
 @pytest.fixture(scope='session')
 def photographs() -> Path:
-    """Folder of the photographs of `coco/` and `bccd/`, for what depends on their pixels."""
+    """Folder of the photographs of `coco/` and `bccd/`, for tests that depend on pixel values."""
     return _shared('data')
 
 
 @pytest.fixture(scope='session')
 def coco_root(tmp_path_factory) -> Path:
-    """The annotations of 128 + 128 COCO images in COCO's own layout, and images of noise."""
+    """Annotations of 128 + 128 COCO images in COCO's layout, with images of noise."""
     root = tmp_path_factory.mktemp('coco')
     write_coco(root)
     return root
@@ -102,7 +102,7 @@ def coco_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def bccd_root(tmp_path_factory) -> Path:
-    """The annotations of BCCD's 364 images in Pascal VOC's layout, and images of noise."""
+    """Annotations of BCCD's 364 images in Pascal VOC's layout, with images of noise."""
     root = tmp_path_factory.mktemp('bccd')
     write_bccd(root)
     return root

@@ -1,4 +1,4 @@
-"""Which files may know which: no generic file names a detector family, and dependencies point one way."""
+"""Architecture rules: generic files name no detector family, and dependencies point one way."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Every command, Python block, path and config name of the README and the docs is real: parsed here, not run."""
+"""Commands, Python blocks, paths and config names in README and docs are valid; they are parsed, not run."""
 
 import argparse
 import ast

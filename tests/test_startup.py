@@ -1,4 +1,4 @@
-"""What starting up imports. No time is asserted: docs/benchmarks.md has the figures and the command."""
+"""Imports at start-up. Times are not tested; docs/benchmarks.md has the figures and the command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The error report against pycocotools, tidecv, and numbers worked out by hand; the page in a browser."""
+"""Error report compared with pycocotools, tidecv and manual calculations; the page in a browser."""
 
 import json
 import re
@@ -26,7 +26,7 @@ NUM_OBJECTS = 61  # of each class but the last: prime, so that no recall is a mu
 
 
 class Scene:
-    """Images, their annotations in COCO's format, and noisy detections, written into a folder."""
+    """Folder with images, annotations in COCO format, and noisy detections."""
 
     def __init__(self, folder, seed=0, crowds=True):
         rng = np.random.default_rng(seed)
@@ -96,7 +96,7 @@ def run(scene, dataset):
 
 @pytest.fixture(scope='module')
 def official(scene):
-    """pycocotools by itself, on the files."""
+    """Evaluate the files directly with pycocotools."""
     return _official(scene, None)
 
 
@@ -225,7 +225,7 @@ def test_calibration_and_image_errors_by_hand(run, dataset):
 
 @DATASETS.register_module()
 class NumberedImages(BaseDataset):
-    """Three images of no annotation file, with names as ids."""
+    """Dataset of three images without an annotation file, with names as ids."""
 
     METAINFO = {'classes': ('cat', 'dog')}
 

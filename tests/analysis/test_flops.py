@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds against published figures, torchvision's, and PyTorch's counter on a real forward."""
+"""Parameters and multiply-adds compared with published figures, torchvision, and PyTorch's FLOP counter."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Sampling points against the op's inputs, captured apart from the recorder, and the attention's own output."""
+"""Sampling points compared with independently captured inputs of the op and with the attention output."""
 
 import threading
 
@@ -38,7 +38,7 @@ def make_detector(repo_root, config):
 
 @pytest.fixture(scope='module', params=CONFIGS)
 def looked(request, repo_root):
-    """The detector, its look at an image, and what was captured beside it."""
+    """The detector, its recorded points on an image, and the independently captured inputs."""
     model, given, flats, projected = make_detector(repo_root, request.param), [], [], {}
     op = attention.ms_deform_attn_fused
 
@@ -157,7 +157,7 @@ def test_model_without_deformable_attention_raises(repo_root):
 
 
 class Sampler(nn.Module):
-    """A layer of somebody else, with another number of points for each level."""
+    """Third-party layer with a different number of points per level."""
 
     def forward(self, value, locations, weights):
         shapes = torch.tensor([[4, 5], [2, 3]], dtype=torch.int32)

@@ -11,7 +11,7 @@ BASE = ROOT / 'configs/deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
 
 @MODELS.register_module()
 class PatchBackbone(nn.Module):
-    """A user's own backbone, whose constructor knows none of the usual keys."""
+    """Custom backbone whose constructor has none of the usual keys."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

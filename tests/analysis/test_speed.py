@@ -1,4 +1,4 @@
-"""The stop-watch against a clock that tells known times; the measured steps against what they should change."""
+"""Timing with a fake clock, and the effects of the measured steps."""
 
 import itertools
 import sys

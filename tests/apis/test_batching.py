@@ -23,7 +23,7 @@ def test_results_come_in_order_and_batches_are_of_one_size(batch_size):
 
 
 def test_infinite_input_of_many_sizes_is_processed_in_a_bounded_window():
-    """The first item's size never comes again: it must not hold up, nor pile up, all the others."""
+    """The size of the first item never recurs; it must neither block the others nor make them accumulate."""
     taken = 0
 
     def items():

@@ -1,4 +1,4 @@
-"""The doctor for configs, from the command line, and in short form at the start of a training."""
+"""Dataset doctor for configs, on the command line, and as a summary at the start of training."""
 
 import json
 import shutil
@@ -78,7 +78,7 @@ class Log:
 
 
 def start(root, rank=0, **keys) -> str:
-    """What is logged at the start of a training on these images."""
+    """Return the log messages at the start of training on these images."""
     dataset = CocoDataset(
         data_root=str(root), ann_file=TRAIN, data_prefix={'img': 'train2017/'}, pipeline=[], lazy_init=True
     )

@@ -33,7 +33,7 @@ def test_files_and_arrays_give_the_same(model, images):
 
 
 def test_same_detections_as_the_test_command(tiny_run, model, images, run, tmp_path):
-    """The loader, the Runner and the metric on one side, a plain call on the other."""
+    """Inference API compared with loader, Runner and metric."""
     out = tmp_path / 'found.json'
     run(
         sys.executable, 'tools/test.py', tiny_run.config, tiny_run.checkpoint, '--work-dir', tmp_path, '--out', out,
@@ -106,7 +106,7 @@ def test_annotation_transforms_are_skipped_under_any_name(tiny_run, images, kind
 
 
 def test_pictures_are_of_the_image_that_the_configs_loader_reads(tiny_run, tmp_path):
-    """A camera's rotation is ignored where the config's loader ignores it."""
+    """EXIF rotation is ignored if the config's loader ignores it."""
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.random.default_rng(0).integers(0, 256, (500, 700, 3), dtype=np.uint8)

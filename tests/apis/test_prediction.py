@@ -1,4 +1,4 @@
-"""Detection on files, arrays and videos, and the files that it writes."""
+"""Prediction on files, arrays and videos, and its output files."""
 
 import csv
 import functools
@@ -29,7 +29,7 @@ def detector(tiny_run):
 
 @pytest.fixture(scope='module')
 def arrays():
-    """Three sizes in an order in which no two neighbours are alike."""
+    """Images of three sizes, with no two consecutive images of the same size."""
     numbers = np.random.default_rng(0)
     sizes = [(64, 64), (48, 90), (64, 64), (90, 48), (48, 90), (64, 64), (48, 90)]
     return [numbers.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
@@ -197,7 +197,7 @@ def test_failed_run_leaves_no_partial_files(detector, tiny_run, tmp_path, monkey
 
 @pytest.fixture
 def video(tmp_path):
-    """Ten frames of a moving square at 12 a second."""
+    """Video of a moving square, ten frames at 12 fps."""
     writer = cv2.VideoWriter(str(tmp_path / 'in.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 12, (96, 64))
     for shift in range(10):
         frame = np.full((64, 96, 3), 90, np.uint8)
@@ -248,7 +248,7 @@ def test_image_within_one_tile_gives_the_same_detections_as_without_tiles(tiny_r
 
 @pytest.mark.parametrize('batch_size', [1, 4])
 def test_tiles_cover_a_large_image_and_boxes_are_in_its_pixels(tiny_run, detector, batch_size):
-    """One tile's content four times: each tile finds what the small image does, at its own place."""
+    """The image repeats the content of one tile four times, so all tiles have the same detections."""
     pytest.importorskip('supervision')
     tiling = Tiling(64, 0, iou_thr=1.0, min_score=0.0, batch_size=batch_size)
     tiled = DetInferencer(checkpoint=tiny_run.checkpoint, device='cpu', tiling=tiling)

@@ -1,4 +1,4 @@
-"""The prepared form against the plain model, for every family, in both precisions and without oneDNN's operators."""
+"""Prepared models compared with the original, for every family, in both precisions and without oneDNN's operators."""
 
 import copy
 
@@ -15,7 +15,7 @@ from tests.models.test_checkpointing import FAMILIES, model_config
 
 
 def detector(root, family):
-    """As if trained: no two classes and boxes alike, norms with statistics; a pyramid without norms as initialised."""
+    """Randomise weights as if trained: distinct classes and boxes, and norms with statistics."""
     torch.manual_seed(0)
     config = model_config(root, family)
     if family == 'faster-rcnn':
@@ -35,7 +35,7 @@ def detector(root, family):
 
 @pytest.fixture
 def no_packing(monkeypatch):
-    """A PyTorch whose private operators are gone."""
+    """Simulate a PyTorch without the private operators."""
     monkeypatch.setattr(torch.ops.mkldnn, '_linear_pointwise', None)
     inference_form.can_pack.cache_clear()
     yield

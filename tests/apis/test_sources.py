@@ -1,4 +1,4 @@
-"""What people name as input, and what its results are called."""
+"""Input sources of the commands, and the names of their results."""
 
 import pytest
 

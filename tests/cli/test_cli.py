@@ -1,4 +1,4 @@
-"""The command `ddetr` as a user starts it: in processes of their own."""
+"""The `ddetr` command, run in separate processes like by a user."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def test_wrong_input_gives_one_clear_error_and_leaves_no_files(
 
 
 def test_training_needs_only_a_folder_of_data(tiny_run, run, tmp_path):
-    """Convert, train, test and predict: classes follow the data, the checkpoint is enough afterwards."""
+    """Convert, train, test and predict: classes come from the data, then from the checkpoint alone."""
     data, work_dir, out = tmp_path / 'yolo', tmp_path / 'work', tmp_path / 'out'
     main(['convert-data', str(tiny_run.data_root), '--to', 'yolo', '--out', str(data)])
     config = tmp_path / 'other_classes.py'
@@ -118,7 +118,7 @@ def test_category_ids_of_the_annotation_file_reach_the_checkpoint(tiny_run):
 
 
 def test_an_installed_package_has_the_configs(run, tmp_path):
-    """What setup.py puts into a wheel, used without the repository."""
+    """Contents of the wheel, used without the repository."""
     run(sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', tmp_path)
     code = 'import ddetr, ddetr.cli; print(ddetr.__file__); ddetr.cli.main(["configs", "dino_shapes"])'
     # `-c` puts the working folder, which is the repository, first

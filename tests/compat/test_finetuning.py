@@ -1,4 +1,4 @@
-"""Trainings that start from a file, or from nothing, through the calls that the commands make."""
+"""Training from a checkpoint or from scratch, through the functions behind the commands."""
 
 import pytest
 import torch

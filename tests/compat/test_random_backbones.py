@@ -1,4 +1,4 @@
-"""Who is warned of a random backbone, and in which words."""
+"""Warnings about random backbones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every published layout of weights: read from a file into the model of our config, and written back."""
+"""All published checkpoint layouts: loaded into our models and written back."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def random_state(shapes: dict[str, list[int]], refined: bool) -> dict[str, Tenso
 
 @pytest.fixture(scope='module')
 def model_of(repo_root):
-    """Models by config; built once each, and loaded with other weights each time."""
+    """Models by config, built once and reloaded with different weights."""
     built: dict[str, nn.Module] = {}
 
     def build(config: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What loading says and does when file and model do not simply fit: other variants, other classes, parts."""
+"""Loading of checkpoints that do not match the model: other variants, other classes, partial files."""
 
 import json
 import logging
@@ -116,7 +116,7 @@ def test_fine_tuning_reinitialises_only_the_classification_branches(project, bui
 
 
 def test_fine_tuning_detr_and_faster_rcnn(repo_root, tmp_path):
-    """Softmax classes get no prior; Faster R-CNN's boxes for each class start anew with the classes."""
+    """Softmax classes get no prior bias; class-specific boxes of Faster R-CNN are reinitialised with the classes."""
     for name, fresh in (
         ('detr/detr_r50_8xb2-150e_coco.py', {'bbox_head.fc_cls'}),
         (

@@ -1,4 +1,4 @@
-"""The three commands for weight files, on real files."""
+"""The three checkpoint commands, on real files."""
 
 import hashlib
 import json
@@ -182,7 +182,7 @@ def test_a_detector_finds_the_same_from_every_format(tool, config, checkpoint, c
 
 
 def randomize_branches(state: dict[str, torch.Tensor]) -> None:
-    """Make a fresh model say different things of different places."""
+    """Make an untrained model give different predictions at different locations."""
     for name, value in state.items():
         if '_branches.' in name:
             torch.nn.init.normal_(value, std=0.5)
@@ -208,7 +208,7 @@ def test_sharded_checkpoint_is_read_and_cannot_reference_other_folders(tool, con
 
 
 def test_command_line_errors_are_one_clear_message(repo_root, tmp_path):
-    """In a process of its own, as people call it."""
+    """Run in a separate process, like a user."""
     (tmp_path / 'cut.safetensors').write_bytes(b'\x10\x00\x00\x00')
     run = subprocess.run(
         [sys.executable, repo_root / 'tools/converters/identify.py', tmp_path / 'cut.safetensors'],

@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same numbers from less memory, in every family of detectors."""
+"""Activation checkpointing: same results with less memory, for every detector family."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One large batch and the same in parts have the same gradient; tools/analysis/batch_check.py trains with them."""
+"""One large batch and the same batch in parts have the same gradient; see also tools/analysis/batch_check.py."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Training steps in float16 and bfloat16, in every family of detectors: low precision inside, float32 in the losses."""
+"""Training steps in float16 and bfloat16 for every detector family: losses stay in float32."""
 
 import logging
 import math

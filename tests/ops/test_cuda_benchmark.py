@@ -1,4 +1,4 @@
-"""ops/gpu_benchmark.py as far as it goes without a GPU: inputs, candidates, table."""
+"""The parts of ops/gpu_benchmark.py that need no GPU: inputs, candidates, table."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What nvcc makes of the kernels, and what the library asks of PyTorch. Needs no GPU."""
+"""Compiled kernels and the library's symbols; no GPU needed."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""A detector in a file outside the package goes through every command that ours go through."""
+"""A detector outside the package works with every command."""
 
 import json
 import re
@@ -127,7 +127,7 @@ def test_flops_and_speed_can_be_measured(trained):
 
 
 def test_learns(trained):
-    """Its loss falls when it sees the same batch again and again."""
+    """The loss decreases when training on the same batch repeatedly."""
     from ddetr.analysis.batches import random_batch
 
     model = MODELS.build(load_config(trained[0]).model).train()
@@ -144,7 +144,7 @@ def test_learns(trained):
 
 
 def test_docs_page_quotes_this_file():
-    """Every Python block of docs/add_a_detector.md stands in the detector's file or its config."""
+    """Every Python block of docs/add_a_detector.md is part of the detector's file or its config."""
     files = [(CONFIG.parent / name).read_text() for name in ('grid_detector.py', 'grid_shapes.py')]
     page = (ROOT / 'docs/add_a_detector.md').read_text()
     blocks = re.findall(r'```python\n(.*?)```', page, flags=re.DOTALL)

@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope='module')
 def pair(repo_root) -> Pair:
-    """Both models with weights that spread proposals, classes and boxes, which fresh ones hardly do."""
+    """Both models with weights that spread proposals, classes and boxes, unlike the initial weights."""
     torch.manual_seed(0)
     theirs = fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1, min_size=160, max_size=256

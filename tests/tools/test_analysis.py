@@ -1,4 +1,4 @@
-"""The measuring command lines, as somebody would call them, on small detectors."""
+"""The analysis commands, run on small detectors."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ SINGLE_SCALE = ROOT / 'configs/deformable_detr/deformable-detr-single-scale_r50_
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run a tool in this process; what it printed."""
+    """Run a tool in this process; return its output."""
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])

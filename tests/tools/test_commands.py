@@ -1,4 +1,4 @@
-"""The commands as a user starts them: in processes of their own."""
+"""The commands, run in separate processes like by a user."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_testing_agrees_with_training_and_with_pycocotools(tiny_run, run, tmp_pa
 
 
 def test_resuming_continues_at_the_right_iteration(tiny_run, run, tmp_path):
-    """Twice 4 iterations are done: the third epoch follows, with the schedule's learning rate, and nothing else."""
+    """After 2 epochs of 4 iterations, only the third epoch runs, with the scheduled learning rate."""
     work_dir = tmp_path / 'resumed'
     work_dir.mkdir()
     (work_dir / 'epoch_2.pth').write_bytes(tiny_run.checkpoint.read_bytes())

@@ -1,4 +1,4 @@
-"""Trainings that are killed, asked to end, restarted and queued again, as a cluster does it to the commands."""
+"""Training runs that are killed, signalled, restarted and requeued, as on a cluster."""
 
 import os
 import re
@@ -23,7 +23,7 @@ SAVED_OFTEN = ('default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpo
 
 
 class Running:
-    """A command that runs, with what it has said so far."""
+    """A running command and its output so far."""
 
     def __init__(self, *command, **env):
         self.process = subprocess.Popen(
@@ -45,7 +45,7 @@ class Running:
 
 @pytest.fixture(scope='module')
 def two_processes(tiny_run, tmp_path_factory):
-    """A training by two processes, 2 iterations an epoch, that was left alone."""
+    """Uninterrupted run with two processes and 2 iterations per epoch."""
     work_dir = tmp_path_factory.mktemp('two')
     command = Running('bash', 'tools/dist_train.sh', tiny_run.config, '2', '--work-dir', work_dir)
     assert command.end() == 0, command.said
@@ -66,7 +66,7 @@ def test_sigterm_to_the_launcher_saves_and_ends_with_75(tiny_run, two_processes,
 
 
 def test_a_dead_process_group_is_restarted_from_its_last_checkpoint(tiny_run, two_processes, tmp_path):
-    """A checkpoint of an earlier run in the same folder is none of its own."""
+    """A checkpoint of an earlier run in the same folder does not belong to the run."""
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_9.pth')
     os.utime(tmp_path / 'last_checkpoint', (0, 0))
     command = Running(
@@ -85,7 +85,7 @@ def test_a_dead_process_group_is_restarted_from_its_last_checkpoint(tiny_run, tw
 
 
 def test_processes_stop_if_they_would_resume_from_different_checkpoints(tiny_run, tmp_path):
-    """As on machines whose work directories have the same name but are not the same."""
+    """Machines whose work directories have the same name but different contents."""
     config = tmp_path / 'local.py'
     config.write_text(f'_base_ = {str(tiny_run.config)!r}\nwork_dir = "{tmp_path}/{{{{$RANK:0}}}}"\n')
     (tmp_path / '0').mkdir()

@@ -1,4 +1,4 @@
-"""The command that draws sampling points, on a model that was really trained."""
+"""The command that draws sampling points, on a trained model."""
 
 import runpy
 import sys

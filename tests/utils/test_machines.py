@@ -1,4 +1,4 @@
-"""What keeps the launchers of several machines together."""
+"""Coordination of the launchers of several machines."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ def test_rendezvous_is_read_from_the_launch_scripts_variables():
 
 
 def test_addresses_belong_to_the_network_of_machine_0():
-    """Machine 0 goes by the name that the others were given, and no interface is chosen for the loopback network."""
+    """Machine 0 has the name given to the others, and no interface is chosen for the loopback network."""
     assert Meeting(2, 0, 'node0', 7).local_address() == 'node0'
     other = Meeting(2, 1, '127.0.0.1', 7)
     assert other.local_address() == '127.0.0.1'
@@ -47,7 +47,7 @@ def lifelines(monkeypatch):
 
 
 def close(line):
-    """As the kernel does when the process is gone."""
+    """Simulate the kernel when the process is gone."""
     for connection in list(line._connections):
         connection.shutdown(socket.SHUT_RDWR)
 

@@ -1,4 +1,4 @@
-"""What is drawn, measured in the pictures."""
+"""Drawn boxes and labels, measured in the pictures."""
 
 from itertools import product
 

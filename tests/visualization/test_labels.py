@@ -12,7 +12,7 @@ FONT_PX, HEIGHT_PX = 13, 20  # about as drawn on 720 x 480
 
 
 def _area_shared(places) -> float:
-    """Pixels that two labels cover, of all pairs."""
+    """Number of pixels covered by two labels, summed over pairs."""
     low = np.maximum(places[:, None, :2], places[None, :, :2])
     high = np.minimum(places[:, None, 2:], places[None, :, 2:])
     return float(np.triu((high - low).clip(0).prod(-1), 1).sum())

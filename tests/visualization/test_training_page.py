@@ -1,4 +1,4 @@
-"""The page that follows a training: what it shows, opened in a browser, and served."""
+"""The page of a training run: contents, display in a browser, and server."""
 
 import json
 import re
@@ -107,7 +107,7 @@ def test_axes_state_their_units(work_dir):
 
 
 def test_curves_lie_where_the_values_are(work_dir):
-    """The polyline of AP, read back with the axes' ticks, gives the logged values."""
+    """The AP polyline, decoded with the axis ticks, equals the logged values."""
     text = training_page(work_dir)
     chart = re.search(r'<h3>Average precision</h3>.*?</svg>', text, re.S)[0]
     (points,) = re.findall(r'polyline points="([^"]*)"', chart)

@@ -1,4 +1,4 @@
-"""The web demo: a real server process, requests by hand, and Debian's Chromium."""
+"""The web demo: a real server process, raw requests, and Chromium."""
 
 import http.client
 import io
@@ -52,7 +52,7 @@ def hundred_megapixels() -> bytes:
 
 
 class Server:
-    """The demo in a process of its own, and requests to it whose paths nothing normalises."""
+    """The demo in a separate process, and requests with unnormalised paths."""
 
     def __init__(self, checkpoint: Path, examples: Path) -> None:
         options = [part for key, value in SERVER.items() for part in (f'--{key}', value)]
@@ -267,7 +267,7 @@ def test_no_request_reaches_a_file_or_comes_from_another_site(server, checkpoint
 
 
 def test_ten_clients_at_once(server, model):
-    """Each gets the detections of its own image."""
+    """Each client gets the detections of its own image."""
     images = [picture(seed) for seed in range(10)]
     with ThreadPoolExecutor(10) as clients:
         answers = list(clients.map(server.detect, images))
@@ -393,7 +393,7 @@ def test_several_images_examples_paste_and_webcam(tab):
 
 
 def test_ten_tabs_at_once(browser, server, model):
-    """Each shows the detections of its own image."""
+    """Each tab shows the detections of its own image."""
     tabs = [browser.new_page() for _ in range(10)]
     for number, tab in enumerate(tabs):
         tab.set_default_timeout(TIMEOUT_MS)

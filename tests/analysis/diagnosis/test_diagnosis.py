@@ -1,4 +1,4 @@
-"""Set-ups with one fault each: the diagnosis names it first, and none where nothing is wrong."""
+"""Diagnosis of setups with one fault each: the fault is reported first, and nothing for a correct setup."""
 
 import json
 import runpy
@@ -21,7 +21,7 @@ def shapes(draw_shapes):
 
 @pytest.fixture(scope='module')
 def set_up(shapes):
-    """A tiny detector with frozen batch norms, whose backbone has statistics of its own, as a pretrained one has."""
+    """Config of a tiny detector with frozen batch norms and a backbone with statistics, like a pretrained one."""
     options = {
         **{f'{split}_dataloader.dataset.data_root': str(shapes) for split in ('train', 'val', 'test')},
         'optim_wrapper.optimizer.lr': 1e-3,
@@ -75,7 +75,7 @@ def test_unloadable_weights_are_the_cause(set_up):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run a tool in this process; what it printed."""
+    """Run a tool in this process; return its output."""
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])

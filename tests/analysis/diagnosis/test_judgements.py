@@ -1,4 +1,4 @@
-"""The judgements that checks rest on, on made-up numbers whose truth is known."""
+"""Decision rules of the checks, on synthetic data with known ground truth."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ddetr.analysis.diagnosis.training import Run, _is_too_high
 
 
 def written(convention, count=200):
-    """Boxes of random place and size in images of 640 x 480, put down by one convention and read as x y w h."""
+    """Random boxes in images of 640 x 480, written in one convention and read as x y w h."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(count):
@@ -69,7 +69,7 @@ def test_labels_that_features_explain_are_separable_and_shuffled_ones_are_chance
 
 
 def test_labels_that_only_the_image_explains_are_chance_within_images():
-    """As after shuffling the labels of each image: its look still tells which classes are there."""
+    """Labels shuffled within each image: image content still predicts which classes occur."""
     rng = np.random.default_rng(1)
     images = np.repeat(np.arange(80), 6)
     rare = rng.integers(1, 3, 80)[images]

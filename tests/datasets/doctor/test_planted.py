@@ -1,4 +1,4 @@
-"""Faults that are planted into a clean dataset, all at once: each is named, and the cleaned copy trains."""
+"""Faults planted in a clean dataset, all at once: each is reported, and the cleaned copy can be trained on."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the doctor finds in real datasets, against what a separate look at them found."""
+"""Findings in real datasets compared with an independent inspection."""
 
 import pytest
 

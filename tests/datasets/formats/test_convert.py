@@ -1,4 +1,4 @@
-"""Conversions keep boxes and names, say what they cannot keep, and leave nothing half-written."""
+"""Conversions keep boxes and names, report what they cannot keep, and leave no partial files."""
 
 import json
 import random
