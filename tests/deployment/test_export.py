@@ -140,7 +140,7 @@ def test_sizes_too_small_for_the_levels_raise(tmp_path):
     ('change', 'message'),
     [
         ({'opset': 11}, '--opset 11: must be between 18 and 22'),
-        ({'batch': 0}, '--batch 0: at least 1'),
+        ({'batch': 0}, '--batch 0: must be at least 1'),
         ({'op': 'magic'}, '--op magic: choose one of gridsample'),
     ],
 )
@@ -184,8 +184,8 @@ def test_metadata_of_another_version_or_format_raises():
     assert ExportInfo.from_json(json.dumps(info)).batch is None
     for change, message in (
         ({'format_version': 9}, 'format_version=9'),
-        ({'classes': 3}, 'classes=3, which is no list'),
-        ({'batch': 'two'}, "batch='two', which is no int"),
+        ({'classes': 3}, 'classes=3, which is not of type list'),
+        ({'batch': 'two'}, "batch='two', which is not of type int"),
     ):
         with pytest.raises(ValueError, match=message):
             ExportInfo.from_json(json.dumps({**info, **change}))
