@@ -1,15 +1,16 @@
-"""Fixtures that every test may use."""
+"""Fixtures for all tests."""
 
 import gzip
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def _seed():
 
 @pytest.fixture
 def double(monkeypatch):
-    """Compute in float64, also where code asks for float32 by `Tensor.float`.
+    """Compute in float64, even where code converts to float32 with `Tensor.float`.
 
     CPUs differ in the order of their sums; in float64 that makes no difference that matters.
     """
@@ -48,7 +49,7 @@ def double(monkeypatch):
 
 @contextmanager
 def _messages(level: int) -> Iterator[list[str]]:
-    """The messages of mmengine's current logger from `level` up, whatever level an earlier training gave it."""
+    """Collect messages of mmengine's current logger from `level` on, regardless of its configured level."""
     records = []
     handler = logging.Handler(level)
     handler.emit = lambda record: records.append(record.getMessage())
@@ -87,13 +88,13 @@ def _shared(*parts: str) -> Path:
 
 @pytest.fixture(scope='session')
 def photographs() -> Path:
-    """Folder of the photographs of `coco/` and `bccd/`, for what depends on their pixels."""
+    """Folder of the photographs of `coco/` and `bccd/`, for tests that depend on pixel values."""
     return _shared('data')
 
 
 @pytest.fixture(scope='session')
 def coco_root(tmp_path_factory) -> Path:
-    """The annotations of 128 + 128 COCO images in COCO's own layout, and images of noise."""
+    """Annotations of 128 + 128 COCO images in COCO's layout, with images of noise."""
     root = tmp_path_factory.mktemp('coco')
     write_coco(root)
     return root
@@ -101,7 +102,7 @@ def coco_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def bccd_root(tmp_path_factory) -> Path:
-    """The annotations of BCCD's 364 images in Pascal VOC's layout, and images of noise."""
+    """Annotations of BCCD's 364 images in Pascal VOC's layout, with images of noise."""
     root = tmp_path_factory.mktemp('bccd')
     write_bccd(root)
     return root
@@ -117,18 +118,78 @@ def checkpoint_lists(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope='session')
+def draw_shapes(tmp_path_factory) -> Callable[..., Path]:
+    """Function that draws a dataset of shapes with the options of `ShapesRecipe` and returns its folder."""
+    from ddetr.datasets.shapes import ShapesRecipe, make_shapes
+
+    def draw(**recipe: int) -> Path:
+        root = tmp_path_factory.mktemp('drawn') / 'shapes'
+        make_shapes(root, ShapesRecipe(**recipe))
+        return root
+
+    return draw
+
+
+@pytest.fixture(scope='session')
+def tiny_shapes(draw_shapes) -> Path:
+    """Dataset of 8 training and 4 validation images; do not change it."""
+    return draw_shapes(num_train=8, num_val=4, size=64)
+
+
+@pytest.fixture(scope='module')
+def browser() -> Iterator[Any]:
+    """Debian's Chromium with a fake webcam, controlled by Playwright.
+
+    Module scope: Playwright keeps an event loop running, which `asyncio.run` in other tests does not allow.
+    """
+    sync_api = pytest.importorskip('playwright.sync_api', reason='pip install playwright')
+    chromium = shutil.which('chromium') or shutil.which('chromium-browser')
+    if chromium is None:
+        pytest.skip('Chromium is not installed: apt install chromium')
+    camera = ['--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream']
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox', *camera])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def static_page_views(browser) -> Callable[[Path], Iterator[Any]]:
+    """Function that opens an HTML file in a wide, light window and in a narrow, dark one, and yields each tab.
+
+    It checks that the page makes no requests, prints nothing to the console, opens no dialog and fits the width.
+    """
+
+    def views(page: Path) -> Iterator[Any]:
+        for width, scheme in ((1280, 'light'), (400, 'dark')):
+            tab = browser.new_page(viewport={'width': width, 'height': 900}, color_scheme=scheme)
+            requests, messages = [], []
+            tab.on('request', lambda request, to=requests: to.append(request.url))
+            tab.on('console', lambda message, to=messages: to.append(message.text))
+            tab.on('dialog', lambda dialog, to=messages: to.append(dialog.message))
+            tab.goto(page.as_uri())
+            assert [url for url in requests if not url.startswith('data:')] == [page.as_uri()]
+            assert messages == []
+            assert tab.evaluate('document.documentElement.scrollWidth') <= width
+            yield tab
+            tab.close()
+
+    return views
+
+
 class TinyRun(NamedTuple):
-    """A training of `tests/configs/tiny_shapes.py` that really happened, in a process of its own."""
+    """Training run of `tests/configs/tiny_shapes.py` in its own process."""
 
     config: Path
     data_root: Path  # 8 training and 4 held-out images
     work_dir: Path
     checkpoint: Path  # after 2 epochs of 4 iterations
-    output: str  # what the terminal showed
+    output: str  # terminal output
 
 
 def run_command(*command: str | Path, expect: int = 0, cwd: Path = ROOT, **env: str) -> str:
-    """Run a command of the project in a second process; both its streams' text."""
+    """Run a command of the project in a second process; return its combined stdout and stderr."""
     process = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -149,12 +210,9 @@ def run():
 
 
 @pytest.fixture(scope='session')
-def tiny_run(tmp_path_factory) -> TinyRun:
-    from ddetr.datasets.shapes import ShapesRecipe, make_shapes
-
+def tiny_run(tmp_path_factory, tiny_shapes) -> TinyRun:
     folder = tmp_path_factory.mktemp('tiny')
-    data_root, work_dir, config = folder / 'shapes', folder / 'run', folder / 'tiny.py'
-    make_shapes(data_root, ShapesRecipe(num_train=8, num_val=4, size=64))
+    data_root, work_dir, config = tiny_shapes, folder / 'run', folder / 'tiny.py'
     loaders = '\n'.join(
         f'{split}_dataloader = dict(dataset=dict(data_root={str(data_root)!r}))'
         for split in ('train', 'val', 'test')

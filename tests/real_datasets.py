@@ -1,4 +1,4 @@
-"""Two real datasets without their photographs: the annotations as published, beside images of coloured noise.
+"""Two real datasets without their photographs: published annotations with images of coloured noise.
 
 tests/fixtures/README.md says where the annotations come from. What depends on pixels needs the photographs themselves
 (the fixture `photographs`).

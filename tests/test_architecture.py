@@ -1,4 +1,4 @@
-"""Which files may know which: no generic file names a detector family, and dependencies point one way."""
+"""Architecture rules: generic files name no detector family, and dependencies point one way."""
 
 import ast
 import re
@@ -10,20 +10,20 @@ ANATOMY = re.compile(r'bbox_head|roi_head|encoder\.layers|neck\.convs|configs/')
 OWN = re.compile(r'models/(detectors|heads|layers)/|/__init__\.py$|analysis/paper_table\.py$')
 
 
-def test_no_file_outside_a_familys_own_names_a_family():
+def test_generic_files_name_no_detector_family():
     for path in sorted(p for part in ('ddetr', 'tools', 'demo') for p in (ROOT / part).rglob('*.py')):
         if not OWN.search(path.as_posix()):
             assert not FAMILY.findall(path.read_text()), path
 
 
-def test_generic_code_does_not_look_into_detectors():
+def test_generic_code_does_not_access_detector_internals():
     for package in ('weights', 'engine', 'apis', 'analysis', 'visualization', 'evaluation'):
         for path in sorted((ROOT / 'ddetr' / package).rglob('*.py')):
             if not OWN.search(path.as_posix()):
                 assert not ANATOMY.findall(path.read_text()), path
 
 
-def test_weights_stand_below_models():
+def test_models_do_not_import_weights():
     allowed = re.compile(r'ddetr\.(registry|structures|utils)\b')
     for path in (ROOT / 'ddetr/weights').glob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):

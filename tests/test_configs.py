@@ -1,4 +1,4 @@
-"""Every file in configs/ builds, reads data, trains a step and predicts, so that none can rot unnoticed."""
+"""Every config builds, reads data, trains a step and predicts."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every command, Python block, path and config name of the README and the docs is real: parsed here, not run."""
+"""Commands, Python blocks, paths and config names in README and docs are valid; they are parsed, not run."""
 
 import argparse
 import ast
@@ -303,7 +303,7 @@ def expand(text: str) -> list[str]:
     ]
 
 
-def test_every_table_of_mmdetections_configs_adds_up():
+def test_totals_in_tables_of_mmdetection_configs_are_correct():
     page = (ROOT / 'docs' / 'migration.md').read_text()
     tested = len(re.findall(r'^\| \S+/\S+ \| yes \| yes \| yes \|', page, flags=re.MULTILINE))
     rows = len(

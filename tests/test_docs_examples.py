@@ -18,7 +18,7 @@ def example_of(page: str, words: str) -> str:
     return block
 
 
-def test_a_backbone_of_ones_own_serves_our_detector(tmp_path):
+def test_custom_backbone_works_with_our_detector(tmp_path):
     config = tmp_path / 'mine.py'
     config.write_text(example_of('backbones.md', "['my_backbone']").replace("'configs/", f"'{ROOT}/configs/"))
     (tmp_path / 'my_backbone.py').write_text(example_of('backbones.md', '# my_backbone.py'))
@@ -30,7 +30,7 @@ def test_a_backbone_of_ones_own_serves_our_detector(tmp_path):
     assert torch.isfinite(loss)
 
 
-def test_an_average_of_ones_own_is_known_to_the_check(tmp_path):
+def test_config_check_accepts_a_custom_average(tmp_path):
     config = tmp_path / 'mine.py'
     base = ROOT / 'configs/quickstart/deformable-detr-refine-twostage_shapes.py'
     config.write_text(f'_base_ = {str(base)!r}\n' + example_of('finetuning.md', 'MyAverage'))

@@ -129,7 +129,7 @@ def test_each_optional_requirements_file_is_an_extra_and_part_of_all(artefacts):
         assert own <= offered['all']
 
 
-def test_the_release_notes_are_the_changelogs_section_of_the_version(tmp_path):
+def test_release_notes_equal_the_changelog_section_of_the_version(tmp_path):
     notes = tmp_path / 'notes.md'
     command = [sys.executable, 'tools/release/notes.py']
     done = subprocess.run([*command, '.', notes], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -169,7 +169,7 @@ def test_the_schema_check_can_fail(tmp_path):
     assert 'run-on' in done.stdout
 
 
-def test_workflows_call_what_is_there():
+def test_workflows_reference_existing_files():
     text = ''.join(path.read_text() for path in (ROOT / '.github/workflows').glob('*.yml'))
     scripts = set(re.findall(r'bash ([\w./]+)', text))
     assert {'tools/install.sh', 'tools/run_tests.sh', 'tools/release/build.sh', '.ci/run'} <= scripts

@@ -1,4 +1,4 @@
-"""What starting up imports. No time is asserted: docs/benchmarks.md has the figures and the command."""
+"""Imports at start-up. Times are not tested; docs/benchmarks.md has the figures and the command."""
 
 import sys
 
@@ -43,7 +43,7 @@ def test_importing_the_api_imports_little_beside_torch(run):
     assert not modules & HEAVY_BESIDE_TORCH
 
 
-def test_names_that_a_package_imports_at_first_use_are_all_there():
+def test_all_lazily_imported_names_exist():
     import ddetr.engine
     import ddetr.visualization
     import ddetr.weights

@@ -1,4 +1,4 @@
-"""What is measured of detectors: size, arithmetic, speed, and how much code a step runs through.
+"""Analysis of detectors and training runs: size, FLOPs, speed, errors, diagnosis.
 
-Stands on everything else of ddetr; only command lines stand on it.
+It may import every other package of ddetr; only command lines import it.
 """

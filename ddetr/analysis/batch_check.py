@@ -1,4 +1,4 @@
-"""Trainings on the same images in the same order, as one large batch and as parts of it."""
+"""Comparison of training with one large batch and with the same batch split over processes and iterations."""
 
 import json
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from ddetr.registry import HOOKS, TRANSFORMS
 from ddetr.utils.files import write_json
 from ddetr.weights import read_checkpoint
 
-SIDE = 64  # pixels of all images: a batch without padding is the same in any parts
-EMPTY_EVERY = 3  # images without an object, so that some parts of a batch have none
+SIDE = 64  # of all images in pixels: without padding, a batch can be split without changes
+EMPTY_EVERY = 3  # every n-th image has no objects, so some parts of a batch have none
 
 
 class Layout(NamedTuple):
-    """How the images of one update are spread."""
+    """Split of the images of one update."""
 
     processes: int
     accumulated: int
-    images: int  # of one process in one batch
+    images: int  # per process and batch
 
     def __str__(self) -> str:
         return f'{self.processes} processes x {self.accumulated} accumulated x {self.images}'
@@ -39,7 +39,7 @@ PARTS = (Layout(2, 1, 2), Layout(1, 2, 2), Layout(1, 4, 1), Layout(2, 2, 1))
 
 @TRANSFORMS.register_module()
 class BoxesInDouble(BaseTransform):
-    """Give a packed sample its boxes in float64."""
+    """Convert the boxes of a packed sample to float64."""
 
     def transform(self, results: dict) -> dict:
         """Changes `gt_instances.bboxes`."""
@@ -50,7 +50,7 @@ class BoxesInDouble(BaseTransform):
 
 @HOOKS.register_module()
 class Comparable(Hook):
-    """Switch dropout off, which is drawn for each batch, and save the weights at the beginning as `start.pth`."""
+    """Disable dropout, which is random per batch, and save the initial weights as `start.pth`."""
 
     def before_train(self, runner: Runner) -> None:
         """See the class."""
@@ -65,7 +65,7 @@ class Comparable(Hook):
 
 
 def data_options(folder: Path, images: int) -> dict[str, Any]:
-    """Draw a dataset of which some images are empty; the options that let a config train on it, all at one size."""
+    """Draw a dataset with some empty images, all of one size; return the options to train a config on it."""
     data_root = folder / 'shapes'
     make_shapes(data_root, ShapesRecipe(num_train=images, num_val=1, size=SIDE))
     path = data_root / 'annotations' / 'instances_train2017.json'
@@ -86,11 +86,11 @@ def data_options(folder: Path, images: int) -> dict[str, Any]:
 
 
 def train_parts(config: str, data: Mapping[str, Any], layout: Layout, epochs: int, work_dir: Path) -> Path:
-    """Train a config with a layout, without dropout, validation and schedule; its last checkpoint."""
+    """Train a config with a layout, without dropout, validation and schedule; return the last checkpoint."""
     options = {
         **data,
         **dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator')),
-        'model.backbone.norm_eval': True,  # a batch norm that is trained would see other batches
+        'model.backbone.norm_eval': True,  # trained batch norms would depend on the split
         'model.backbone.norm_cfg.requires_grad': False,
         'train_dataloader.batch_size': layout.images,
         'optim_wrapper.accumulative_counts': layout.accumulated,
@@ -106,7 +106,7 @@ def train_parts(config: str, data: Mapping[str, Any], layout: Layout, epochs: in
 
 
 def apart(checkpoint: Path, whole: Path) -> tuple[float, float]:
-    """Norm of the difference of all weights, relative to that of the weights, and of their way from the beginning."""
+    """Return the norm of the difference of all weights, relative to the weights and to their change in training."""
     a, b, start = (
         torch.cat([value.double().flatten() for value in read_checkpoint(path)['state_dict'].values()])
         for path in (checkpoint, whole, whole.with_name('start.pth'))

@@ -1,4 +1,4 @@
-"""Batches as a data loader gives them, of random images."""
+"""Random batches in the format of a data loader."""
 
 import torch
 from mmengine.structures import InstanceData
@@ -10,13 +10,13 @@ OBJECTS_PER_IMAGE = 7  # COCO's average
 
 
 def random_batch(images: int, size: tuple[int, int], num_classes: int) -> dict[str, list]:
-    """`images` random images of (h, w) pixels with random boxes, as a model's data preprocessor takes them."""
+    """Return `images` random images of (h, w) pixels with random boxes, as input of the data preprocessor."""
     inputs = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for _ in range(images)]
     return labelled_batch(inputs, num_classes)
 
 
 def labelled_batch(inputs: list[Tensor], num_classes: int) -> dict[str, list]:
-    """Images (3, h, w) uint8 with random boxes."""
+    """Return a batch of images (3, h, w) uint8 with random boxes."""
     samples: list[DetDataSample] = []
     for image in inputs:
         shape = tuple(image.shape[1:])
@@ -28,6 +28,6 @@ def labelled_batch(inputs: list[Tensor], num_classes: int) -> dict[str, list]:
         sample.gt_instances = InstanceData(
             bboxes=boxes, labels=torch.randint(num_classes, (OBJECTS_PER_IMAGE,))
         )
-        sample.ignored_instances = sample.gt_instances[:0]  # none, as `PackDetInputs` writes it
+        sample.ignored_instances = sample.gt_instances[:0]  # empty, like in `PackDetInputs`
         samples.append(sample)
     return {'inputs': inputs, 'data_samples': samples}

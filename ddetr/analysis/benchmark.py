@@ -1,4 +1,4 @@
-"""What takes part in a benchmark: forms of a detector, exported files, other projects' detectors, and the limit."""
+"""Entries of a benchmark: variants of a detector, exported files, other projects' detectors, and the hardware limit."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -26,18 +26,18 @@ Batch = dict[str, list]
 
 
 class Contest(NamedTuple):
-    """Who takes part, in this order."""
+    """Entries to benchmark, in this order."""
 
-    model: Any  # detector, with random weights
+    model: Any  # detector with random weights
     cfg: Config
     forms: tuple[str, ...]
     peers: tuple[str, ...] = ()
     exported: tuple[str, ...] = ()  # paths
-    limit: bool = False  # in float32, and in bfloat16 where a form computes in it
+    limit: bool = False  # in float32, and in bfloat16 if a variant uses it
 
 
 def detection_steps(contest: Contest, batch: Batch) -> dict[str, Step]:
-    """A function for each that detects on a batch, by name."""
+    """Return, by name, a function for each entry that runs inference on a batch."""
     model, steps = contest.model, {}
     device = next(model.parameters()).device
     for name in contest.forms:
@@ -56,7 +56,7 @@ def detection_steps(contest: Contest, batch: Batch) -> dict[str, Step]:
 
 
 def training_steps(contest: Contest, batch: Batch) -> dict[str, Step]:
-    """A function for each that trains on a batch, by name; prepared forms and exported files cannot be trained."""
+    """Return, by name, a training step for each entry; prepared and exported detectors cannot be trained."""
     model = contest.model
     device = next(model.parameters()).device
     steps = {

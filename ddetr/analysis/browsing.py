@@ -1,4 +1,4 @@
-"""Pictures of a dataset's images after augmentation, with their boxes: what a detector is trained on."""
+"""Pictures of augmented images with their boxes, as used for training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from ddetr.visualization.contact_sheet import ContactSheet
 def write_pictures(
     examples: Sequence[Example], classes: Sequence[str], folder: Path, each: bool = False
 ) -> list[Path]:
-    """Write contact sheets of images with their boxes, and with `each` a picture of every image; the sheets' paths.
+    """Write contact sheets of images with their boxes and, with `each`, one picture per image; return the sheet paths.
 
-    Pictures are named after the image, with the number of its draw: `00_street.jpg`.
+    Pictures are named after the image, prefixed by a running number: `00_street.jpg`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sheet = ContactSheet(classes)

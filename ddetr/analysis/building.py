@@ -1,4 +1,4 @@
-"""Detectors to be measured: with random weights, so that nothing has to be downloaded."""
+"""Build detectors with random weights for measurements, without downloads."""
 
 from mmengine.config import Config
 from mmengine.model import BaseModel
@@ -9,10 +9,10 @@ from ddetr.registry import MODELS, SCOPE
 
 
 def build_detector(cfg: Config) -> BaseModel:
-    """A config's detector as its constructor leaves it: pretrained weights are not looked for.
+    """Build a config's detector without loading pretrained weights.
 
     Raises:
-        ConfigError: the first thing in the config that cannot be built.
+        ConfigError: A component cannot be built; the message names the first one.
     """
     check_config(cfg)
     init_default_scope(SCOPE)

@@ -1,4 +1,4 @@
-"""Images of a dataset as its pipeline gives them to a detector."""
+"""Images of a dataset after its pipeline, as the detector gets them."""
 
 import contextlib
 import copy
@@ -18,17 +18,17 @@ Array = np.ndarray
 
 
 class Example(NamedTuple):
-    """One training image as its pipeline gives it."""
+    """One training image after the pipeline."""
 
-    number: int  # in the dataset
+    number: int  # index in the dataset
     inputs: Tensor  # (3, h, w), before normalisation
     sample: Any  # its DetDataSample
-    boxes_xyxy_px: Array  # (N, 4), of `inputs`
+    boxes_xyxy_px: Array  # (N, 4), in pixels of `inputs`
     labels: Array  # (N,)
 
     @property
     def pixels(self) -> Array:
-        """(h, w, 3) uint8, in the order of channels that the pipeline gives; stretched if that is not 0 to 255."""
+        """Return the image as (h, w, 3) uint8 in the pipeline's channel order, rescaled if not in 0 to 255."""
         image = self.inputs.permute(1, 2, 0).numpy()
         if image.dtype != np.uint8 and (image.min() < 0 or image.max() > 256 or image.max() < 2):
             image = (image - image.min()) * (255 / max(float(np.ptp(image)), 1e-6))
@@ -37,7 +37,7 @@ class Example(NamedTuple):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what datasets and models log about themselves out of the report."""
+    """Suppress log messages of datasets and models."""
     loggers = [logging.getLogger(), MMLogger.get_current_instance()]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -50,13 +50,13 @@ def quiet() -> Iterator[None]:
 
 
 def build_dataset(config: Mapping[str, Any]) -> Any:
-    """A dataset of a config; InputError if it cannot be built."""
+    """Build a dataset from its config; InputError if that fails."""
     with quiet(), explain_build_errors():
         return DATASETS.build(copy.deepcopy(dict(config)))
 
 
 def examples_of(dataset: Any, count: int, seed: int = 0) -> list[Example]:
-    """`count` images, evenly from the whole dataset, through its pipeline with the draws of a seed."""
+    """Return `count` evenly spaced images of the dataset after its pipeline, with seeded augmentation."""
     with seeded(seed):
         chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
         return [_example(int(index), dataset[int(index)]) for index in chosen]

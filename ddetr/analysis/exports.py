@@ -1,4 +1,4 @@
-"""Exports of configs with random weights, proved in their runtime."""
+"""Export of configs with random weights, verified in the target's runtime."""
 
 import tempfile
 import time
@@ -19,19 +19,19 @@ NOISES = (0.02, 0.05, 0.1, 0.2, 0.4, 1.0, 2.0)
 
 
 class ExportRow(NamedTuple):
-    """One config's export."""
+    """Result of exporting one config."""
 
     config: str
     proof: Proof
-    mib: float  # of the file
-    seconds: float  # of writing and proving
+    mib: float  # file size
+    seconds: float  # export and verification
 
 
 def export_config(path: Path, target: str, sizes: list[tuple[int, int]], options: ExportOptions) -> ExportRow:
-    """Export a config's detector with random weights and prove it on random images of `sizes` (h, w).
+    """Export a config's detector with random weights and verify it on random images of `sizes` (h, w).
 
     Raises:
-        InputError: A difference above `BOUNDS`, or anything that keeps the detector from being exported.
+        InputError: A difference exceeds `BOUNDS`, or the detector cannot be exported.
     """
     start = time.monotonic()
     cfg = load_config(path)
@@ -53,9 +53,9 @@ def export_config(path: Path, target: str, sizes: list[tuple[int, int]], options
 
 @torch.no_grad()
 def spread_weights(detector: Any, image: np.ndarray, at_least: int = 10) -> None:
-    """Random weights in place of those that start equal, such as biases, until some detections pass the proof's limit.
+    """Randomise constant initial weights, such as biases, until some detections exceed the score threshold.
 
-    A detector as it is initialised finds nothing above 0.05, so that an export of it would prove nothing.
+    A freshly initialised detector has no score above 0.05, so verifying its export would compare nothing.
     """
     equal = [p for p in detector.parameters() if p.numel() > 1 and bool((p == p.flatten()[0]).all())]
     first = [p.clone() for p in equal]
@@ -67,7 +67,7 @@ def spread_weights(detector: Any, image: np.ndarray, at_least: int = 10) -> None
 
 
 def count_detections(detector: nn.Module, image: np.ndarray) -> int:
-    """How many detections in one (3, h, w) image the proof would compare."""
+    """Count the detections in one (3, h, w) image that the verification would compare."""
     from ddetr.deployment.module import DeployedDetector
 
     preprocess: Any = detector.data_preprocessor

@@ -1,10 +1,10 @@
-"""Parameters and multiply-adds of a detector, without computing its layers.
+"""Number of parameters and multiply-adds of a detector, without computing its layers.
 
-The convention is that of Carion et al. (2020) and Zhu et al. (2021), who extended detectron2's counter: a FLOP is one
-multiply-add; convolutions and matrix products count, with attention's two products among them; biases, norms,
-activations, interpolation, NMS and losses do not. Deformable attention's sampling counts as the layer itself says
-(`uncounted_macs`). RoIAlign does not: its number of samples depends on the boxes, and with 2 x 2 a bin it would be
-0.2 G of 180.
+The convention follows Carion et al. (2020) and Zhu et al. (2021), who extended detectron2's counter: one FLOP is one
+multiply-add. Convolutions and matrix products count, including the two in attention; biases, norms, activations,
+interpolation, NMS and losses do not. The layer itself reports the sampling of deformable attention
+(`uncounted_macs`). RoIAlign is not counted: its number of samples depends on the boxes, and at 2 x 2 samples per bin
+it would add 0.2 G to 180 G.
 """
 
 from collections import Counter
@@ -30,14 +30,14 @@ from .building import build_detector
 Size = tuple[int, int]
 """(h, w) in pixels."""
 
-LARGE = 1 << 14  # numbers; tensors beyond this are not computed
+LARGE = 1 << 14  # elements; larger tensors are not computed
 
 
 class Macs(NamedTuple):
-    """Multiply-adds of one image: `total` is the sum of `by_part`.
+    """Multiply-adds per image; `total` is the sum of `by_part`.
 
-    That has each of the detector's parts, as far as they run in that part's forward; `sampling`, what layers count
-    themselves; `other`, the rest (branches that the detector calls one by one).
+    `by_part` has one entry per child module of the detector for what runs in its forward, `sampling` for what layers
+    report themselves, and `other` for the rest (branches that the detector calls one by one).
     """
 
     total: float
@@ -45,12 +45,12 @@ class Macs(NamedTuple):
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """The papers' number of parameters: a frozen stem and frozen batch norms are not among them."""
+    """Count parameters like the papers: without a frozen stem and frozen batch norms."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def build_for_counting(cfg: Config) -> BaseModel:
-    """A config's detector with random weights, in eval mode, that does as much work as with trained ones."""
+    """Build a config's detector with random weights, in eval mode, that does as much work as a trained one."""
     model: Any = build_detector(cfg).eval()
     if hasattr(model, 'prepare_for_counting'):
         model.prepare_for_counting()
@@ -58,13 +58,13 @@ def build_for_counting(cfg: Config) -> BaseModel:
 
 
 def sizes_when_tested(cfg: Config, ann_file: str, num_images: int) -> Counter[Size]:
-    """How often each size occurs among the first images of a COCO annotation file, as the test pipeline resizes them.
+    """Count the sizes of the first images in a COCO annotation file after the resize of the test pipeline.
 
     No image is read.
 
     Raises:
-        InputError: the annotation file cannot be read, or lists no image.
-        ConfigError: the test pipeline has no `Resize` with a `scale`.
+        InputError: The annotation file cannot be read or lists no images.
+        ConfigError: The test pipeline has no `Resize` with a `scale`.
     """
     resize: dict = next((t for t in cfg.test_dataloader.dataset.pipeline if t['type'] == 'Resize'), {})
     if 'scale' not in resize:
@@ -82,7 +82,7 @@ def sizes_when_tested(cfg: Config, ann_file: str, num_images: int) -> Counter[Si
 
 
 def mean_macs(model: BaseModel, sizes: Mapping[Size, int]) -> Macs:
-    """The average of `count_macs` over images, given how many there are of each (h, w)."""
+    """Average `count_macs` over images, given the number of images of each size (h, w)."""
     by_part: Counter[str] = Counter()
     for size, times in sizes.items():
         by_part.update({part: macs * times for part, macs in count_macs(model, size).by_part.items()})
@@ -92,7 +92,7 @@ def mean_macs(model: BaseModel, sizes: Mapping[Size, int]) -> Macs:
 
 @torch.no_grad()
 def count_macs(model: BaseModel, size: Size) -> Macs:
-    """Multiply-adds of a detector's `forward(mode='tensor')` for one image of (h, w) pixels after resizing.
+    """Count the multiply-adds of a detector's `forward(mode='tensor')` for one image of (h, w) pixels after resizing.
 
     The image is padded to the data preprocessor's `pad_size_divisor`. The model must be in eval mode.
     """
@@ -102,22 +102,22 @@ def count_macs(model: BaseModel, size: Size) -> Macs:
     pad_mask = torch.ones(1, height, width, dtype=torch.bool)
     pad_mask[:, : size[0], : size[1]] = False
     counter = MacCounter()
-    # MATH: attention as two matrix products, for which there is a formula
+    # MATH: attention as two matrix products, for which PyTorch has a formula
     with _watch(model, counter), sdpa_kernel(SDPBackend.MATH), counter:
         model(image, mode='tensor', pad_mask=pad_mask)
     return Macs(sum(counter.by_part.values()), dict(counter.by_part))
 
 
 class MacCounter(TorchDispatchMode):
-    """Counts the multiply-adds of what runs in it, and answers operations on large tensors without computing them.
+    """Dispatch mode that counts multiply-adds and skips the computation of large tensors.
 
-    The answer is one number expanded to the right shape, which takes no memory. Small tensors are computed, so that
-    code which depends on them (level shapes, indices) runs as ever. Views of such an answer are taken as they are,
-    and nothing is written to one.
+    A skipped result is a single number expanded to the right shape, which takes no memory. Small tensors are computed,
+    so that code that depends on their values (level shapes, indices) still works. Views of skipped results are left
+    as they are, and in-place operations never write to them.
 
     Attributes:
-        part: to which the next operation's multiply-adds are added.
-        by_part: the multiply-adds so far.
+        part: Entry of `by_part` that the next operation is added to.
+        by_part: Multiply-adds so far.
     """
 
     def __init__(self) -> None:
@@ -141,10 +141,12 @@ class MacCounter(TorchDispatchMode):
             return func(*args, **kwargs)
         if func._schema.is_mutable:  # in place: relu_, masked_fill_, ...
             return args[0]
-        if torch.Tag.pointwise in func.tags:  # one number tells the dtype, without the detour below
+        if (
+            torch.Tag.pointwise in func.tags
+        ):  # one element suffices to find the dtype; faster than the path below
             one = func(*tree_map_only(Tensor, _first_number, args), **kwargs)
             return one.expand(torch.broadcast_shapes(*(t.shape for t in tensors)))
-        # a layer's operations come again in the next layer
+        # cached, since layers repeat the same operations
         key = (func, *kwargs, *((t.shape, t.dtype) if isinstance(t, Tensor) else t for t in leaves))
         if key not in self._answers:
             try:
@@ -152,25 +154,25 @@ class MacCounter(TorchDispatchMode):
                     Tensor, lambda t: torch.empty_like(t, device='meta'), (args, kwargs)
                 )
                 self._answers[key] = func(*meta_args, **meta_kwargs)
-            except NotImplementedError:  # the result's shape depends on values: boolean masks, nonzero, NMS
+            except NotImplementedError:  # data-dependent shapes: boolean masks, nonzero, NMS
                 return func(*args, **kwargs)
         return tree_map_only(Tensor, _zeros_like, self._answers[key])
 
 
 def _first_number(tensor: Tensor) -> Tensor:
-    """(...) -> (1, ..., 1), for broadcasting and type promotion as with the whole."""
+    """(...) -> (1, ..., 1), with the broadcasting and type promotion of the full tensor."""
     return tensor.as_strided((1,) * tensor.dim(), (1,) * tensor.dim())
 
 
 def _zeros_like(tensor: Tensor) -> Tensor:
-    """Zeros that take no memory; small ones do, as they may be written to."""
+    """Zeros that take no memory; small tensors are allocated, since they may be written to."""
     stored = torch.Size() if tensor.numel() > LARGE else tensor.shape
     return torch.zeros(stored, dtype=tensor.dtype).expand(tensor.shape)
 
 
 @contextmanager
 def _watch(model: nn.Module, counter: MacCounter) -> Iterator[None]:
-    """Tell `counter` which child of `model` runs, and add what layers count themselves."""
+    """Track in `counter` which child of `model` runs, and add what layers report themselves."""
 
     def now_in(name: str) -> Callable:
         return lambda *_: setattr(counter, 'part', name)

@@ -1,4 +1,4 @@
-"""How much of our code one training step runs through."""
+"""Functions of a package that an action calls, as a measure of code complexity."""
 
 import sys
 from collections import defaultdict
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def trace_functions(action: Callable[[], Any], package: ModuleType) -> dict[str, list[str]]:
-    """The functions of `package` that run in `action`, in this thread.
+    """Trace the functions of `package` that `action` calls in this thread.
 
-    A function is a code object: one that is called a hundred times counts once, and so does a method that two
-    classes share. Comprehensions and generator expressions belong to the function they stand in.
+    Functions are identified by their code object: repeated calls count once, as does a method shared by two classes.
+    Comprehensions and generator expressions belong to the enclosing function.
 
     Returns:
-        For each file, relative to the package's folder, its functions' names in the order of their first call.
+        Function names in the order of their first call, by file relative to the package's folder.
     """
     root = Path(str(package.__file__)).parent
     seen: dict[CodeType, None] = {}

@@ -1,4 +1,4 @@
-"""A training that is killed again and again at random moments, and resumed each time."""
+"""Repeatedly kill a training run at random moments and resume it."""
 
 import random
 import signal
@@ -13,7 +13,7 @@ from ddetr.engine.saved_config import LAST
 from ddetr.utils.errors import TrainingInterrupted
 from ddetr.weights import read_checkpoint
 
-# saved after every iteration, so that many kills hit a save
+# save after every iteration, so that many kills hit a save
 OPTIONS = {
     **WORKERS,
     **EMA,
@@ -25,23 +25,23 @@ OPTIONS = {
 
 
 class Kills(NamedTuple):
-    """What came of the kills of a training until it was through."""
+    """Result of a training run that was killed repeatedly until it finished."""
 
-    killed: int  # times that the process was gone without saving
-    saved: int  # times that it saved and ended with 75
+    killed: int  # number of times that the process died without saving
+    saved: int  # number of times that it saved and exited with code 75
     apart: dict[str, float]  # from the uninterrupted training, see `differences`
 
 
 def check_kills(
     config: str, data: Mapping[str, Any], folder: Path, numbers: list[int], seed: int
 ) -> list[Kills]:
-    """Send these signals to trainings at random moments, one each time that one has been started or resumed.
+    """Send the signals at random moments, one after each start or resume of a training run.
 
-    Whenever a training is through it is compared with the uninterrupted one, and the next begins.
+    A finished run is compared with the uninterrupted one, and a new run begins.
 
     Raises:
         CheckpointError: The latest checkpoint cannot be read after a kill.
-        RuntimeError: A training ended otherwise than by a signal.
+        RuntimeError: A training run ended for another reason than a signal.
     """
     training, draw = Training(config, {**data, **OPTIONS}), random.Random(seed)
     begin = time.monotonic()

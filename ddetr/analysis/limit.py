@@ -1,4 +1,4 @@
-"""The time that a detector's convolutions and linear layers take at this machine's best, without all between them."""
+"""Lower bound of a detector's run time: its convolutions and linear layers alone, each at its fastest."""
 
 import time
 from collections import Counter
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ddetr.models.inference_form import PackedConv2d, PackedLinear, can_pack
 
-TRIES = 3  # of each way to run a layer, the fastest of which counts
+TRIES = 3  # runs of each implementation of a layer; the fastest counts
 
 
 class LayerCall(NamedTuple):
-    """What decides how long a layer takes."""
+    """Properties that determine the run time of a layer."""
 
     shape: torch.Size  # of the input; rows and channels for linear layers
     weight: torch.Size
@@ -24,7 +24,7 @@ class LayerCall(NamedTuple):
 
 @torch.no_grad()
 def layer_calls(model: Any, batch: dict[str, list]) -> Counter[LayerCall]:
-    """Convolutions, linear layers and attention's projections that detecting on a batch calls, and how often."""
+    """Count the calls of convolutions, linear layers and attention projections during inference on a batch."""
     calls: Counter[LayerCall] = Counter()
 
     def note(module: Any, args: Any, output: Any) -> None:
@@ -49,7 +49,7 @@ def layer_calls(model: Any, batch: dict[str, list]) -> Counter[LayerCall]:
 
 
 def limit_step(model: Any, batch: dict[str, list], dtype: torch.dtype = torch.float32) -> Callable[[], Any]:
-    """A function that runs each of a detector's layers at its own size, the fastest way that was found for it."""
+    """Return a function that runs each layer of a detector at its own size with its fastest implementation."""
     calls = layer_calls(model, batch)
     numbers = torch.randn(max(call.shape.numel() for call in calls), dtype=dtype)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def limit_step(model: Any, batch: dict[str, list], dtype: torch.dtype = torch.fl
 
 
 def _ways(call: LayerCall, numbers: Tensor) -> list[Callable[[], Any]]:
-    """Ways to run a layer with random weights on input out of `numbers`."""
+    """Return alternative implementations of a layer with random weights, on input taken from `numbers`."""
     x, dtype = numbers[: call.shape.numel()].view(call.shape), numbers.dtype
     pack = can_pack(dtype)
     if call.geometry is None:

@@ -1,4 +1,4 @@
-"""The main table of Deformable DETR: its ten systems, our configs for them, the published figures.
+"""Main results table of Deformable DETR: its ten systems with our configs and the published figures.
 
 Source: "Main Results" in the README of the paper's own code, https://github.com/fundamentalvision/Deformable-DETR.
 """
@@ -7,20 +7,20 @@ from typing import NamedTuple
 
 
 class PublishedRow(NamedTuple):
-    """One system of the table; hours and speeds are those of V100 GPUs."""
+    """One system of the table; hours and speeds were measured on V100 GPUs."""
 
     name: str
-    config: str  # that reproduces it, without folder and suffix
+    config: str  # config that reproduces it, without folder and suffix
     epochs: int
-    ap: float  # box AP on COCO val2017, in percent; then of small, medium and large objects
+    ap: float  # box AP on COCO val2017 in percent, followed by small, medium and large objects
     ap_s: float
     ap_m: float
     ap_l: float
     params_m: int  # trainable parameters, in millions
-    flops_g: int  # multiply-adds of an image, in thousand millions, averaged over the first 100 of val2017
-    train_gpu_hours: int  # of the whole schedule
+    flops_g: int  # multiply-adds per image in billions, averaged over the first 100 images of val2017
+    train_gpu_hours: int  # for the full schedule
     gpu_hours_per_epoch: float
-    fps_batch1: float  # images a second at inference
+    fps_batch1: float  # images per second at inference
     fps_batch4: float
 
 

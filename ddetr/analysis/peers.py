@@ -1,4 +1,4 @@
-"""Detectors of other projects, with random weights and a ResNet-50, to be measured beside ours."""
+"""Detectors of other projects with random weights and a ResNet-50, for speed comparisons."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,20 +17,20 @@ Step = Callable[[], Any]
 def peer_steps(
     name: str, batch: dict[str, list], num_classes: int, device: torch.device
 ) -> tuple[Step, Step]:
-    """Functions that detect and that train on a batch, with a peer's model in the default settings of its paper.
+    """Return inference and training steps on a batch for a peer's model in the default settings of its paper.
 
     Args:
         name: 'transformers' for Hugging Face's deformable transformer on four levels, 'torchvision' for its two-stage
             detector with a feature pyramid.
-        batch: As data loaders give it.
-        num_classes: Without background.
-        device: To run on.
+        batch: Batch of a data loader.
+        num_classes: Number of classes without background.
+        device: Device to run on.
 
     Raises:
-        ConfigError: Another name, or the package is not installed.
+        ConfigError: The name is unknown, or the package is not installed.
     """
     if name not in PEERS:
-        raise ConfigError(f'--peers {name} is none of {", ".join(PEERS)}.')
+        raise ConfigError(f'--peers {name}: choose one of {", ".join(PEERS)}.')
     try:
         return (_transformers if name == 'transformers' else _torchvision)(batch, num_classes, device)
     except ImportError as error:
@@ -50,7 +50,7 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 def _transformers(batch: dict[str, list], num_classes: int, device: torch.device) -> tuple[Step, Step]:
     import transformers
 
-    library: Any = transformers  # its signatures are made by decorators, which mypy does not see through
+    library: Any = transformers  # mypy cannot see through its decorated signatures
     config = library.DeformableDetrConfig(
         backbone_config=library.ResNetConfig(out_features=['stage2', 'stage3', 'stage4']),
         use_timm_backbone=False,
@@ -61,7 +61,7 @@ def _transformers(batch: dict[str, list], num_classes: int, device: torch.device
     )
     model = library.DeformableDetrForObjectDetection(config).to(device)
     images = [(image.float() / 255 - MEAN) / STD for image in batch['inputs']]
-    pixels = torch.stack(images).to(device)  # (B, 3, H, W); images of one size
+    pixels = torch.stack(images).to(device)  # (B, 3, H, W); all images have the same size
     mask = torch.ones_like(pixels[:, 0])
     sizes = torch.tensor([image.shape[1:] for image in images], device=device).repeat(1, 2).flip(1)  # w h w h
     labels = []

@@ -1,4 +1,4 @@
-"""Trainings that are interrupted and resumed, each beside the same training left alone."""
+"""Comparison of interrupted and resumed training runs with uninterrupted ones."""
 
 import signal
 import tempfile
@@ -13,16 +13,16 @@ IMAGES = 12  # in batches of 2 and two epochs
 
 
 class Case(NamedTuple):
-    """A training and the moment of its interruption."""
+    """A training run and the point of its interruption."""
 
     name: str
-    options: Mapping[str, Any]  # of the config, by dotted key
+    options: Mapping[str, Any]  # config options by dotted key
     asked: Mapping[str, Any]  # keywords of `AskToEnd`
     processes: int = 1
 
 
 def _endless(sampler: str) -> dict[str, Any]:
-    """Options for a training by iterations."""
+    """Return options for iteration-based training."""
     return {
         'train_cfg': {'_delete_': True, 'type': 'IterBasedTrainLoop', 'max_iters': 12, 'val_interval': 5},
         'train_dataloader.sampler.type': sampler,
@@ -37,7 +37,7 @@ def _endless(sampler: str) -> dict[str, Any]:
 WORKERS = {'train_dataloader.num_workers': 2}
 PERSISTENT = {**WORKERS, 'train_dataloader.persistent_workers': True}
 EMA = {'custom_hooks': [{'type': 'EMAHook', 'momentum': 0.01}]}
-ACCUMULATION = {'optim_wrapper.accumulative_counts': 4}  # 6 iterations an epoch: windows of 4 and 2
+ACCUMULATION = {'optim_wrapper.accumulative_counts': 4}  # 6 iterations per epoch: windows of 4 and 2
 BF16 = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}
 FP16 = {**BF16, 'optim_wrapper.dtype': 'float16', 'optim_wrapper.loss_scale': {'init_scale': 2.0**20}}
 ONE_IMAGE = {'train_dataloader.batch_size': 1}  # for each of two processes
@@ -68,15 +68,15 @@ CASES = (
 
 
 class Outcome(NamedTuple):
-    """What came of a case."""
+    """Result of a case."""
 
     interrupted: list[int]  # exit codes of all processes
     resumed: list[int]
-    apart: dict[str, float]  # the largest difference of each part of the last checkpoint
+    apart: dict[str, float]  # largest difference per component of the last checkpoint
 
 
 def data_options(folder: Path) -> dict[str, Any]:
-    """Draw a small dataset in `folder`; the options that let a config train on it and keep its best checkpoint."""
+    """Draw a small dataset in `folder`; return the options to train a config on it and keep the best checkpoint."""
     data_root = folder / 'shapes'
     make_shapes(data_root, ShapesRecipe(num_train=IMAGES, num_val=4, size=64))
     loaders = {f'{split}_dataloader.dataset.data_root': str(data_root) for split in ('train', 'val', 'test')}

@@ -1,6 +1,6 @@
-"""Where deformable attention looks: what the op is given during a forward pass, in pixels of the image.
+"""Sampling points of deformable attention, recorded during a forward pass and mapped to image pixels.
 
-`record_sampling` sees every call of the op in the forward pass of any model, so a detector needs no code for it.
+`record_sampling` intercepts every call of the op in the forward pass of any model; detectors need no code for it.
 """
 
 import inspect
@@ -29,12 +29,12 @@ from ddetr.visualization.sampling_points import SampledPoints
 class SamplingCall(NamedTuple):
     """One call of the op.
 
-    B batch, Q queries, S tokens, M heads, D channels of a head, L levels, K points of all levels together.
+    B: batch, Q: queries, S: tokens, M: heads, D: channels per head, L: levels, K: points summed over all levels.
 
-    Coordinates are 0 and 1 at the outer borders of the padded feature maps.
+    Coordinates run from 0 to 1 between the outer borders of the padded feature maps.
     """
 
-    layer: str  # name of the module that called
+    layer: str  # name of the calling module
     value: Tensor  # (B, S, M, D)
     spatial_shapes: Tensor  # (L, 2) int64, (h, w)
     reference: (
@@ -53,7 +53,7 @@ class SamplingCall(NamedTuple):
 
     @property
     def queries_are_tokens(self) -> bool:
-        """Whether this is an encoder's self-attention: a query for each token, around the token's own pixel."""
+        """Whether this is encoder self-attention: one query per token, referring to the token's own pixel."""
         if self.locations.shape[1] != self.value.shape[1]:
             return False
         if self.reference is None:
@@ -75,14 +75,14 @@ class SamplingCall(NamedTuple):
 
 @dataclass
 class SamplingRecord:
-    """What `record_sampling` has seen, in the order of the forward pass."""
+    """Calls recorded by `record_sampling`, in the order of the forward pass."""
 
     calls: list[SamplingCall] = field(default_factory=list)
-    predictions: SetPredictions | None = None  # of a detector whose modules hand such a record on
+    predictions: SetPredictions | None = None  # None if no module of the detector returns them
 
 
 class _Recorder(TorchFunctionMode):
-    """Calls of the op in this thread, each with the innermost module that is running."""
+    """Records calls of the op in this thread, each with the innermost running module."""
 
     def __init__(self, record: SamplingRecord, encoder: bool) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _Recorder(TorchFunctionMode):
         return output
 
     def watch(self, name: str, module: nn.Module) -> list[Any]:
-        """Hooks that tell when the module runs."""
+        """Register hooks that track when the module runs."""
 
         def enter(module: nn.Module, args: Any) -> None:
             if threading.get_ident() == self.thread:
@@ -119,14 +119,14 @@ class _Recorder(TorchFunctionMode):
 
 @contextmanager
 def record_sampling(model: nn.Module, encoder: bool = True) -> Iterator[SamplingRecord]:
-    """Record the op's calls in forward passes of `model` inside the `with`, in this thread.
+    """Context manager that records calls of the op in forward passes of `model` in this thread.
 
-    It works for every module that calls `ddetr_ops.ms_deform_attn` or `ms_deform_attn_fused`, on any device. Nothing of
-    it is left after the `with`.
+    It works for every module that calls `ddetr_ops.ms_deform_attn` or `ms_deform_attn_fused`, on any device. All hooks
+    are removed on exit.
 
     Args:
-        model: The detector, or any module.
-        encoder: Keep the encoder's calls too, which take up most of the memory.
+        model: A detector or any other module.
+        encoder: Also keep the encoder's calls, which take up most of the memory.
     """
     record = SamplingRecord()
     recorder = _Recorder(record, encoder)
@@ -140,7 +140,7 @@ def record_sampling(model: nn.Module, encoder: bool = True) -> Iterator[Sampling
 
 
 def _call(layer: str, given: dict[str, Any], output: Tensor) -> SamplingCall:
-    """From the arguments of either form of the op, by their names."""
+    """Build the record from the named arguments of either form of the op."""
     value, shapes = given['value'].detach(), given['spatial_shapes'].cpu().long()
     counts, reference = given.get('num_points'), None
     if 'sampling_locations' in given:
@@ -162,23 +162,23 @@ def _call(layer: str, given: dict[str, Any], output: Tensor) -> SamplingCall:
 
 @dataclass(frozen=True)
 class ImageLook:
-    """The detections of one image, and where the detector looked for them."""
+    """Detections of one image, and the points that the detector sampled for them."""
 
-    sample: DetDataSample  # `pred_instances` as `inference_detector` gives them
+    sample: DetDataSample  # `pred_instances` as returned by `inference_detector`
     calls: list[SamplingCall]
     pad_mask: Tensor  # (1, H, W) bool, True = padding
     boxes_xyxy_px: (
         Tensor | None
-    )  # (N, Q, 4) of all decoder layers, in pixels of the original image, where known
+    )  # (N, Q, 4) for N decoder layers, in pixels of the original image; None if unknown
 
     @classmethod
     def of(cls, sample: DetDataSample, record: SamplingRecord, batch: Mapping[str, Any]) -> 'ImageLook':
-        """From the forward pass of one image.
+        """Create from the forward pass of one image.
 
         Args:
-            sample: Its detections.
-            record: What was recorded.
-            batch: The data preprocessor's output, with this image alone.
+            sample: Detections of the image.
+            record: Record of the forward pass.
+            batch: Output of the data preprocessor for this image alone.
         """
         pad_mask = batch.get('pad_mask')
         if pad_mask is None:
@@ -192,12 +192,12 @@ class ImageLook:
         return cls(sample.cpu(), record.calls, pad_mask.cpu(), boxes)
 
     def for_detections(self) -> 'ImageLook':
-        """What `detection` and `query` need, on the CPU and without feature maps: small enough to keep many."""
+        """Keep only what `detection` and `query` need, on the CPU and without feature maps, to save memory."""
         calls = [
             call._replace(
                 value=call.value.new_empty(
                     1, call.value.shape[1], 0, 0, device='cpu'
-                ),  # S tells the layers apart
+                ),  # S identifies the layers
                 reference=None if call.reference is None else call.reference.cpu(),
                 locations=call.locations.cpu(),
                 weights=call.weights.cpu(),
@@ -209,7 +209,7 @@ class ImageLook:
         return replace(self, calls=calls)
 
     def query_of(self, detection: int) -> int:
-        """The decoder query of a detection, which are numbered from 0, the best first; InputError without such one."""
+        """Return the decoder query of a detection, numbered from 0, best first; InputError if it does not exist."""
         found = self.sample.pred_instances
         if not 0 <= detection < len(found):
             raise InputError(
@@ -217,19 +217,19 @@ class ImageLook:
             )
         if 'query_index' not in found:
             raise InputError(
-                "the detector does not say which query a detection is of: let its pred_instances have 'query_index'."
+                "the detector does not report the query of a detection: its pred_instances need 'query_index'."
             )
         return int(found.query_index[detection])
 
     def detection(self, detection: int) -> list[SampledPoints]:
-        """Where the query of a detection looks, in each decoder layer."""
+        """Return the sampling points of a detection's query in each decoder layer."""
         return self.query(self.query_of(detection))
 
     def query(self, query: int) -> list[SampledPoints]:
-        """Where a decoder query looks, in each decoder layer; InputError without such a query or layer."""
+        """Return the sampling points of a decoder query in each decoder layer; InputError if there are none."""
         calls = [call for call in self.calls if not call.queries_are_tokens]
         if not calls:
-            raise InputError('this detector has no decoder that samples by deformable attention.')
+            raise InputError('this detector has no decoder with deformable attention.')
         if not 0 <= query < calls[0].locations.shape[1]:
             raise InputError(
                 f'there is no query {query}: there are {calls[0].locations.shape[1]}, numbered from 0.'
@@ -237,16 +237,16 @@ class ImageLook:
         return [self._points(call, query) for call in calls]
 
     def token(self, x_px: float, y_px: float, level: int = 0) -> list[SampledPoints]:
-        """Where the token at a pixel of the original image looks, in each encoder layer.
+        """Return the sampling points of the token at a pixel of the original image, in each encoder layer.
 
         Args:
-            x_px, y_px: The pixel.
-            level: The feature level of the token, 0 being the finest.
+            x_px, y_px: Pixel coordinates.
+            level: Feature level of the token; 0 is the finest.
         """
         calls = [call for call in self.calls if call.queries_are_tokens]
         if not calls:
             raise InputError(
-                'this detector has no encoder of deformable attention: it has no tokens to look from.'
+                'this detector has no encoder with deformable attention, so tokens have no sampling points.'
             )
         width, height = self._sides_px
         if not (0 <= x_px < width and 0 <= y_px < height):
@@ -265,11 +265,11 @@ class ImageLook:
 
     @property
     def _sides_px(self) -> np.ndarray:
-        """(w, h) of the original image, by the scale that detections are mapped back with."""
+        """(w, h) of the original image, from the scale that maps detections back."""
         return np.array(self.sample.img_shape[1::-1]) / self.sample.get('scale_factor', (1.0, 1.0))
 
     def _valid_ratios(self, call: SamplingCall) -> np.ndarray:
-        """(L, 2), (w, h): the unpadded part of each level's sides."""
+        """(L, 2), (w, h): fraction of each level's sides that is not padding."""
         ratios = []
         for height, width in call.spatial_shapes.tolist():
             valid = ~pad_mask_on(self.pad_mask.new_empty(1, 1, height, width), self.pad_mask)[0]  # (h, w)
@@ -277,7 +277,7 @@ class ImageLook:
         return np.array(ratios)
 
     def _points(self, call: SamplingCall, query: int) -> SampledPoints:
-        """One query's points: from padded maps to the unpadded image, by each level's own ratio, and to its pixels."""
+        """Map one query's points from padded feature maps to image pixels, by the valid ratio of each level."""
         ratios, levels = self._valid_ratios(call), call.level_of_point.numpy()
         xy = call.locations[0, query].double().cpu().numpy() / ratios[levels] * self._sides_px  # (M, K, 2)
         reference = None
@@ -293,7 +293,7 @@ class ImageLook:
 
 @torch.no_grad()
 def look_at(model: Any, image: Image) -> ImageLook:
-    """Detect objects in one image with a model from `init_detector`, and keep where it looked: one forward pass.
+    """Detect objects in one image with a model from `init_detector` and record its sampling points.
 
     Raises:
         InputError: The image cannot be read, or nothing in the model samples by deformable attention.
@@ -303,6 +303,7 @@ def look_at(model: Any, image: Image) -> ImageLook:
         sample = model(**batch, mode='predict')[0]
     if not record.calls:
         raise InputError(
-            f'{type(model).__name__} has no deformable attention on ddetr_ops: there are no sampling points to show.'
+            f'{type(model).__name__} does not use deformable attention of ddetr_ops, '
+            'so there are no sampling points to show.'
         )
     return ImageLook.of(sample, record, batch)

@@ -1,4 +1,4 @@
-"""A short run of a config from training to pictures, which shows that it works and nothing about how well."""
+"""Smoke test: a short run of a config from training to pictures. It shows that it runs, not how well."""
 
 import copy
 import tempfile
@@ -10,8 +10,8 @@ from mmengine.config import Config
 from ddetr.apis import EvalOptions, TrainOptions, evaluate_detector, train_detector
 from ddetr.engine.config import load_config
 
-MEAN_OF = 5  # iterations; a single one's loss depends on its crops
-# keys by which backbones load weights and freeze layers, of which a config has some
+MEAN_OF = 5  # iterations; the loss of a single one depends on its crops
+# keys by which backbones load weights and freeze layers; a config may use any of them
 UNFROZEN = {'init_cfg': None, 'pretrained': False, 'norm_eval': False, 'frozen_stages': -1}
 
 
@@ -35,13 +35,13 @@ class SmokeRun(NamedTuple):
 def smoke_run(
     config: str | Path, data_root: str, size_wh: tuple[int, int], iterations: int, images: int
 ) -> SmokeRun:
-    """Train a config for a few iterations, test the result, draw the tested images.
+    """Train a config for a few iterations, test it and draw the tested images.
 
-    Of the config only what `reduced` names changes, and the learning rate, which is constant, and scaled by the batch
-    size for SGD.
+    Only the options in `reduced` and the learning rate are changed. The learning rate is constant and, for SGD, scaled
+    by the batch size.
     """
     cfg = load_config(config)
-    # the linear rule is SGD's, and at the rate of its large batches two images diverge
+    # linear scaling rule for SGD: training with two images would diverge at the learning rate of large batches
     scales_lr = cfg.optim_wrapper.optimizer.type == 'SGD'
     options = {
         **reduced(cfg, data_root, size_wh, images),
@@ -50,7 +50,7 @@ def smoke_run(
         'default_hooks.checkpoint': {'type': 'CheckpointHook', 'interval': iterations, 'by_epoch': False},
     }
     with tempfile.TemporaryDirectory() as work_dir:
-        # a copy: mmengine takes `_delete_` out of what it merges
+        # a copy, because mmengine removes `_delete_` from what it merges
         changes = copy.deepcopy(options)
         runner = train_detector(config, TrainOptions(work_dir, auto_scale_lr=scales_lr, cfg_options=changes))
         losses = [float(loss) for loss in runner.message_hub.get_scalar('train/loss').data[0]]
@@ -62,11 +62,11 @@ def smoke_run(
 
 
 def reduced(cfg: Config, data_root: str, size_wh: tuple[int, int], images: int) -> dict[str, Any]:
-    """Options that let a config run in a minute: less data, smaller images, no pretrained weights.
+    """Return options that make a config run in a minute: less data, smaller images, no pretrained weights.
 
-    The data become the first `images` of COCO's training and validation images, at most `size_wh` pixels large, two
-    in a batch. No pretrained weights are loaded, so whatever the backbone can freeze is trained: frozen batch norms
-    of a network that was never trained normalise nothing.
+    The data are the first `images` images of COCO's training and validation sets, at most `size_wh` pixels large, with
+    a batch size of two. Since no pretrained weights are loaded, nothing in the backbone is frozen: frozen batch norms
+    of an untrained network do not normalise.
     """
     data = {
         'train_dataloader': _data(cfg.train_dataloader, data_root, size_wh, images),
@@ -86,9 +86,9 @@ def reduced(cfg: Config, data_root: str, size_wh: tuple[int, int], images: int) 
 
 
 def _data(loader: Config, data_root: str, size_wh: tuple[int, int], images: int) -> dict[str, Any]:
-    """Changes to a loader: its data, their number, and a resize after its own pipeline."""
+    """Return changes to a loader: its data, their number, and an additional resize after its pipeline."""
     dataset, path = loader.dataset, 'dataset'
-    while 'pipeline' not in dataset:  # RepeatDataset and its like
+    while 'pipeline' not in dataset:  # unwrap RepeatDataset and similar
         dataset, path = dataset.dataset, f'{path}.dataset'
     *steps, pack = dataset.pipeline
     resize = {'type': 'Resize', 'scale': size_wh, 'keep_ratio': True}

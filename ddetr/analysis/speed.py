@@ -1,4 +1,4 @@
-"""How fast a detector detects and trains, and how much memory it takes."""
+"""Speed and memory of inference and training."""
 
 import ctypes
 import resource
@@ -13,19 +13,19 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
-COCO_TRAIN_IMAGES = 118_287  # of train2017
+COCO_TRAIN_IMAGES = 118_287  # size of train2017
 
 
 class Speed(NamedTuple):
-    """Times of one step on one batch."""
+    """Timing of one step on one batch."""
 
-    images: int  # in the batch
-    median_s: float  # of the steps; then the quartiles
+    images: int  # batch size
+    median_s: float  # median, followed by the quartiles
     low_s: float
     high_s: float
-    peak_mib: float  # the process's largest resident memory on the CPU, PyTorch's largest allocation on a GPU
-    step_mib: float = 0.0  # of it, what was not there before the step
-    speed: float = 1.0  # the first step's time divided by this one's; the median of the rounds' ratios
+    peak_mib: float  # peak resident memory of the process on CPU, peak allocation of PyTorch on GPU
+    step_mib: float = 0.0  # part of the peak that was added by the step
+    speed: float = 1.0  # time of the first step divided by that of this one; median over rounds
 
     @property
     def images_per_s(self) -> float:
@@ -33,16 +33,16 @@ class Speed(NamedTuple):
 
     @property
     def spread(self) -> float:
-        """The interquartile range as a fraction of the median."""
+        """Interquartile range as a fraction of the median."""
         return (self.high_s - self.low_s) / self.median_s
 
     def hours_per_epoch(self, images: int = COCO_TRAIN_IMAGES) -> float:
-        """Of one device for an epoch of so many images."""
+        """Hours that one device needs for an epoch of `images` images."""
         return images / self.images_per_s / 3600
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's with the number of threads that PyTorch uses."""
+    """Return the name of the GPU, or of the CPU with PyTorch's number of threads."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     info = Path('/proc/cpuinfo')
@@ -52,7 +52,7 @@ def device_name(device: torch.device) -> str:
 
 
 def detection_step(model: Any, batch: dict[str, list], amp: bool) -> Callable[[], Any]:
-    """A function that detects on a batch: normalising, the model, choosing and rescaling boxes."""
+    """Return a function that runs inference on a batch: normalisation, model, selection and rescaling of boxes."""
     model.eval()
     device = next(model.parameters()).device.type
     dtype = torch.float16 if device == 'cuda' else torch.bfloat16
@@ -65,7 +65,7 @@ def detection_step(model: Any, batch: dict[str, list], amp: bool) -> Callable[[]
 
 
 def training_step(model: Any, batch: dict[str, list], cfg: Config, amp: bool) -> Callable[[], Any]:
-    """A function that trains on a batch, with the config's optimizer: forward, losses, backward, update."""
+    """Return a function that runs a training step with the config's optimizer: forward, losses, backward, update."""
     amp_type = {'type': 'AmpOptimWrapper'} if amp else {}
     optim_wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, **amp_type})
     model.train()
@@ -73,7 +73,7 @@ def training_step(model: Any, batch: dict[str, list], cfg: Config, amp: bool) ->
 
 
 def measure(step: Callable[[], Any], images: int, device: torch.device, warmup: int, repeats: int) -> Speed:
-    """Run `step` on a batch of `images`, first `warmup` times unmeasured, then `repeats` times (at least 2)."""
+    """Time `step` on a batch of `images`: `warmup` untimed calls, then `repeats` timed ones (at least 2)."""
     return measure_alternately({'': step}, images, device, warmup, repeats)['']
 
 
@@ -85,15 +85,15 @@ def measure_alternately(
     repeats: int,
     cpu_time: bool = False,
 ) -> dict[str, Speed]:
-    """Run all steps one after the other, round for round, so that what slows the machine down slows all of them down.
+    """Time all steps in interleaved rounds, so that disturbances of the machine affect all of them.
 
     Args:
-        steps: By name. The first one is what the others' speed is relative to.
-        images: In each step's batch.
-        device: Of all steps.
-        warmup: Unmeasured rounds.
-        repeats: Measured rounds, at least 2.
-        cpu_time: Take the process's CPU time, of all threads together, instead of the time that has passed.
+        steps: Steps by name. Speeds are relative to the first one.
+        images: Batch size of all steps.
+        device: Device of all steps.
+        warmup: Number of untimed rounds.
+        repeats: Number of timed rounds, at least 2.
+        cpu_time: Measure the CPU time of the process, summed over threads, instead of wall-clock time.
     """
     clock = time.process_time if cpu_time else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -127,8 +127,8 @@ def _reset_peak(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     elif (clear := Path('/proc/self/clear_refs')).exists():
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that glibc keeps is no step's
-        clear.write_text('5')  # Linux: sets VmHWM back to the present size, man 5 proc
+        ctypes.CDLL(None).malloc_trim(0)  # return memory that glibc keeps after free
+        clear.write_text('5')  # Linux: resets VmHWM to the current size, man 5 proc
 
 
 def _peak_mib(device: torch.device) -> float:
@@ -136,5 +136,5 @@ def _peak_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     if (status := Path('/proc/self/status')).exists():
         return int(status.read_text().split('VmHWM:')[1].split()[0]) / 1024  # kB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the whole process so far
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the whole process since its start
     return peak / 2**20 if sys.platform == 'darwin' else peak / 1024

@@ -1,4 +1,4 @@
-"""Short trainings in processes of their own, interrupted and compared: is a resumed training the uninterrupted one?"""
+"""Short training runs in separate processes, to compare a resumed run with an uninterrupted one."""
 
 import multiprocessing
 import os
@@ -24,21 +24,21 @@ from ddetr.utils.cli import run_cli
 from ddetr.weights import read_checkpoint
 
 TIMEOUT_S = 300
-MEASURED = ('time', 'memory')  # in the names of scalars that two runs do not share
+MEASURED = ('time', 'memory')  # in the names of scalars that differ between runs
 
 
 class Training(NamedTuple):
-    """What is trained, and with how many processes on this machine."""
+    """A training run and its number of processes on this machine."""
 
     config: str
-    options: Mapping[str, Any] = {}  # as `--cfg-options`
+    options: Mapping[str, Any] = {}  # like `--cfg-options`
     processes: int = 1
-    double: bool = False  # compute in float64, so that sums in another order differ by nothing that matters
+    double: bool = False  # compute in float64, so that the order of summation does not matter
 
     def run(
         self, work_dir: Path, resume: str | None = None, end: 'End | None' = None, **changes: Any
     ) -> list[int]:
-        """Train in new processes, which share nothing with this one or one another; their exit codes."""
+        """Train in new, independent processes; return their exit codes."""
         options = TrainOptions(
             str(work_dir),
             resume,
@@ -49,7 +49,7 @@ class Training(NamedTuple):
 
 
 class End(NamedTuple):
-    """A signal to the first process from outside."""
+    """A signal sent to the first process from outside."""
 
     number: int
     after_s: float
@@ -60,10 +60,10 @@ class AskToEnd(Hook):
     """Send a signal to this process in the middle of an iteration.
 
     Args:
-        iteration: That iteration, from 0.
-        rank: The process that gets it.
-        validating: Send it in the first iteration of the validation that follows instead.
-        number: The signal.
+        iteration: Index of that iteration, from 0.
+        rank: Process that gets the signal.
+        validating: Send it in the first iteration of the following validation instead.
+        number: Signal number.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class AskToEnd(Hook):
 
 
 def train_quietly(config: str, options: TrainOptions, double: bool) -> None:
-    """Run a training as the command does, its output going to `console.txt` in the work directory."""
+    """Run a training like the command, with its output redirected to `console.txt` in the work directory."""
     path = Path(str(options.work_dir), 'console.txt')
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout = sys.stderr = open(path, 'a', buffering=1)  # noqa: SIM115 (until the process ends)
@@ -93,12 +93,12 @@ def train_quietly(config: str, options: TrainOptions, double: bool) -> None:
         os.dup2(sys.stdout.fileno(), stream)
     if double:
         torch.set_default_dtype(torch.float64)
-        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # losses and preprocessing ask for float32 by this name
+        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # losses and preprocessing convert to float32 with this method
     run_cli(lambda: train_detector(config, options))
 
 
 def in_processes(function: Callable[[], None], number: int, end: End | None = None) -> list[int]:
-    """Call `function` in `number` forked processes that find one another as torchrun's do; their exit codes."""
+    """Call `function` in `number` forked processes with torchrun's environment; return their exit codes."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -122,14 +122,16 @@ def _run(function: Callable[[], None], rank: int, number: int, port: int) -> Non
     os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(number)}
     os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     torch.set_num_threads(1)
-    Config.pretty_text = property(lambda cfg: '')  # mmengine formats a config for a second whenever it saves
+    Config.pretty_text = property(
+        lambda cfg: ''
+    )  # mmengine spends a second formatting the config at every save
     function()
 
 
 def differences(checkpoint: Path, other: Path) -> dict[str, float]:
-    """The largest absolute difference between two training checkpoints, for each of the things that they hold.
+    """Return the largest absolute difference between two training checkpoints, per component.
 
-    Infinite where one of them has what the other has not. Times and memory are passed over.
+    It is infinite if a component is missing in one of them. Logged times and memory are ignored.
     """
     a, b = read_checkpoint(checkpoint), read_checkpoint(other)
     found = {
@@ -143,7 +145,7 @@ def differences(checkpoint: Path, other: Path) -> dict[str, float]:
 
 
 def difference(a: Any, b: Any) -> float:
-    """The largest absolute difference between the numbers in two nested structures of the same form, else infinity."""
+    """Return the largest absolute difference between two nested structures; infinity if their layout differs."""
     if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys():
         return max((difference(a[key], b[key]) for key in a), default=0.0)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
@@ -158,7 +160,7 @@ def difference(a: Any, b: Any) -> float:
 
 
 def _logged(hub: Mapping[str, Any]) -> tuple[dict[str, list], dict[str, Any]]:
-    """All that was logged by name, and the record of the best checkpoint without its folder."""
+    """Return all logged scalars by name, and the record of the best checkpoint without its folder."""
     buffers: dict[str, HistoryBuffer] = hub['log_scalars']
     logs = {
         name: [part.tolist() for part in buffer.data]

@@ -20,9 +20,9 @@ class CocoDataset(DetectionDataset):
     COCO's 80 names until the file is read.) Test sets have `category_ids` in their `metainfo`, for `CocoMetric`.
 
     Args:
-        ann_file: JSON file, or an address supported by mmengine's file backends.
+        ann_file: JSON file, or a URI supported by mmengine's file backends.
         data_prefix: `dict(img=folder of the images)`.
-        **kwargs: Of `DetectionDataset`.
+        **kwargs: Arguments of `DetectionDataset`.
 
     Raises:
         InputError: See `DetectionDataset` and `read_coco`.
@@ -38,7 +38,7 @@ class CocoDataset(DetectionDataset):
         return split_of(coco, Path(self.ann_file), Path(self.data_prefix['img']), '', [])
 
     def written_split(self) -> WrittenSplit:
-        """Read the annotation file with its faults; InputError unless it is on the local disk."""
+        """Read the annotation file without rejecting faulty records; InputError unless it is a local file."""
         return read_coco_split(Path(self.ann_file), Path(self.data_prefix['img']), '')
 
     def _labels(self, split: WrittenSplit) -> dict[Any, int]:
@@ -48,7 +48,9 @@ class CocoDataset(DetectionDataset):
         return label_of
 
     def _image_path(self, image: WrittenImage) -> str:
-        return os.path.join(self.data_prefix['img'], image.file_name)  # addresses are no paths
+        return os.path.join(
+            self.data_prefix['img'], image.file_name
+        )  # may be a URI, which `Path` would mangle
 
     def _name(self, image: WrittenImage, box: WrittenBox) -> str:
         return f'annotation id {box.id} in image id {image.id} with bbox {list(box.written)}'

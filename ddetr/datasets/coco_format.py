@@ -1,6 +1,6 @@
 """Read COCO annotation files, with specific error messages.
 
-Dataset and metric both use this module, so that a malformed file gives the same error, before training.
+The dataset and the metric share this module, so a malformed file raises the same error in both, before training.
 """
 
 import json
@@ -15,13 +15,13 @@ from ddetr.utils.errors import InputError
 def read_coco(path: str, need_annotations: bool = True, backend_args: dict | None = None) -> dict:
     """Read and check an annotation file.
 
-    Every image has `id`, `file_name`, `width`, `height`; every category `id`, `name`; every annotation `image_id` and
-    `category_id` that exist and a `bbox` of four finite numbers (x, y, w, h in pixels). Missing `iscrowd` and `area`
-    are set to 0 and the area of the box. Ids are unique; missing annotation ids are tolerated.
+    Every image needs `id`, `file_name`, `width` and `height`; every category `id` and `name`; every annotation an
+    existing `image_id` and `category_id` and a `bbox` of four finite numbers (x, y, w, h in pixels). A missing
+    `iscrowd` is set to 0, a missing `area` to the area of the box. Ids must be unique; annotation ids may be missing.
 
     Args:
-        path: File, or an address supported by mmengine's file backends.
-        need_annotations: Require the list `annotations`, which for example COCO's test-dev list lacks.
+        path: File, or a URI supported by mmengine's file backends.
+        need_annotations: Require the list `annotations`. COCO's test-dev file, for example, has none.
         backend_args: Arguments of mmengine's file backend.
 
     Raises:
@@ -62,7 +62,7 @@ def read_coco(path: str, need_annotations: bool = True, backend_args: dict | Non
 
 
 def _check_records(coco: dict, key: str, needed: Sequence[str], path: str) -> None:
-    """Check that the list `key` exists, that its entries are dicts with the `needed` keys, and that ids are unique."""
+    """Check that `key` is a list of dicts with all `needed` keys and unique ids."""
     if not isinstance(coco.get(key), list):
         raise InputError(f"annotation file {path} has no list {key!r}: it is not in COCO's detection format")
     for index, record in enumerate(coco[key]):
@@ -104,18 +104,18 @@ def _is_finite_number(value: object) -> bool:
 
 
 def category_ids_of(coco: dict, classes: Sequence[str], path: str) -> list[int]:
-    """Category ids in the order of `classes`; InputError if the file lacks a class."""
+    """Return category ids in the order of `classes`; InputError if the file lacks a class."""
     id_of = {category['name']: category['id'] for category in coco['categories']}
     missing = [name for name in classes if name not in id_of]
     if missing:
         raise InputError(
             f'annotation file {path} has no category named {listing(missing)}; it has {listing(id_of)}: '
-            "name the file's own categories in metainfo=dict(classes=(...)), or leave metainfo out for all"
+            "name the file's own categories in metainfo=dict(classes=(...)), or omit metainfo to use all"
         )
     return [id_of[name] for name in classes]
 
 
 def listing(names: Collection[str], limit: int = 10) -> str:
-    """Quote the first names, for messages."""
+    """Quote the first names for an error message."""
     shown = ', '.join(repr(name) for name in list(names)[:limit])
     return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'

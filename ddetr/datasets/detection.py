@@ -1,4 +1,4 @@
-"""Common part of the datasets of all annotation formats."""
+"""Base classes of the datasets, independent of the annotation format."""
 
 import os
 from abc import abstractmethod
@@ -28,32 +28,31 @@ class DetectionDataset(BaseDataset):
     """Base class of detection datasets; a subclass reads its format in `read_split`.
 
     `metainfo=dict(classes=('cat', 'dog'))` selects these classes, in this order. By default all classes are used, in
-    the order that the subclass documents. A label is an index into
-    `dataset.metainfo['classes']`.
+    the order documented by the subclass. A label is an index into `dataset.metainfo['classes']`.
 
-    Each item has `img_id`, `img_path`, `height`, `width`, `instances`: a list of `bbox` (x1 y1 x2 y2 in pixels),
-    `bbox_label`, `ignore_flag` (1 for crowd regions and difficult objects, which training and evaluation ignore).
-    Training sets have valid boxes only, clipped to the image. Test sets have all boxes of the file, with
-    `bbox_xywh` and `area` for `CocoMetric`.
+    Each item has `img_id`, `img_path`, `height`, `width` and `instances`, a list of dicts with `bbox` (x1 y1 x2 y2 in
+    pixels), `bbox_label` and `ignore_flag` (1 for crowd regions and difficult objects, which training and evaluation
+    ignore). Training sets contain only valid boxes, clipped to the image. Test sets contain every box in the file,
+    with `bbox_xywh` and `area` for `CocoMetric`.
 
     Args:
-        ann_file: Relative to `data_root`, as are the folders of `data_prefix`.
-        metainfo: See above.
+        ann_file: Annotation file, relative to `data_root`.
+        metainfo: Classes to use, see above.
         data_root: Folder of the dataset.
-        data_prefix: Folders, by the keys that the subclass documents.
-        filter_cfg: For training sets: `filter_empty_gt=True` drops images without boxes, `min_size=n` drops images with
-            a shorter side below n pixels, `bbox_min_size=n` ignores boxes with a side below n pixels.
-        backend_args: Arguments of mmengine's file backend. The existence of local images is checked when the dataset is
-            built, that of others when they are read.
-        cache_mode: Cache image files in memory, once per machine, when first read; 'ahead' reads all of them before
+        data_prefix: Folders relative to `data_root`, under the keys documented by the subclass.
+        filter_cfg: Filters for training sets: `filter_empty_gt=True` drops images without boxes, `min_size=n` drops
+            images whose shorter side is below n pixels, `bbox_min_size=n` ignores boxes with a side below n pixels.
+        backend_args: Arguments of mmengine's file backend. Local images are checked for existence when the dataset is
+            built, remote ones when they are read.
+        cache_mode: Cache encoded images in memory, once per machine, when first read; 'ahead' reads all of them before
             training.
-        cache_limit_gib: Limit of the cache in GiB; None for half of the available memory. See `ImageCache`.
+        cache_limit_gib: Maximum cache size in GiB; None for half of the available memory. See `ImageCache`.
         **kwargs: Arguments of mmengine's `BaseDataset`.
 
     Raises:
         InputError: Annotations or images are missing or malformed, a class is missing, boxes have the wrong unit, or no
-            image is left for training. Training sets warn about boxes that are empty or outside the image and drop
-            them. `filter_cfg` also warns about what it drops.
+            image is left for training. Training sets drop boxes that are empty or outside the image, with a warning.
+            `filter_cfg` also warns about what it drops.
     """
 
     FORMAT: ClassVar[str]  # 'coco', 'voc' or 'yolo'
@@ -72,7 +71,7 @@ class DetectionDataset(BaseDataset):
         **kwargs: Any,
     ) -> None:
         if cache_mode not in (True, False, 'ahead'):
-            raise InputError(f'{cache_mode=} of the dataset is none of True, False, "ahead"')
+            raise InputError(f'{cache_mode=}: set it to True, False or "ahead" in the dataset config')
         self.backend_args = backend_args
         self.cache_mode, self.cache_limit_gib = cache_mode, cache_limit_gib
         self.image_cache: ImageCache | None = None
@@ -85,7 +84,7 @@ class DetectionDataset(BaseDataset):
 
     @abstractmethod
     def written_split(self) -> WrittenSplit:
-        """Read the annotations with their faults."""
+        """Read the annotations without rejecting faulty records."""
 
     @property
     def source(self) -> str:
@@ -93,25 +92,23 @@ class DetectionDataset(BaseDataset):
         return self.ann_file
 
     def load_data_list(self) -> list[dict]:
-        """One dict per image, as described in the class docstring, before filtering."""
+        """Return one dict per image, as described in the class docstring, before filtering."""
         split = self.read_split()
-        self._warn(split.unreadable, 'records cannot be read and are left out, the first: {}')
+        self._warn(split.unreadable, 'records cannot be read and are skipped; the first: {}')
         label_of = self._labels(split)
         dropped: list[str] = []
         data_list = [self._item(image, label_of, dropped) for image in split.images]
         check_units(split, [(item['width'], item['height']) for item in data_list])
-        self._warn(
-            dropped, 'boxes of zero or negative size or outside their image are left out, the first is {}'
-        )
+        self._warn(dropped, 'boxes that are empty or outside their image are skipped; the first: {}')
         self._num_files = len(data_list)
         for i, item in enumerate(data_list if self.cache_mode else ()):
-            item['cache_index'] = i  # of the file, whatever is filtered out or taken as a subset later
+            item['cache_index'] = i  # index of the file: unaffected by filtering and subsets
         if self.backend_args is None and not any('://' in prefix for prefix in self.data_prefix.values()):
             self._check_images_exist([item['img_path'] for item in data_list])
         return data_list
 
     def full_init(self) -> None:
-        """Read the annotations, if not done yet, and set up the shared memory of `cache_mode`."""
+        """Read the annotations once, and set up the shared image cache if `cache_mode` is set."""
         super().full_init()
         if self.cache_mode and self.image_cache is None:
             self.image_cache = ImageCache(self._num_files, self.cache_limit_gib, self.source)
@@ -119,18 +116,18 @@ class DetectionDataset(BaseDataset):
                 self.image_cache.fill(len(self), self._read_file)
 
     def _read_file(self, idx: int) -> None:
-        """Read the file of one item for the cache; errors are raised later, when the item is used."""
+        """Read one image file into the cache; errors are raised later, when the item is used."""
         loader = next(step for step in self.pipeline.transforms if isinstance(step, LoadImageFromFile))
         with suppress(OSError, InputError):
             loader.read_file(self.get_data_info(idx))
 
     def get_data_info(self, idx: int) -> dict:
-        """One item, with `image_cache` (from `cache_mode`) and `batch_seed` (from the index) for its transforms."""
+        """Return one item, with `image_cache` (set by `cache_mode`) and `batch_seed` (from the index)."""
         needed = {'image_cache': self.image_cache, 'batch_seed': getattr(idx, 'batch_seed', None)}
         return super().get_data_info(idx) | {k: v for k, v in needed.items() if v is not None}
 
     def filter_data(self) -> list[dict]:
-        """Apply `filter_cfg` to a training set; test sets are not filtered."""
+        """Apply `filter_cfg` to a training set; test sets are never filtered."""
         if not self.data_list:
             raise InputError(f'annotation file {self.source} lists no images')
         if self.test_mode or not self.filter_cfg:
@@ -146,22 +143,22 @@ class DetectionDataset(BaseDataset):
         for left_out, why in ((small, f'min_size={min_size}'), (empty, 'filter_empty_gt=True: no valid box')):
             for first in left_out[:1]:
                 MMLogger.get_current_instance().warning(
-                    f'{self.source}: {len(left_out)} of {len(self.data_list)} images are left out ({why}), the first '
-                    f'is {first["img_path"]}, {first["width"]} x {first["height"]} pixels by the file'
+                    f'{self.source}: {len(left_out)} of {len(self.data_list)} images are skipped ({why}); the first '
+                    f'is {first["img_path"]}, {first["width"]} x {first["height"]} pixels according to the file'
                 )
         if not kept:
             raise InputError(
-                f'filter_cfg={dict(self.filter_cfg)} leaves none of the {len(self.data_list)} images of '
-                f'{self.source} to train on'
+                f'filter_cfg={dict(self.filter_cfg)} removes all {len(self.data_list)} images of '
+                f'{self.source}: relax it in the config'
             )
         return kept
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Labels in one image, for mmengine's `ClassBalancedDataset`."""
+        """Return the labels in one image, for mmengine's `ClassBalancedDataset`."""
         return [instance['bbox_label'] for instance in self.get_data_info(idx)['instances']]
 
     def _labels(self, split: WrittenSplit) -> dict[Any, int]:
-        """Labels by category id, or by name in formats without ids; sets `metainfo['classes']`."""
+        """Map category ids (names in formats without ids) to labels; sets `metainfo['classes']`."""
         if self._takes_classes_from_file:
             self._metainfo['classes'] = tuple(category.name for category in split.ordered_categories())
         key_of = {category.name: category.key for category in split.categories}
@@ -171,11 +168,11 @@ class DetectionDataset(BaseDataset):
         return {key_of[name]: label for label, name in enumerate(classes) if name in key_of}
 
     def _lacks(self, absent: list[str], categories: tuple[Category, ...]) -> None:
-        """Error for classes that the annotations do not contain."""
+        """Raise an InputError for classes that the annotations do not contain."""
         known = [category.name for category in categories]
         raise InputError(
             f'annotation file {self.source} has no category named {listing(absent)}; it has {listing(known)}: '
-            "name the file's own categories in metainfo=dict(classes=(...)), or leave metainfo out for all"
+            "name the file's own categories in metainfo=dict(classes=(...)), or omit metainfo to use all"
         )
 
     def _item(self, image: WrittenImage, label_of: dict[Any, int], dropped: list[str]) -> dict[str, Any]:
@@ -198,7 +195,7 @@ class DetectionDataset(BaseDataset):
         }
 
     def _instance(self, box: WrittenBox, label: int, size: tuple[int, int]) -> dict[str, Any] | None:
-        """Instance dict of a box; None for a box that is invalid for training."""
+        """Return the instance dict of a box; None if the box is invalid for training."""
         instance: dict[str, Any] = {'bbox_label': label, 'ignore_flag': int(box.iscrowd or box.difficult)}
         if self.test_mode:
             xywh = xywh_of(box, self.FORMAT)
@@ -219,19 +216,19 @@ class DetectionDataset(BaseDataset):
         return f'{image.where}, {box.where}: {list(box.written)}'
 
     def _warn(self, faults: tuple[str, ...] | list[str], sentence: str) -> None:
-        """Log one warning for all faults of a kind, with the first as an example."""
+        """Log one warning for all faults of one kind, with the first as an example."""
         if faults:
             text = sentence.replace('{}', faults[0])
             MMLogger.get_current_instance().warning(f'{self.source}: {len(faults)} {text}')
 
     def _check_images_exist(self, paths: list[str]) -> None:
-        """List each folder once: one listing for COCO's 118,287 training images instead of as many `stat` calls."""
+        """Check by listing each folder once: one listing instead of 118,287 `stat` calls for COCO's training images."""
         wanted = {os.path.split(path) for path in paths}
         folders = [folder for folder in {folder for folder, _ in wanted} if os.path.isdir(folder or '.')]
         present = {(folder, name) for folder in folders for name in os.listdir(folder or '.')}
         if missing := sorted(wanted - present):
             raise InputError(
-                f'{len(missing)} of the {len(paths)} images that {self.source} lists do not exist, the '
+                f'{len(missing)} of the {len(paths)} images listed in {self.source} do not exist; the '
                 f'first is {os.path.join(*missing[0])}: check data_root and data_prefix=dict(img=...) in the config'
             )
 
@@ -239,14 +236,14 @@ class DetectionDataset(BaseDataset):
 class LocalDataset(DetectionDataset):
     """Base class of formats with one annotation file per image, on the local disk.
 
-    If an annotation file has no image size or a wrong one, the size is read from the image header, without decoding.
+    If an annotation file gives no image size or a wrong one, the size is read from the image header, without decoding.
     """
 
     def require_local(self) -> None:
-        """Raise an InputError unless the file backend is the local disk."""
+        """Raise an InputError if another file backend than the local disk is configured."""
         if self.backend_args is not None or any('://' in prefix for prefix in self.data_prefix.values()):
             raise InputError(
-                f'{type(self).__name__} reads folders on the local disk only: remove backend_args, or convert the '
+                f'{type(self).__name__} supports only the local disk: remove backend_args, or convert the '
                 'annotations to COCO with tools/data/convert.py.'
             )
 
@@ -263,12 +260,12 @@ class LocalDataset(DetectionDataset):
                 broken.append(str(image.path))
             if known and image.size and known != image.size:
                 written = ' x '.join(map(str, image.size))
-                other.append(f'{image.where}: {written}, the image is {known[0]} x {known[1]}')
+                other.append(f'{image.where}: {written}, but the image is {known[0]} x {known[1]}')
             images.append(image._replace(size=known))
         if broken:
             raise InputError(
-                f'{self.source}: {len(broken)} images cannot be read, the first is {broken[0]}: repair it, or '
+                f'{self.source}: {len(broken)} images cannot be read; the first is {broken[0]}. Repair it, or '
                 'remove it and its annotations.'
             )
-        self._warn(other, 'files have another size than their image, which is taken; the first is {}')
+        self._warn(other, "files give a wrong image size, so the image's own is used; the first: {}")
         return split._replace(images=tuple(images))

@@ -1,4 +1,4 @@
-"""Encoded images in memory, once per machine, for datasets on slow file systems."""
+"""In-memory cache of encoded images, shared by all processes of a machine, for datasets on slow file systems."""
 
 import fcntl
 import mmap
@@ -18,51 +18,49 @@ from mmengine.logging import MMLogger
 from ddetr.utils.errors import InputError
 from ddetr.utils.progress import track
 
-READERS = 16  # threads that fill a cache ahead; they wait for the file system, not for a core
+READERS = 16  # threads that fill the cache ahead of time; they are I/O-bound
 GIB = 2**30
 USED, FULL, FIRST = (
     0,
     1,
     2,
-)  # int64 numbers at the file's start: bytes in use, whether full, the images' positions
+)  # int64 header of the file: bytes in use, full flag, positions of the images
 
 
 class ImageCache:
-    """The files of a dataset's images, each kept when it is first read.
+    """Cache of encoded image files, filled as they are first read.
 
-    The memory is an anonymous file (`memfd_create`), which the processes of a machine share: all ranks, found by a
-    collective call of the constructor, and their workers, forked or spawned. It has no name and needs no cleaning up:
-    the kernel frees it with its last process, killed or not. It is read and written by system calls and not mapped,
-    because page tables of as many processes as a training has would take memory too.
+    The memory is an anonymous file (`memfd_create`) shared by all processes of a machine: all ranks, which exchange it
+    in a collective call in the constructor, and their workers, forked or spawned. It has no name and needs no
+    clean-up: the kernel frees it with the last process, even if that is killed. It is accessed by system calls rather
+    than mapped, because the page tables of all training processes would take memory too.
 
     Args:
-        num_images: Number of images, indexed from 0 on.
-        limit_gib: Memory that images may take, in GiB; later ones are read from their files every time. None for half
-            of what is available now.
-        name: Of the dataset, for messages.
+        num_images: Number of images; they are indexed from 0.
+        limit_gib: Maximum memory for images in GiB; images that no longer fit are read from their files every time.
+            None for half of the memory available now.
+        name: Name of the dataset, for messages.
 
     Raises:
-        InputError: A limit that is not positive, or an operating system without `memfd_create`.
+        InputError: The limit is not positive, or the operating system has no `memfd_create`.
     """
 
     def __init__(self, num_images: int, limit_gib: float | None, name: str) -> None:
         if not hasattr(os, 'memfd_create'):
-            raise InputError('cache_mode=True needs Linux: remove it from the dataset of the config.')
+            raise InputError('cache_mode=True needs Linux: remove it from the dataset config.')
         if limit_gib is not None and limit_gib <= 0:
-            raise InputError(
-                f'cache_limit_gib={limit_gib} is not positive: correct it, or remove cache_mode.'
-            )
+            raise InputError(f'cache_limit_gib={limit_gib} is not positive: correct it or remove cache_mode.')
         self.num_images, self.name = num_images, name
         size = 8 * (FIRST + num_images)
-        self._start = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE  # of the images
+        self._start = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE  # position of the first image
         self.limit = int(limit_gib * GIB) if limit_gib is not None else _available_memory() // 2
         file = os.memfd_create('ddetr_images')
-        os.ftruncate(file, self._start)  # filled with zeros
+        os.ftruncate(file, self._start)  # zero-filled
         file, self._place = _share_with_machine(file)
         self._attach(file)
 
     def get(self, index: int, read: Callable[[], bytes]) -> bytes:
-        """The bytes of image `index`, from memory, or from `read()` and then kept."""
+        """Return the bytes of image `index` from memory; on a miss, call `read()` and store them."""
         position = int(self._numbers[FIRST + index])
         if position:
             length = int.from_bytes(os.pread(self._file, 8, position), 'little')
@@ -73,9 +71,9 @@ class ImageCache:
         return content
 
     def fill(self, length: int, read: Callable[[int], object]) -> None:
-        """Call `read(i)`, which gets an image, for all `i` below `length` or until the memory is full.
+        """Call `read(i)`, which calls `get`, for all `i` below `length` or until the cache is full.
 
-        The ranks of a machine share the work; the first of them shows its progress.
+        The ranks of a machine share the work; the first one shows its progress.
         """
         first, ranks = self._place
         mine = range(first, length, ranks)
@@ -85,18 +83,18 @@ class ImageCache:
                 pass
 
     def occupied(self) -> tuple[int, int]:
-        """How many images are in memory, and how many bytes of memory they take."""
+        """Return the number of cached images and the bytes they take."""
         return int((self._numbers[FIRST:] > 0).sum()), os.fstat(self._file).st_blocks * 512
 
     def _keep(self, index: int, content: bytes) -> None:
         start = self._reserve(index, len(content) + 8)
         if start:
             _write_fully(self._file, len(content).to_bytes(8, 'little') + content, start)
-            with self._lock():  # a system call: other processes see the content no later than its position
+            with self._lock():  # a system call: other processes see the content before its position
                 self._numbers[FIRST + index] = start
 
     def _reserve(self, index: int, size: int) -> int:
-        """Where to write `size` bytes; 0 if there is no room."""
+        """Reserve `size` bytes and return their position; 0 if the cache is full."""
         with self._lock():
             used = int(self._numbers[USED])
             if used + size <= self.limit:
@@ -106,14 +104,14 @@ class ImageCache:
         if first:
             MMLogger.get_current_instance().warning(
                 f'{self.name}: the image cache is full at {used / GIB:.2f} GiB with {self.occupied()[0]} of '
-                f'{self.num_images} images; the others are read from their files. Raise cache_limit_gib if there is '
+                f'{self.num_images} images; the rest are read from their files. Raise cache_limit_gib if there is '
                 'more memory.'
             )
         return 0
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Exclude other threads, and other processes; the kernel releases the lock of one that is killed."""
+        """Lock out other threads and processes; the kernel releases the lock of a killed process."""
         with self._threads:
             fcntl.lockf(self._file, fcntl.LOCK_EX, 8)
             try:
@@ -127,7 +125,7 @@ class ImageCache:
         weakref.finalize(self, os.close, file)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For workers that are spawned: where this process has the file."""
+        """Pickle for spawned workers, which reopen the file through this process."""
         state = {k: v for k, v in vars(self).items() if k not in ('_file', '_numbers', '_threads')}
         return {**state, 'path': f'/proc/{os.getpid()}/fd/{self._file}'}
 
@@ -137,8 +135,8 @@ class ImageCache:
 
 
 def _share_with_machine(file: int) -> tuple[int, tuple[int, int]]:
-    """The file of the first rank of this machine, which may be `file`; and which of its ranks this is, of how many."""
-    # processes of another container have other process ids: they keep a cache of their own
+    """Return the file of this machine's first rank (which may be `file`), and the local rank and number of ranks."""
+    # process ids of another container are not visible here, so each container has its own cache
     machine = Path('/proc/sys/kernel/random/boot_id').read_text() + os.readlink('/proc/self/ns/pid')
     everyone = all_gather_object((machine, os.getpid(), file))
     ranks = [rank for rank, (other, *_) in enumerate(everyone) if other == machine]
@@ -151,7 +149,7 @@ def _share_with_machine(file: int) -> tuple[int, tuple[int, int]]:
 
 
 def _available_memory() -> int:
-    """Bytes that new processes may take, of the machine or of the container, whichever has less."""
+    """Return the available memory in bytes, of the machine or the container, whichever is less."""
     lines = Path('/proc/meminfo').read_text().splitlines()
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable'))
     group = Path('/sys/fs/cgroup')
@@ -161,7 +159,7 @@ def _available_memory() -> int:
 
 
 def _read_fully(file: int, length: int, position: int) -> bytes:
-    """`os.pread` of any length; a single call reads 2 GiB at most and may read less."""
+    """`os.pread` without a length limit; a single call reads at most 2 GiB and possibly less."""
     content = os.pread(file, length, position)
     while len(content) < length:
         content += os.pread(file, length - len(content), position + len(content))

@@ -1,4 +1,4 @@
-"""Samples that are made of several images: Mosaic, MixUp and the like."""
+"""Samples composed of several images, for Mosaic, MixUp and similar augmentations."""
 
 import copy
 from collections.abc import Sequence
@@ -15,22 +15,24 @@ MAX_REFETCH = 15
 
 @DATASETS.register_module()
 class MultiImageMixDataset(Dataset):
-    """Another dataset, with a pipeline whose transforms can ask for further samples of it.
+    """Dataset wrapper whose transforms can request additional samples.
 
-    A transform with a method `get_indices(dataset)` finds the samples of these indices in `results['mix_results']`,
-    processed by the inner dataset's own pipeline (loading, as a rule). Everything is drawn with the seed of the first
-    sample (see `SeededDataset`).
+    If a transform has a method `get_indices(dataset)`, it finds the samples with these indices in
+    `results['mix_results']`, processed by the inner dataset's own pipeline (usually just loading). All random draws
+    use the seed of the first sample (see `SeededDataset`).
 
     Args:
         dataset: The inner dataset or its config. Its pipeline must not end with `PackDetInputs`.
-        pipeline: Transforms of the mixed sample, with `PackDetInputs` at the end.
-        skip_type_keys: Types of transforms that are left out.
-        skip_from_epoch: First epoch, from 0, in which they are left out; earlier ones use them. `YOLOXModeSwitchHook`
-            sets it from the end of the training.
-        max_refetch: Attempts, each with new draws, where a transform rejects a sample by returning None.
+        pipeline: Transforms of the mixed sample, ending with `PackDetInputs`.
+        skip_type_keys: Types of transforms to skip.
+        skip_from_epoch: First epoch, counted from 0, in which they are skipped. `YOLOXModeSwitchHook` sets it
+            relative to the end of training.
+        max_refetch: Number of attempts, each with new random draws, when a transform rejects a sample by returning
+            None.
 
     Raises:
-        ConfigError: A `skip_type_keys` that the pipeline does not have, or a transform that rejects every attempt.
+        ConfigError: `skip_type_keys` names a transform that is not in the pipeline, or a transform rejects every
+            attempt.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class MultiImageMixDataset(Dataset):
         self.skip(skip_type_keys, skip_from_epoch)
 
     def skip(self, types: Sequence[str], from_epoch: int) -> None:
-        """Leave transforms of these types out from an epoch on."""
+        """Skip transforms of these types from the given epoch on."""
         known = [kind for kind, _ in self.steps]
         if unknown := [kind for kind in types if kind not in known]:
             raise ConfigError(
@@ -79,7 +81,7 @@ class MultiImageMixDataset(Dataset):
                 return attempt
         raise ConfigError(
             f'{type(transform).__name__} rejected image id {results.get("img_id")} {self.max_refetch} times: relax '
-            'it, or leave images without boxes out with filter_cfg=dict(filter_empty_gt=True).'
+            'it, or drop images without boxes with filter_cfg=dict(filter_empty_gt=True).'
         )
 
     def __len__(self) -> int:
@@ -87,7 +89,7 @@ class MultiImageMixDataset(Dataset):
 
     @property
     def metainfo(self) -> dict:
-        """Of the inner dataset."""
+        """Metainfo of the inner dataset."""
         return self.dataset.metainfo
 
     def full_init(self) -> None:
@@ -95,9 +97,9 @@ class MultiImageMixDataset(Dataset):
         self.dataset.full_init()
 
     def get_data_info(self, index: int) -> dict:
-        """The first image's size and path; a mixed sample may have another size."""
+        """Return the size and path of the first image; the mixed sample may have a different size."""
         return self.dataset.get_data_info(index)
 
     def get_cat_ids(self, index: int) -> list[int]:
-        """Labels of the first image."""
+        """Return the labels in the first image."""
         return self.dataset.get_cat_ids(index)

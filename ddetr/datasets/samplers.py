@@ -1,4 +1,4 @@
-"""The order of images, how they are grouped into batches, and where that goes on after a resume."""
+"""Samplers: the order of images, their grouping into batches, and the position after a resume."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from ddetr.utils.seeding import derive_seed
 
 
 class SampleIndex(int):
-    """An index into a dataset, with its epoch and the seeds of random draws.
+    """Dataset index that carries its epoch and the seeds for random draws.
 
     Attributes:
-        epoch: The epoch that the sample belongs to.
-        draw_seed: Seed of what is drawn for this sample alone.
-        batch_seed: Seed of what the images of a batch draw alike (transforms/batch_draws.py).
+        epoch: Epoch of the sample.
+        draw_seed: Seed of the draws made for this sample alone.
+        batch_seed: Seed of the draws shared by all images of a batch (transforms/batch_draws.py).
     """
 
     epoch: int
@@ -32,22 +32,22 @@ class SampleIndex(int):
         self.epoch, self.draw_seed, self.batch_seed = epoch, draw_seed, batch_seed
         return self
 
-    def __getnewargs__(self) -> tuple:  # pickled on the way to a worker
+    def __getnewargs__(self) -> tuple:  # indices are pickled when they are sent to a worker
         return int(self), self.epoch, self.draw_seed, self.batch_seed
 
 
 @DATA_SAMPLERS.register_module()
 class DefaultSampler(engine.DefaultSampler):
-    """mmengine's sampler of one epoch, in the same order, that can begin in the middle of it.
+    """mmengine's epoch-based sampler, with the same order, that can start mid-epoch.
 
     Attributes:
-        start: Samples of the epoch, counted over all processes, that are left out at its beginning.
+        start: Number of samples, summed over all processes, to skip at the start of the epoch.
     """
 
     start = 0
 
     def __iter__(self) -> Iterator[int]:
-        """Every `world_size`-th sample of the epoch's order from `start + rank` on."""
+        """Yield every `world_size`-th sample of the epoch, starting at `start + rank`."""
         size = len(self.dataset)
         order = torch.arange(size)
         if self.shuffle:
@@ -59,16 +59,16 @@ class DefaultSampler(engine.DefaultSampler):
 
 @DATA_SAMPLERS.register_module()
 class InfiniteSampler(engine.InfiniteSampler):
-    """mmengine's endless sampler, in the same order, that can begin anywhere.
+    """mmengine's infinite sampler, with the same order, that can start at any position.
 
     Attributes:
-        start: Samples, counted over all processes, that are left out at the beginning.
+        start: Number of samples, summed over all processes, to skip at the start.
     """
 
     start = 0
 
     def __iter__(self) -> Iterator[int]:
-        """Every `world_size`-th sample from `start + rank` on; its epoch is the number of its pass."""
+        """Yield every `world_size`-th sample, starting at `start + rank`; each pass is an epoch."""
         return itertools.islice(self._all_processes(), self.start + self.rank, None, self.world_size)
 
     def _all_processes(self) -> Iterator[int]:
@@ -82,10 +82,10 @@ class InfiniteSampler(engine.InfiniteSampler):
 
 @DATA_SAMPLERS.register_module()
 class AspectRatioBatchSampler(BatchSampler):
-    """Batches of images that are all wider than high, or all not, so that less of a batch is padding.
+    """Batches of either landscape or portrait images only, to reduce padding.
 
-    What is left of the two groups at the end of an epoch is mixed. The dataset of `sampler` has `get_data_info(index)`
-    with `width` and `height`.
+    The remainders of both groups are mixed at the end of an epoch. The dataset of `sampler` must have
+    `get_data_info(index)` with `width` and `height`. Square images count as portrait.
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False):
@@ -110,20 +110,20 @@ class AspectRatioBatchSampler(BatchSampler):
 
 @DATA_SAMPLERS.register_module()
 class ResumableBatchSampler(BatchSampler):
-    """Batches of `SampleIndex`, of which the first can be left out without loading them.
+    """Batches of `SampleIndex` that can skip the first batches without loading them.
 
-    The seed of a sample follows from the run's seed, the epoch and the sample's index, so that augmentations are the
-    same for every number of workers and processes, and need no state to go on with.
+    The seed of a sample is derived from the run's seed, the epoch and the sample's index. Augmentations are therefore
+    the same for any number of workers and processes, and a resume needs no generator state.
 
     Args:
-        sampler: Gives indices. Without epochs of their own they are of `sampler.epoch`.
-        batch_size: Samples in a batch.
+        sampler: Sampler of dataset indices. Indices without an epoch of their own get `sampler.epoch`.
+        batch_size: Number of samples per batch.
         batch_sampler: Config of the batch sampler that groups them; None for batches in the sampler's order.
-        drop_last: Leave out a last batch that is not full.
+        drop_last: Drop the last batch if it is incomplete.
 
     Attributes:
-        seed: The run's, the same in all processes.
-        skip: Batches that are left out at the beginning.
+        seed: Seed of the run, the same in all processes.
+        skip: Number of batches to skip at the start.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class ResumableBatchSampler(BatchSampler):
             yield [self._with_seed(index) for index in batch]
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Number of batches in a full epoch."""
         return super().__len__() if self.batches is None else len(self.batches)
 
     def _with_seed(self, index: int) -> SampleIndex:

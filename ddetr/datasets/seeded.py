@@ -1,4 +1,4 @@
-"""A dataset whose random draws depend on the sample alone."""
+"""Dataset wrapper that makes random draws depend only on the sample."""
 
 from typing import Any
 
@@ -11,15 +11,13 @@ from ddetr.utils.seeding import seeded
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """Another dataset that draws with the seeds that its indices carry (samplers.py).
+    """Dataset wrapper that seeds the random generators from the index, a `SampleIndex` (samplers.py).
 
-    With a plain number as index it draws as the other dataset does.
-
-    A seeded item's `DetDataSample`, if it has one, keeps the seed as `draw_seed` for draws of the model. All attributes
-    are those of the other dataset.
+    A plain integer index leaves the generators alone. The `DetDataSample` of a seeded item, if there is one, stores
+    the seed as `draw_seed` for random draws in the model. All attributes are those of the wrapped dataset.
 
     Args:
-        dataset: The dataset or its config.
+        dataset: The dataset to wrap, or its config.
     """
 
     dataset: Any
@@ -42,7 +40,7 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'dataset' or name.startswith('__'):  # while it is unpickled in a worker
+        if name == 'dataset' or name.startswith('__'):  # not set yet during unpickling in a worker
             raise AttributeError(name)
         return getattr(self.dataset, name)
 

@@ -1,10 +1,10 @@
-"""The built-in dataset: drawn shapes on textured backgrounds, in COCO's format and folder layout.
+"""Synthetic dataset: shapes on textured backgrounds, in COCO's format and folder layout.
 
-It stands in for COCO where nothing can be downloaded. Six classes in random sizes, proportions, rotations, colours
-and fills lie over one another on random textures.
+It replaces COCO where nothing can be downloaded. Shapes of six classes, with random sizes, proportions, rotations,
+colours and fills, overlap on random textures.
 
-As in COCO, a box and its `area` are those of the *visible* part: what another shape or the image's border hides does
-not count. Boxes are exact to 1/4 pixel. A shape of which less than `MIN_VISIBLE` would be seen is not drawn.
+As in COCO, a box and its `area` cover only the *visible* part of an object, without what other shapes or the image
+border hide. Boxes are exact to 1/4 pixel. A shape is not drawn if its visible fraction would be below `MIN_VISIBLE`.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from ddetr.utils.files import write_json
 from ddetr.utils.progress import track
 
 SUPERSAMPLING = 4  # shapes are drawn on a grid this much finer than the pixels
-FIXED_BITS = 4  # of a coordinate's fraction, in OpenCV's drawing functions
+FIXED_BITS = 4  # fractional bits of coordinates in OpenCV's drawing functions
 MIN_VISIBLE = 0.6
 SHADOW_REACH = 8  # pixels
-SMALLEST, LARGEST = 0.14, 0.9  # a shape's diameter as a fraction of the image's longer side
-LARGEST_TILT = 30  # degrees either way
-EMPTY_SHARE = 0.02  # of the images have no shape
+SMALLEST, LARGEST = 0.14, 0.9  # diameter of a shape as a fraction of the longer image side
+LARGEST_TILT = 30  # degrees, in either direction
+EMPTY_SHARE = 0.02  # fraction of images without any shape
 
 Generator = np.random.Generator
 Color = np.ndarray  # (3,) float BGR in [0, 255]
@@ -36,13 +36,13 @@ Color = np.ndarray  # (3,) float BGR in [0, 255]
 
 @dataclass(frozen=True)
 class ShapesRecipe:
-    """What determines every pixel of the dataset."""
+    """Parameters that determine every pixel of the dataset."""
 
     num_train: int = 1500  # images in `train2017/`
     num_val: int = 200  # images in `val2017/`
-    size: int = 192  # length of every image's longer side in pixels; the shorter is 2/3 of it or more
-    max_objects: int = 6  # an image has up to this many shapes
-    seed: int = 0  # another number draws other images
+    size: int = 192  # longer side of every image in pixels; the shorter side is at least 2/3 of it
+    max_objects: int = 6  # maximum number of shapes per image
+    seed: int = 0  # seed of the random generators
 
     def __post_init__(self) -> None:
         for name, least in (('num_train', 1), ('num_val', 1), ('size', 64), ('max_objects', 1), ('seed', 0)):
@@ -57,7 +57,7 @@ def _on_circle(degrees: np.ndarray, radius: float | np.ndarray = 1.0) -> np.ndar
 
 def _cross(arm: float = 0.34) -> np.ndarray:
     points = np.array([[arm, -1], [arm, -arm], [1, -arm]])
-    turn = np.array([[0, -1], [1, 0]], dtype=float)  # by 90 degrees
+    turn = np.array([[0, -1], [1, 0]], dtype=float)  # rotation by 90 degrees
     turns = [points @ np.linalg.matrix_power(turn, k).T for k in range(4)]
     return np.concatenate(turns) / math.hypot(1, arm)
 
@@ -84,14 +84,14 @@ class Shape(NamedTuple):
 
 
 class Patch(NamedTuple):
-    """A drawn mask on the fine grid and where it lies; `x`, `y` are multiples of `SUPERSAMPLING`."""
+    """Mask on the fine grid and its position; `x` and `y` are multiples of `SUPERSAMPLING`."""
 
     x: int
     y: int
     mask: np.ndarray  # (h, w) bool
 
     def of(self, grid: np.ndarray) -> np.ndarray:
-        """The patch's view of the fine grid, (h, w)."""
+        """Return the region of the fine grid that the patch covers, an (h, w) view."""
         h, w = self.mask.shape
         return grid[self.y : self.y + h, self.x : self.x + w]
 
@@ -102,7 +102,7 @@ def _random_color(rng: Generator) -> Color:
 
 
 def _texture(rng: Generator, height: int, width: int) -> np.ndarray:
-    """Smooth noise of three scales, in [-1, 1], (h, w)."""
+    """Draw smooth noise at three scales, (h, w) in [-1, 1]."""
     noise = np.zeros((height, width), dtype=np.float32)
     for cells, weight in ((3, 0.5), (8, 0.3), (24, 0.2)):
         grid = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
@@ -111,19 +111,19 @@ def _texture(rng: Generator, height: int, width: int) -> np.ndarray:
 
 
 def _stripes(rng: Generator, height: int, width: int, period: float) -> np.ndarray:
-    """A wave in a random direction, in [-1, 1], (h, w)."""
+    """Draw a wave in a random direction, (h, w) in [-1, 1]."""
     angle = rng.uniform(0, math.pi)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return np.sin((x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period) + rng.uniform(0, 6.3))
 
 
 def _fixed_point(points: np.ndarray) -> np.ndarray:
-    """Points as OpenCV's drawing functions take fractions of pixels."""
+    """Convert points to OpenCV's fixed-point coordinates."""
     return np.rint(points * 2**FIXED_BITS).astype(np.int32)
 
 
 def _background(rng: Generator, height: int, width: int) -> np.ndarray:
-    """A muted two-coloured texture with a few thin curves that belong to no class, (h, w, 3) float32 BGR."""
+    """Draw a muted two-coloured texture with a few thin distractor curves, (h, w, 3) float32 BGR."""
     dark, light = np.sort(rng.uniform(40, 215, (2, 3)), axis=0)
     mix = 0.5 + 0.5 * _texture(rng, height, width)
     if rng.random() < 0.4:
@@ -142,11 +142,11 @@ def _background(rng: Generator, height: int, width: int) -> np.ndarray:
 def _random_shape(rng: Generator, background: np.ndarray) -> Shape:
     height, width = background.shape[:2]
     label = int(rng.integers(len(SHAPE_CLASSES)))
-    # sizes evenly on a logarithmic scale: as many small ones as large ones
+    # log-uniform sizes: as many small shapes as large ones
     radius = 0.5 * max(height, width) * math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST)))
     stretch = math.exp(rng.uniform(-0.2, 0.2))
     angle = math.radians(rng.uniform(-LARGEST_TILT, LARGEST_TILT))
-    margin = np.minimum(0.6 * radius, [0.4 * width, 0.4 * height])  # few are cut by the border
+    margin = np.minimum(0.6 * radius, [0.4 * width, 0.4 * height])  # keeps most shapes fully inside
     center = rng.uniform(margin, [width, height] - margin)
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     scale = radius * np.array([stretch, 1 / stretch])
@@ -157,14 +157,14 @@ def _random_shape(rng: Generator, background: np.ndarray) -> Shape:
 
 
 def _rasterize(outlines_px: list[np.ndarray], height: int, width: int) -> Patch | None:
-    """Fill outlines on the fine grid, cut at the image's border; None where nothing is left."""
+    """Fill outlines on the fine grid, clipped at the image border; None if nothing is left."""
     corners = np.concatenate(outlines_px)
     x1, y1 = np.maximum(np.floor(corners.min(axis=0)), 0).astype(int)
     x2, y2 = np.minimum(np.ceil(corners.max(axis=0)), [width, height]).astype(int)
     if x1 >= x2 or y1 >= y2:
         return None
     mask = np.zeros(((y2 - y1) * SUPERSAMPLING, (x2 - x1) * SUPERSAMPLING), dtype=np.uint8)
-    # -0.5: OpenCV puts a pixel's centre, not its corner, on the whole numbers
+    # -0.5: in OpenCV, integer coordinates are pixel centres, not corners
     fine = [_fixed_point((points - [x1, y1]) * SUPERSAMPLING - 0.5) for points in outlines_px]
     cv2.fillPoly(mask, fine, 1, cv2.LINE_8, FIXED_BITS)
     if not mask.any():
@@ -173,7 +173,7 @@ def _rasterize(outlines_px: list[np.ndarray], height: int, width: int) -> Patch 
 
 
 def _fill(rng: Generator, shape: Shape, height: int, width: int) -> np.ndarray:
-    """The colours of a shape's patch, (h, w, 3) float32 BGR."""
+    """Draw the colours of a shape's patch, (h, w, 3) float32 BGR."""
     light = np.zeros((height, width), dtype=np.float32)  # flat
     if shape.fill == 'shaded':
         light = _stripes(rng, height, width, 2.5 * max(height, width))
@@ -200,7 +200,7 @@ def _paint(image: np.ndarray, patch: Patch, colors: np.ndarray) -> None:
 
 
 def _visible_box(owner: np.ndarray, patch: Patch, number: int) -> tuple[list[float], float]:
-    """x, y, w, h in pixels of what is seen of a patch, and its area in square pixels; zeros for nothing."""
+    """Return the box (x, y, w, h in pixels) and area (square pixels) of a patch's visible part; zeros if hidden."""
     seen = (patch.of(owner) == number).astype(np.uint8)
     x, y, w, h = cv2.boundingRect(seen)
     if not w:
@@ -210,7 +210,7 @@ def _visible_box(owner: np.ndarray, patch: Patch, number: int) -> tuple[list[flo
 
 
 def _full_area(shape: Shape) -> float:
-    """Square pixels of a whole shape, hidden parts included."""
+    """Return the area of a shape in square pixels, hidden parts included."""
     areas = [cv2.contourArea(outline.astype(np.float32)) for outline in shape.outlines_px]
     return areas[0] - sum(areas[1:])
 
@@ -225,7 +225,7 @@ def draw_image(rng: Generator, recipe: ShapesRecipe) -> tuple[np.ndarray, list[d
     short = round(recipe.size * rng.uniform(2 / 3, 1))
     height, width = (recipe.size, short) if rng.random() < 0.4 else (short, recipe.size)
     image = _background(rng, height, width)
-    # on the fine grid: the number of the shape that is seen there, 0 for the background
+    # number of the visible shape at each point of the fine grid, 0 for the background
     owner = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), dtype=np.uint8)
     wanted = 0 if rng.random() < EMPTY_SHARE else rng.integers(1, recipe.max_objects + 1)
     drawn: list[tuple[Shape, Patch]] = []
@@ -268,7 +268,7 @@ def _write_split(folder: Path, split: str, count: int, recipe: ShapesRecipe) -> 
         'categories': [{'id': i, 'name': name, 'supercategory': 'shape'} for i, name in names],
     }
     for image_id in track(range(1, count + 1), f'drawing {split}'):
-        # every image has a generator of its own: the first n images of a larger dataset are the same
+        # one generator per image: a larger dataset starts with the same images
         rng = np.random.default_rng([recipe.seed, int(split.startswith('val')), image_id])
         image, annotations = draw_image(rng, recipe)
         name = f'{image_id:012d}.jpg'
@@ -284,13 +284,13 @@ def _write_split(folder: Path, split: str, count: int, recipe: ShapesRecipe) -> 
 
 
 def make_shapes(out_dir: str | Path, recipe: ShapesRecipe | None = None) -> bool:
-    """Draw the dataset into a folder, whole or not at all; return whether it was drawn now.
+    """Draw the dataset into a folder, atomically; return False if it was there already.
 
-    The folder gets COCO's layout: `train2017/`, `val2017/`, `annotations/instances_{train2017,val2017}.json`. One
-    that holds the dataset of the same recipe is kept.
+    The folder gets COCO's layout: `train2017/`, `val2017/`, `annotations/instances_{train2017,val2017}.json`. An
+    existing dataset of the same recipe is kept.
 
     Raises:
-        InputError: the folder exists and holds something else.
+        InputError: The folder exists and contains something else.
     """
     recipe = recipe or ShapesRecipe()
     out_dir = Path(out_dir)
@@ -299,7 +299,7 @@ def make_shapes(out_dir: str | Path, recipe: ShapesRecipe | None = None) -> bool
             return False
         raise InputError(f'{out_dir} exists and is not this dataset: remove it or choose another folder')
     unfinished = out_dir.with_name(f'{out_dir.name}.unfinished')
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was interrupted
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by an interrupted run
     for split, count in (('train2017', recipe.num_train), ('val2017', recipe.num_val)):
         _write_split(unfinished, split, count, recipe)
     unfinished.rename(out_dir)

@@ -1,4 +1,4 @@
-"""Batches of images that end up with similar sizes, so that little of a batch is padding."""
+"""Batch sampler that groups images of similar size to reduce padding."""
 
 from collections.abc import Iterator
 
@@ -12,19 +12,19 @@ from .samplers import SampleIndex
 
 @DATA_SAMPLERS.register_module()
 class SimilarSizeBatchSampler(BatchSampler):
-    """Batches of similar aspect ratio whose images are resized and cropped by the same draws.
+    """Batches of images with similar aspect ratios that share their random resizes and crops.
 
-    Of every `window` batches' images in the sampler's order, neighbours by aspect ratio make a batch; the batches come
-    in random order. A batch has one seed, made of the sampler's seed, the epoch and the batch's number, by which its
-    images draw what decides on their sizes (`drawn_for_batch`). Each image keeps its distribution of sizes and crops;
-    that of its neighbours depends on its own. With the same seed on all ranks, which mmengine's samplers have, the
-    k-th batches of all ranks share their draws too, so that no rank waits for one with larger images.
+    The images of every `window` consecutive batches are sorted by aspect ratio and split into batches, which are then
+    shuffled. Each batch has one seed, derived from the sampler's seed, the epoch and the batch's position; its images
+    use it for all draws that affect their size (`drawn_for_batch`). The distribution of sizes and crops of a single
+    image is unchanged, but the images of a batch are no longer independent. mmengine's samplers have the same seed on
+    all ranks, so the k-th batches of all ranks share their draws too, and no rank waits for one with larger images.
 
     Args:
-        sampler: Its dataset has `get_data_info(index)` with `width` and `height`.
-        batch_size: Images in a batch.
-        drop_last: Leave out the images that the sampler gives last and that do not fill a batch.
-        window: Batches that are made at once; more pad less and keep less of the sampler's order.
+        sampler: Sampler whose dataset has `get_data_info(index)` with `width` and `height`.
+        batch_size: Number of images per batch.
+        drop_last: Drop the last images of the sampler if they do not fill a batch.
+        window: Number of batches that are sorted together; a larger window means less padding but less randomness.
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False, window: int = 100) -> None:

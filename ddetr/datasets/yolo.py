@@ -1,4 +1,4 @@
-"""Detection data in YOLO's format, as Ultralytics defines it."""
+"""Detection datasets in YOLO format, as defined by Ultralytics."""
 
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,21 @@ from ddetr.utils.errors import InputError
 
 @DATASETS.register_module()
 class YOLODataset(LocalDataset):
-    """Images with one text file each, in YOLO's format; see `DetectionDataset` and `LocalDataset`.
+    """Dataset in YOLO format, with one text file per image; see `DetectionDataset` and `LocalDataset`.
 
-    Without `metainfo` the classes are those of `data.yaml` or of the file of names, in their order. Images without a
+    Without `metainfo`, the classes and their order come from `data.yaml` or the text file of names. Images without a
     text file have no boxes.
 
     Args:
-        ann_file: `data.yaml`, or a text file with one class name a line.
-        split: 'train', 'val' or 'test', key of `data.yaml`.
-        data_prefix: `dict(img=folder of the images)`, instead of what `data.yaml` says; else all below `data_root`. The
-            text files are in the folder of the same path with `labels` in place of `images`, or else beside the images.
-        **kwargs: Of `DetectionDataset`.
+        ann_file: `data.yaml`, or a text file with one class name per line.
+        split: Key of `data.yaml`: 'train', 'val' or 'test'.
+        data_prefix: `dict(img=folder of the images)`, which overrides `data.yaml`; by default all images below
+            `data_root`. The text files are in the same path with `labels` instead of `images`, or beside the images.
+        **kwargs: Arguments of `DetectionDataset`.
 
     Raises:
-        InputError: See `DetectionDataset`; a text file has a class number without a name. Lines that cannot be read are
-            left out with a warning.
+        InputError: See `DetectionDataset`; also if a text file has a class number without a name. Unreadable lines are
+            skipped with a warning.
     """
 
     METAINFO = {'dataset_type': 'YOLODataset', 'classes': ()}
@@ -38,14 +38,14 @@ class YOLODataset(LocalDataset):
         super().__init__(*args, **kwargs)
 
     def read_split(self) -> WrittenSplit:
-        """The text files, with the sizes that the images have."""
+        """Read the text files, with the sizes of the images themselves."""
         self.require_local()
         split = self.written_split()
         self._check_numbers(split)
         return self.with_sizes(split)
 
     def written_split(self) -> WrittenSplit:
-        """The text files as they are, faults included."""
+        """Read the text files without rejecting faulty records."""
         path, folder = Path(self.ann_file), Path(self.data_prefix.get('img', ''))
         by_yaml = is_yaml(path) and folder == Path(self.data_root)
         return read_yolo_split(path, self.split) if by_yaml else read_yolo_folder(folder, path, self.split)
@@ -54,11 +54,11 @@ class YOLODataset(LocalDataset):
         known = [category.id for category in split.categories]
         names = [category.name for category in split.categories]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise InputError(f'{split.source}: name {twice!r} occurs twice in the names of the classes.')
+            raise InputError(f'{split.source}: the class name {twice!r} occurs twice.')
         for image in split.images:
             for box in image.boxes:
                 if box.category not in known:
                     raise InputError(
                         f'{image.where}: {box.where} has class {box.category}, which {split.source.name} does not '
-                        f'name: it names {", ".join(map(str, known[:10])) or "none"}{"..." if len(known) > 10 else ""}.'
+                        f'define: it has {", ".join(map(str, known[:10])) or "none"}{"..." if len(known) > 10 else ""}.'
                     )

@@ -1,7 +1,7 @@
-"""Export of detectors to other runtimes, with proof, and running what was exported.
+"""Export of detectors to other runtimes, verification of the exports, and inference with them.
 
-`targets/` has one module per format and `runtimes/` one per runtime. Neither knows a detector: all they ask of it is
-`BaseDetector.detect`.
+`targets/` has one module per format and `runtimes/` one per runtime. Neither depends on a specific detector: they only
+use `BaseDetector.detect`.
 """
 
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ __all__ = [
     'load',
 ]
 
-# not needed to run an exported file; mmengine.model takes a second to import
+# not needed to run exported files, and mmengine.model takes a second to import
 __getattr__ = lazy_names(
     __name__, {'exporting': ('Exported', 'export_detector'), 'proof': ('Bounds', 'Proof')}
 )

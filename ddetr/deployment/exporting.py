@@ -1,4 +1,4 @@
-"""From a detector to a file that has been proved."""
+"""Export of a detector to a file, verified against PyTorch."""
 
 import shutil
 import tempfile
@@ -23,15 +23,15 @@ from .proof import Bounds, Proof, prove
 from .runtimes import load
 from .targets import target_module
 
-EXAMPLE_HW = (256, 320)  # of the images that a detector with dynamic sizes is traced with
+EXAMPLE_HW = (256, 320)  # image size for tracing with dynamic sizes
 
 
 class Exported(NamedTuple):
-    """What an export has made."""
+    """Result of an export."""
 
     path: Path
     info: ExportInfo
-    proof: Proof | None  # None where the target has no runtime here
+    proof: Proof | None  # None if ddetr has no runtime for the target
 
 
 def export_detector(
@@ -44,26 +44,26 @@ def export_detector(
     check: Callable[[Path], dict[str, Any]] | None = None,
     calibration: Sequence[np.ndarray] = (),
 ) -> Exported:
-    """Write a detector in a target's format and prove it on images; nothing is at `path` unless that succeeds.
+    """Export a detector and verify the result on images; `path` is only written if the verification succeeds.
 
     Args:
-        detector: From `init_detector`, on the CPU: its `cfg` and `dataset_meta` go into the metadata.
+        detector: Detector from `init_detector`, on the CPU; its `cfg` and `dataset_meta` go into the metadata.
         target: One of `TARGETS`.
         path: File to write.
-        options: See there.
-        images: (3, h, w) uint8 each, as the test pipeline gives them; at least two for a proof with two batches.
-        bounds: Of the proof.
-        check: Looks at the file after the proof, raises InputError unless it will do, and returns figures for the
-            metadata.
-        calibration: Images like `images`, of which int8 learns the ranges of activations.
+        options: Options of the export.
+        images: Images (3, h, w) uint8, as returned by the test pipeline; at least two, to verify two batches.
+        bounds: Maximum differences from PyTorch.
+        check: Additional check of the verified file. It raises InputError if the file is rejected, and returns figures
+            for the metadata.
+        calibration: Images like `images` for int8 calibration.
 
     Raises:
-        InputError: An unknown target or one whose packages are missing, options that do not go together, a model that
-            is no detector, sizes that it cannot take, or a difference above the bounds.
+        InputError: The target is unknown or its packages are missing, options are incompatible, the model is not a
+            detector or does not support the sizes, or a difference exceeds the bounds.
     """
     module, path = target_module(target), Path(path)
     if path.suffix != module.SUFFIX:
-        raise InputError(f'{path}: {target} files end in {module.SUFFIX}, name one.')
+        raise InputError(f'{path}: the suffix of {target} files must be {module.SUFFIX}.')
     check_options(options)
     check_precision(target, options.precision)
     deployed = DeployedDetector(detector, options.preprocessing).eval()
@@ -75,7 +75,7 @@ def export_detector(
         prefix=f'.{path.name}.', suffix='.unfinished', dir=path.parent
     ) as folder:
         written, proof = Path(folder, path.name), None
-        # a single node that no runtime here has a kernel for is proved in the form of ONNX's own operators
+        # no Python runtime has a kernel for these custom nodes: verify the same model with standard ONNX operators
         provable = options._replace(op='gridsample') if options.op in SINGLE_NODES else options
         if getattr(module, 'HAS_RUNTIME', True):
             module.write(deployed, example, provable, written)
@@ -89,37 +89,35 @@ def export_detector(
         if provable is not options or proof is None:
             module.write(deployed, example, options, written)
         module.annotate(written, info)
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):  # the named one last
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):  # `path` itself last
             shutil.move(file, path.parent / file.name)
     return Exported(path, info, proof)
 
 
 def check_options(options: ExportOptions) -> None:
-    """Raise InputError for sizes, an opset or an op that no target takes."""
+    """Raise an InputError for a size, opset or op that no target supports."""
     for name in ('batch', 'height', 'width'):
         size = getattr(options, name)
         if size is not None and size < 1:
-            raise InputError(f'--{name} {size}: at least 1, or leave it out for any.')
+            raise InputError(f'--{name} {size}: must be at least 1; omit it for dynamic sizes.')
     if options.opset not in OPSETS:
-        raise InputError(
-            f'--opset {options.opset}: detectors are written for opset {OPSETS[0]} to {OPSETS[-1]}; take one of these.'
-        )
+        raise InputError(f'--opset {options.opset}: must be between {OPSETS[0]} and {OPSETS[-1]}.')
     if options.op not in OPS:
-        raise InputError(f'--op {options.op}: there are {", ".join(OPS)}.')
+        raise InputError(f'--op {options.op}: choose one of {", ".join(OPS)}.')
     if options.op in SINGLE_NODES and options.precision != 'fp32':
         raise InputError(
-            f'--precision {options.precision}: no quantiser knows the node of --op {options.op}.'
+            f'--precision {options.precision}: quantisers do not support the custom node of --op {options.op}.'
         )
 
 
 def settle_batch(detector: Any, options: ExportOptions) -> ExportOptions:
-    """A batch of one image for a detector that answers image by image; its runtime takes larger ones apart."""
+    """Fix the batch size to 1 for detectors that process images one by one; runtimes split larger batches."""
     any_batch = getattr(detector, 'detects_any_batch', False)
     return options if any_batch or options.batch is not None else options._replace(batch=1)
 
 
 def describe(detector: Any, target: str, options: ExportOptions) -> ExportInfo:
-    """The metadata, before there is a proof."""
+    """Return the metadata before verification."""
     preprocessor = detector.data_preprocessor
     normalises = getattr(preprocessor, '_enable_normalize', False)
     mean, std = (
@@ -149,7 +147,7 @@ def describe(detector: Any, target: str, options: ExportOptions) -> ExportInfo:
 
 
 def plain_pipeline(cfg: Any) -> list[dict[str, Any]]:
-    """The config's test pipeline as JSON can hold it: types by their registered names."""
+    """Return the config's test pipeline in JSON-compatible form, with types as registered names."""
     from ddetr.engine.config import dataset_of
 
     def plain(value: Any) -> Any:
@@ -163,7 +161,7 @@ def plain_pipeline(cfg: Any) -> list[dict[str, Any]]:
 
 
 def example_inputs(deployed: nn.Module, options: ExportOptions, info: ExportInfo) -> tuple[Tensor, Tensor]:
-    """Inputs to trace with, which the detector has been run on. InputError for a size that it cannot take."""
+    """Return example inputs for tracing, after a test run; InputError if the detector does not support the size."""
     divisor = info.pad_size_divisor
     height, width = (
         fixed or -(-side // divisor) * divisor
@@ -175,7 +173,7 @@ def example_inputs(deployed: nn.Module, options: ExportOptions, info: ExportInfo
     if options.preprocessing == 'inside':
         images = (images * 255).to(torch.uint8)
     sizes_hw = torch.tensor([[height, width]] * batch)
-    sizes_hw[0] = torch.tensor([max(height - 9, 1), max(width - 17, 1)])  # one with padding
+    sizes_hw[0] = torch.tensor([max(height - 9, 1), max(width - 17, 1)])  # one image with padding
     try:
         with torch.no_grad():
             deployed(images, sizes_hw)
@@ -187,7 +185,7 @@ def example_inputs(deployed: nn.Module, options: ExportOptions, info: ExportInfo
 
 
 def batches_of(images: Sequence[np.ndarray], options: ExportOptions) -> list[Sequence[np.ndarray]]:
-    """The images as batches of two sizes, where the file takes any: the first one alone, then the others in pairs."""
+    """Split images into batches: with a dynamic batch size, the first image alone and the others in pairs."""
     if options.batch is not None:
         return [images[start : start + options.batch] for start in range(0, len(images), options.batch)]
     return [images[:1], *(images[start : start + 2] for start in range(1, len(images), 2))]

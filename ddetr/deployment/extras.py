@@ -1,4 +1,4 @@
-"""The optional packages of deployment."""
+"""Optional packages of deployment."""
 
 import importlib
 
@@ -6,7 +6,7 @@ from ddetr.utils.errors import InputError
 
 
 def require(*modules: str) -> None:
-    """Import these; InputError that names the missing one and the extra to install."""
+    """Import optional packages; InputError names the missing one and the extra to install."""
     for module in modules:
         try:
             importlib.import_module(module)

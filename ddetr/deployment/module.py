@@ -1,4 +1,4 @@
-"""A detector as a function of tensors: what is traced, and what the proof compares with."""
+"""Detector as a function of tensors, for tracing and verification."""
 
 from typing import Any
 
@@ -11,34 +11,35 @@ from ddetr.utils.errors import InputError
 
 
 class DeployedDetector(nn.Module):
-    """A detector's own forward pass and selection behind the signature of exported files; see `ExportInfo`.
+    """A detector's own forward pass and selection with the signature of exported files; see `ExportInfo`.
 
     Args:
-        detector: A `BaseDetector`; it is used as it is and must be in evaluation mode.
+        detector: A `BaseDetector` in evaluation mode; not modified.
         preprocessing: 'outside' or 'inside'; see `ExportInfo`.
 
     Raises:
-        InputError: A model that cannot `detect`; preprocessing 'inside' with a data preprocessor of another kind.
+        InputError: The model has no method `detect`, or preprocessing is 'inside' with an unsupported data
+            preprocessor.
     """
 
     def __init__(self, detector: Any, preprocessing: str = 'outside') -> None:
         super().__init__()
         if not hasattr(detector, 'detect'):
             raise InputError(
-                f'{type(detector).__name__} is no detector of ddetr: a model that can be exported is a subclass of '
-                'BaseDetector or has its method `detect`.'
+                f'{type(detector).__name__} cannot be exported: it is not a subclass of BaseDetector and does not '
+                'have its method `detect`.'
             )
         self.detector: Any = detector
         preprocessor = getattr(detector, 'data_preprocessor', None)
         if preprocessing == 'inside' and not isinstance(preprocessor, ImgDataPreprocessor):
             raise InputError(
-                f'preprocessing inside the graph: {type(preprocessor).__name__} is no ImgDataPreprocessor; export '
+                f'preprocessing inside the graph: {type(preprocessor).__name__} is not an ImgDataPreprocessor. Export '
                 'without --with-preprocessing.'
             )
         self.preprocessor = preprocessor if preprocessing == 'inside' else None
 
     def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) images, padded, and (B, 2) int64, their sizes without padding -> detections."""
+        """Detect in padded images (B, 3, H, W) of unpadded sizes (B, 2) int64."""
         height, width = images.shape[-2:]
         rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
         below = rows[None, :, None] >= sizes_hw[:, 0, None, None]  # (B, H, 1)
@@ -47,7 +48,7 @@ class DeployedDetector(nn.Module):
         if self.preprocessor is not None:
             images = normalise(images, pad_mask, self.preprocessor)
         found = self.detector.detect(ImageBatch(images, pad_mask))
-        # a plain tuple: torch.export.save knows no named one
+        # torch.export.save does not support named tuples
         return found.boxes_xyxy_px.float(), found.scores.float(), found.labels.long()
 
 

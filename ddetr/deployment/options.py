@@ -1,19 +1,19 @@
-"""What an export is asked for."""
+"""Options of an export."""
 
 from typing import NamedTuple
 
 OPS = ('gridsample', 'gather', 'node', 'tensorrt')
-SINGLE_NODES = ('node', 'tensorrt')  # of these, which no runtime in Python has a kernel for
+SINGLE_NODES = ('node', 'tensorrt')  # custom nodes that no Python runtime has a kernel for
 OPSETS = range(18, 23)
 
 
 class ExportOptions(NamedTuple):
-    """How a detector is exported."""
+    """Options of an export."""
 
-    batch: int | None = None  # fixed number of images; None for any, where the detector and the target can
-    height: int | None = None  # fixed, in pixels; None for any
+    batch: int | None = None  # fixed batch size; None for dynamic, if detector and target support it
+    height: int | None = None  # fixed height in pixels; None for dynamic
     width: int | None = None
     preprocessing: str = 'outside'  # 'inside': uint8 images in, normalised in the graph
-    opset: int = 18  # of ONNX, from 18 on
-    op: str = 'gridsample'  # of OPS: how deformable attention is written in ONNX
-    precision: str = 'fp32'  # of PRECISIONS
+    opset: int = 18  # ONNX opset, at least 18
+    op: str = 'gridsample'  # one of OPS: representation of deformable attention in ONNX
+    precision: str = 'fp32'  # one of PRECISIONS

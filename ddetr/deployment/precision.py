@@ -1,8 +1,8 @@
-"""Half precision and 8-bit integers for exported files, by the quantisers of their runtimes.
+"""Half precision and int8 for exported files, with the quantisers of their runtimes.
 
-Half precision keeps coordinates in float32: a float16 at 1,000 pixels is off by half a pixel. In ONNX, convolutions
-and matrix products are computed in float16; in OpenVINO, weights are stored in it and the runtime chooses. 8-bit
-integers are for convolutions and matrix products with constant weights, their activations calibrated on images.
+Half precision keeps coordinates in float32: at 1,000 pixels, float16 is off by up to half a pixel. In ONNX,
+convolutions and matrix products are computed in float16; in OpenVINO, weights are stored in float16 and the runtime
+chooses. int8 is used for convolutions and matrix products with constant weights; activations are calibrated on images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from .info import INPUT_NAMES
 from .proof import Bounds
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
-# Detections change in int8, so that only their AP is bounded. The AP's bounds are of each metric, absolute.
+# int8 changes individual detections, so only the AP is bounded. The bounds are absolute and apply to each metric.
 BOUNDS = {
     'fp32': Bounds(),
     'fp16': Bounds(score=0.02, box_px=2.0, min_score=0.3),
@@ -27,29 +27,29 @@ BOUNDS = {
 AP_BOUNDS = {'fp32': 1e-3, 'fp16': 5e-3, 'int8': 0.03}
 IN_HALF = ('Conv', 'MatMul', 'Gemm', 'Relu')
 
-Batches = Sequence[tuple[np.ndarray, np.ndarray]]  # `images` and `sizes_hw`, as the file takes them
+Batches = Sequence[tuple[np.ndarray, np.ndarray]]  # inputs `images` and `sizes_hw` of the file
 
 
 def check_precision(target: str, precision: str) -> None:
-    """Raise InputError unless a target can be written in this precision here."""
+    """Raise an InputError unless a target supports this precision and its packages are installed."""
     if precision not in PRECISIONS:
-        raise InputError(f'--precision {precision}: there are {", ".join(PRECISIONS)}.')
+        raise InputError(f'--precision {precision}: choose one of {", ".join(PRECISIONS)}.')
     if precision == 'fp32':
         return
     if (target, precision) not in CONVERTERS:
         known = ' and '.join(sorted({name for name, _ in CONVERTERS}))
-        raise InputError(f'--precision {precision}: {known} can be written in it, {target} cannot.')
+        raise InputError(f'--precision {precision}: only {known} support it, {target} does not.')
     require(*{'onnx': ('onnx', 'onnxruntime'), 'openvino': ('openvino', 'nncf')}[target])
 
 
 def convert(path: Path, target: str, precision: str, batches: Batches) -> None:
-    """Rewrite a float32 file in another precision, in place; its metadata may be lost.
+    """Convert a float32 file to another precision in place; its metadata may be lost.
 
     Args:
-        path: File of this target.
+        path: File in the format of the target.
         target: 'onnx' or 'openvino'.
         precision: One of `PRECISIONS`.
-        batches: To calibrate int8 with.
+        batches: Batches for int8 calibration.
     """
     if precision != 'fp32':
         CONVERTERS[target, precision](path, batches)
@@ -62,7 +62,7 @@ def _onnx_fp16(path: Path, batches: Batches) -> None:
     model = onnx.load(path)
     kept = sorted({node.op_type for node in model.graph.node} - set(IN_HALF))
     half = convert_float_to_float16(model, keep_io_types=True, op_block_list=kept)
-    del half.graph.value_info[:]  # types of before the conversion are left in it
+    del half.graph.value_info[:]  # still has the types before the conversion
     onnx.save(half, path)
 
 
@@ -70,7 +70,7 @@ def _onnx_int8(path: Path, batches: Batches) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
-        """Hands out the batches one by one."""
+        """Return the batches one by one."""
 
         def __init__(self) -> None:
             self._feeds: Iterator[dict[str, np.ndarray]] = iter(_feeds(batches))
@@ -87,7 +87,7 @@ def _onnx_int8(path: Path, batches: Batches) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        extra_options={'MatMulConstBOnly': True},  # attention's products of activations stay in float32
+        extra_options={'MatMulConstBOnly': True},  # products of two activations (attention) stay in float32
     )
     quantised.replace(path)
 
@@ -112,7 +112,7 @@ def _openvino_int8(path: Path, batches: Batches) -> None:
 
 
 def _save(model: Any, path: Path, half: bool) -> None:
-    """Write an OpenVINO model over the files that it may still have mapped."""
+    """Overwrite an OpenVINO model whose files may still be memory-mapped."""
     import openvino
 
     new = path.with_name(f'{path.stem}.new.xml')

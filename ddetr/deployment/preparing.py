@@ -1,4 +1,4 @@
-"""From images of any size to the padded batch that an exported file takes, in numpy."""
+"""Preprocessing of images of any size to a padded batch for exported files, in numpy."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from .info import ExportInfo
 
 
 def prepare_batch(images: Sequence[np.ndarray], info: ExportInfo) -> tuple[np.ndarray, np.ndarray]:
-    """Pad and, unless the file does it itself, normalise images.
+    """Pad images and normalise them, unless the file does so itself.
 
     Args:
-        images: (3, h, w) uint8 each, as the test pipeline gives them.
-        info: Of the file.
+        images: Images (3, h, w) uint8, as returned by the test pipeline.
+        info: Metadata of the file.
 
     Returns:
-        `images` (B, 3, H, W) and `sizes_hw` (B, 2), the file's inputs.
+        Inputs of the file: `images` (B, 3, H, W) and `sizes_hw` (B, 2).
     """
     images = [fit(image, info.height, info.width) for image in images]
     sizes_hw = np.array([image.shape[1:] for image in images], dtype=np.int64)
@@ -34,7 +34,7 @@ def prepare_batch(images: Sequence[np.ndarray], info: ExportInfo) -> tuple[np.nd
 
 
 def fit(image: np.ndarray, height: int | None, width: int | None) -> np.ndarray:
-    """A (3, h, w) image, scaled down as far as it exceeds a fixed height or width."""
+    """Shrink an image (3, h, w) if it exceeds a fixed height or width."""
     limits = [limit / side for limit, side in zip((height, width), image.shape[1:], strict=True) if limit]
     scale = min([1.0, *limits])
     if scale == 1:
@@ -45,7 +45,7 @@ def fit(image: np.ndarray, height: int | None, width: int | None) -> np.ndarray:
 
 
 def normalise(image: np.ndarray, info: ExportInfo) -> np.ndarray:
-    """(3, h, w) uint8 -> float32 as the model takes it."""
+    """Normalise an image (3, h, w) from uint8 to the model's float32 input."""
     image = image[::-1] if info.bgr_to_rgb else image
     image = image.astype(np.float32)
     if not info.mean:

@@ -1,11 +1,11 @@
-"""Proof of an export: its runtime and PyTorch detect the same in the same images.
+"""Verification of an export: its runtime and PyTorch must give the same detections on the same images.
 
-Detections are paired by class, score and box, not by rank, so that near-equal scores may change places. Where
-proposals tie, a difference of one rounding decides which of them the decoder sees, and results differ by far more than
-rounding. That is told from an error by PyTorch itself: `shaken` adds noise of a few roundings to the output of every
-layer, as another runtime's order of summation does. If PyTorch then changes by more than the bound as well, the image
-is undecided: it is counted and reported, and neither proves nor disproves anything. A proof needs at least half of the
-images decided.
+Detections are matched by class, score and box, not by rank, so near-equal scores may swap places. If proposals tie, a
+single rounding error decides which of them the decoder gets, and results differ by far more than rounding. To tell
+such cases from real errors, `shaken` adds noise of a few rounding errors to the output of every layer in PyTorch, like
+a different order of summation in another runtime. If PyTorch's own result then also changes by more than the bounds,
+the image is undecided: it is reported, but counts neither for nor against the export. At least half of the images must
+be decided.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from ddetr.utils.errors import InputError
 from .preparing import prepare_batch
 from .runtimes import Runtime
 
-NOISE = 1e-6  # of a layer's largest output: what float32 sums over a few hundred terms differ by
-SHAKES = 2  # draws of the noise
+NOISE = 1e-6  # relative to a layer's largest output: rounding error of float32 sums over a few hundred terms
+SHAKES = 2  # number of noise samples
 
 
 class Bounds(NamedTuple):
-    """The largest differences that an export may have."""
+    """Maximum differences between an export and PyTorch."""
 
     score: float = 1e-4
     box_px: float = 0.1
-    min_score: float = 0.05  # of the detections that are compared
+    min_score: float = 0.05  # minimum score of compared detections
 
 
 class Found(NamedTuple):
-    """What was found in one image."""
+    """Detections in one image."""
 
     boxes: np.ndarray  # (N, 4) x1 y1 x2 y2 in pixels of the input image
     scores: np.ndarray  # (N,) descending
@@ -43,28 +43,28 @@ class Found(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Between two results for one image."""
+    """Difference between two results for one image."""
 
     score: float
     box_px: float
-    compared: int  # pairs of detections
-    unmatched: str = ''  # why a detection has no partner
+    compared: int  # number of matched pairs
+    unmatched: str = ''  # describes a detection without a match
 
     def exceeds(self, bounds: Bounds) -> bool:
-        """Whether one of the numbers is above its bound, or not finite."""
+        """Whether any difference exceeds its bound or is not finite."""
         within = self.score <= bounds.score and self.box_px <= bounds.box_px
         return bool(self.unmatched) or not within
 
 
 class Proof(NamedTuple):
-    """Figures of a comparison, over all images that are decided."""
+    """Results of a comparison over all decided images."""
 
     images: int
-    undecided: int  # images in which PyTorch's own result hangs on roundings
-    detections: int  # compared
+    undecided: int  # images where PyTorch's own result depends on rounding
+    detections: int  # number of compared detections
     score: float  # largest difference
     box_px: float
-    shapes: list[str]  # of the batches
+    shapes: list[str]  # batch shapes
 
     def __str__(self) -> str:
         undecided = f'; {self.undecided} undecided, where proposals tie' if self.undecided else ''
@@ -80,7 +80,7 @@ def prove(
     """Compare an exported file in its runtime with the detector on batches of (3, h, w) uint8 images.
 
     Raises:
-        InputError: A difference above the bounds, or too few images that can decide.
+        InputError: A difference exceeds the bounds, or too few images are decided.
     """
     differences, undecided, shapes = [], 0, []
     for images in batches:
@@ -100,14 +100,14 @@ def prove(
     total = len(differences) + undecided
     if 2 * undecided > total:
         raise InputError(
-            f'the export cannot be proved: in {undecided} of {total} images the result of PyTorch itself changes by '
-            'more than the bounds when its layers are rounded differently; give other images with --images.'
+            f'the export cannot be verified: in {undecided} of {total} images the result of PyTorch itself changes by '
+            'more than the bounds under rounding noise. Use other images with --images.'
         )
     detections = sum(difference.compared for difference in differences)
     if not detections:
         raise InputError(
-            f'the export cannot be proved: nothing in these images scores above {bounds.min_score:g}; give others with '
-            '--images, or a lower --min-score.'
+            f'the export cannot be verified: no detection in these images scores above {bounds.min_score:g}. Use other '
+            'images with --images, or a lower --min-score.'
         )
     score = max(difference.score for difference in differences)
     box_px = max(difference.box_px for difference in differences)
@@ -119,12 +119,12 @@ def _sentence(difference: Difference, bounds: Bounds, target: str) -> str:
         f'scores differ by {difference.score:.2g} (bound {bounds.score:g}) and boxes by {difference.box_px:.2g} pixels '
         f'(bound {bounds.box_px:g})'
     )
-    return f'the export to {target} does not detect what PyTorch detects: {what}. Nothing was written.'
+    return f'the export to {target} does not match PyTorch: {what}. Nothing was written.'
 
 
 @torch.no_grad()
 def detect(detector: Any, runtime: Runtime, images: Sequence[np.ndarray], size: Sequence[int]) -> list[Found]:
-    """What the detector finds by its own data preprocessor and `predict`, in batches padded to `size` (h, w)."""
+    """Run the detector with its own data preprocessor and `predict`, in batches padded to `size` (h, w)."""
     from .preparing import fit
 
     info = runtime.info
@@ -156,7 +156,7 @@ def unstable(
     expected: Sequence[Found],
     bounds: Bounds,
 ) -> list[bool]:
-    """For each image, whether the detector's own result changes by more than the bounds under roundings."""
+    """Return for each image whether the detector's own result changes by more than the bounds under rounding noise."""
     changed = [False] * len(images)
     for seed in range(SHAKES):
         with shaken(detector, seed):
@@ -168,7 +168,7 @@ def unstable(
 
 @contextlib.contextmanager
 def shaken(detector: nn.Module, seed: int) -> Iterator[None]:
-    """Add noise of `NOISE` times the largest output to every convolution's and linear layer's output."""
+    """Add noise of `NOISE` times the largest output to the outputs of all convolutions and linear layers."""
     generator = torch.Generator().manual_seed(seed)
 
     def shake(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -185,9 +185,9 @@ def shaken(detector: nn.Module, seed: int) -> Iterator[None]:
 
 
 def compare(expected: Found, found: Found, bounds: Bounds) -> Difference:
-    """Pair the detections of two results above the lowest score and measure the largest difference of a pair.
+    """Match the detections of two results above the minimum score, and return the largest difference of a pair.
 
-    A detection may lack a partner where the other result ends: at the lowest score, or at the last place of a list.
+    A detection may be unmatched if the other result was cut off there: at the minimum score or the end of the list.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -197,7 +197,7 @@ def compare(expected: Found, found: Found, bounds: Bounds) -> Difference:
     by_score = np.abs(expected.scores[rows, None] - found.scores[None, columns])  # (n, m)
     by_box = np.abs(expected.boxes[rows, None] - found.boxes[None, columns]).max(-1, initial=0.0)
     other_class = expected.labels[rows, None] != found.labels[None, columns]
-    # a class never pairs with another; scores and boxes weigh alike when a pixel is worth 1e-3
+    # different classes never match; a pixel counts as much as 1e-3 in score
     cost = by_score * 1e3 + by_box + other_class * 1e9
     at, to = linear_sum_assignment(cost)
     paired = ~other_class[at, to]
@@ -212,11 +212,11 @@ def compare(expected: Found, found: Found, bounds: Bounds) -> Difference:
 
 
 def _without_partner(who: str, result: Found, alone: np.ndarray, other: Found, bounds: Bounds) -> str:
-    """The best of the detections `alone` that only one side has, unless rank or score cut it off on the other side."""
+    """Describe the best of the unmatched detections `alone`, unless the other side cut it off by rank or score."""
     cut_by_rank = 0 < len(result.scores) <= len(other.scores)
     lowest = max(bounds.min_score, float(other.scores[-1]) if cut_by_rank else 0.0)
     missing = [i for i in alone if result.scores[i] > lowest + bounds.score]
     if not missing:
         return ''
     best = missing[0]
-    return f'{who} alone finds class {result.labels[best]} with score {result.scores[best]:.4f}'
+    return f'only {who} detects class {result.labels[best]} with score {result.scores[best]:.4f}'

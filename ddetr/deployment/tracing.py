@@ -1,4 +1,4 @@
-"""A detector as a graph of PyTorch's operators, which all targets start from."""
+"""Tracing of a detector to a graph of PyTorch operators, the common input of all targets."""
 
 import contextlib
 import warnings
@@ -16,10 +16,10 @@ from ddetr.utils.errors import InputError, first_line
 
 
 def trace(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOptions) -> ExportedProgram:
-    """The module as a graph, with all sizes dynamic that the options do not fix.
+    """Trace the module; all sizes are dynamic unless the options fix them.
 
     Raises:
-        InputError: The detector does something that cannot be traced.
+        InputError: The detector cannot be traced.
     """
     shapes = {name: dict.fromkeys(axes, Dim.DYNAMIC) for name, axes in axis_names(options).items()}
     try:
@@ -27,23 +27,23 @@ def trace(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
             return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
     except InputError:
         raise
-    except Exception as error:  # torch.export has no common class of errors
+    except Exception as error:  # torch.export has no common exception class
         detector = type(getattr(module, 'detector', module)).__name__
         raise InputError(
-            f'{detector} cannot be traced by torch.export: {first_line(error)} Where its code needs sizes as numbers, '
+            f'{detector} cannot be traced by torch.export: {first_line(error)} If its code needs constant sizes, '
             'fix them with --batch, --height and --width.'
         ) from error
 
 
 def axis_names(options: ExportOptions) -> dict[str, dict[int, str]]:
-    """The dynamic axes of the inputs, by input and axis."""
+    """Return the names of the inputs' dynamic axes, by input and axis."""
     sizes = {0: ('batch', options.batch), 2: ('height', options.height), 3: ('width', options.width)}
     images = {axis: name for axis, (name, fixed) in sizes.items() if fixed is None}
     return dict(zip(INPUT_NAMES, (images, {0: 'batch'} if options.batch is None else {}), strict=True))
 
 
 class SymbolicNumbers(TorchFunctionMode):
-    """Keep symbolic numbers in `tensor.new_tensor`, which would fix them at the example's, as `torch.tensor` does."""
+    """Keep numbers symbolic in `tensor.new_tensor`, as in `torch.tensor`; otherwise it fixes the example's values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -67,7 +67,7 @@ def _stack(data: Any, like: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' notes about themselves out of the output."""
+    """Suppress log messages of the exporters."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield

@@ -1,4 +1,4 @@
-"""Boxes with labels, drawn on an image."""
+"""Drawing of labelled boxes on images."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,15 +16,15 @@ LEAST_FONT_PX, LEAST_LINE_PX = 12, 2
 
 
 class BoxStyle(NamedTuple):
-    """How boxes look. What is None follows from the picture's size."""
+    """Style of boxes. Sizes that are None depend on the image size."""
 
     line_px: float | None = None
     font_px: int | None = None
     alpha: float = 1.0  # opacity of the lines
-    fill: float = 0.0  # opacity of the boxes' area; 0 leaves them empty
+    fill: float = 0.0  # opacity of the box area; 0 for no fill
     text_color: Color | None = None  # None: black or white, whichever is legible
     font_file: str | None = (
-        None  # a TrueType or OpenType font; None: DejaVu Sans, which has no Chinese characters
+        None  # TrueType or OpenType font; None for DejaVu Sans, which has no Chinese characters
     )
 
 
@@ -35,17 +35,17 @@ def draw_boxes(
     colors: Sequence[Color],
     style: BoxStyle = BoxStyle(),  # noqa: B008 (immutable)
 ) -> np.ndarray:
-    """Draw boxes with labels that do not cover each other; a label without room near its box is left out.
+    """Draw boxes with non-overlapping labels; a label without space near its box is omitted.
 
     Args:
-        image: (H, W, 3) RGB uint8; it stays as it is.
-        boxes_xyxy_px: (N, 4); the last ones are drawn on top, and their labels are placed first.
-        texts: N labels; an empty one is not drawn.
+        image: Image, (H, W, 3) RGB uint8; not modified.
+        boxes_xyxy_px: Boxes (N, 4); later boxes are drawn on top, and their labels are placed first.
+        texts: N labels; empty ones are not drawn.
         colors: N colours.
-        style: See there.
+        style: Style of boxes and labels.
 
     Returns:
-        The picture, (H, W, 3) RGB uint8.
+        New picture, (H, W, 3) RGB uint8.
     """
     height, width = image.shape[:2]
     line = round(style.line_px if style.line_px is not None else automatic_line_px(image))
@@ -72,17 +72,17 @@ def draw_boxes(
 
 
 def automatic_line_px(image: np.ndarray) -> int:
-    """Width of the boxes' lines by the picture's size: 2 pixels at 720 x 480, 12 at 4000 x 3000."""
+    """Choose the line width by image size: 2 pixels at 720 x 480, 12 at 4000 x 3000."""
     return max(LEAST_LINE_PX, round(_size(image) / 300))
 
 
 def automatic_font_px(image: np.ndarray) -> int:
-    """Size of the labels' font by the picture's size: 13 pixels at 720 x 480, 77 at 4000 x 3000."""
+    """Choose the font size by image size: 13 pixels at 720 x 480, 77 at 4000 x 3000."""
     return max(LEAST_FONT_PX, round(_size(image) / 45))
 
 
 def _size(image: np.ndarray) -> float:
-    """Mean of the sides; long strips count by their short side."""
+    """Return the mean side length; for elongated images it depends on the short side."""
     short, long = sorted(image.shape[:2])
     return (short * min(long, 3 * short)) ** 0.5
 
@@ -90,7 +90,7 @@ def _size(image: np.ndarray) -> float:
 def _draw_frames(
     image: np.ndarray, boxes: np.ndarray, colors: Sequence[Color], line: int, style: BoxStyle
 ) -> np.ndarray:
-    """Areas, dark rims and lines of all boxes; those at the picture's edges are drawn inside."""
+    """Draw fills, dark rims and lines of all boxes; lines at the image border are moved inside."""
     height, width = image.shape[:2]
     inset = line / 2
     limits = np.array([width, height, width, height]) - 1 - inset
@@ -102,11 +102,11 @@ def _draw_frames(
             cv2.rectangle(areas, (x1, y1), (x2, y2), color, cv2.FILLED)
         picture = cv2.addWeighted(areas, style.fill, picture, 1 - style.fill, 0)
     rims = np.zeros((height, width), dtype=np.uint8)
-    rim = line + 2 * max(1, round(line / 3)) if line > 1 else line  # it would drown lines of one pixel
+    rim = line + 2 * max(1, round(line / 3)) if line > 1 else line  # a rim would hide 1-pixel lines
     for x1, y1, x2, y2 in corners:
         cv2.rectangle(rims, (x1, y1), (x2, y2), 1, rim)
     picture = picture.copy() if picture is image else picture
-    picture >>= rims[..., None]  # half as bright: sets lines off from backgrounds of their colour
+    picture >>= rims[..., None]  # half the brightness, so that lines stand out on backgrounds of their colour
     lines = picture if style.alpha == 1 else picture.copy()
     for (x1, y1, x2, y2), color in zip(corners, colors, strict=True):
         cv2.rectangle(lines, (x1, y1), (x2, y2), color, line)
@@ -116,7 +116,7 @@ def _draw_frames(
 def _label(
     size_wh: tuple[int, int], text: str, color: Color, text_color: Color, font: ImageFont.FreeTypeFont
 ) -> np.ndarray:
-    """A label of its own, (h, w, 3)."""
+    """Render a label as a picture (h, w, 3)."""
     label = Image.new('RGB', size_wh, color)
     ascent, descent = font.getmetrics()
     baseline = round((size_wh[1] + ascent - descent) / 2)
@@ -125,7 +125,7 @@ def _label(
 
 
 def _padding(font: ImageFont.FreeTypeFont) -> int:
-    """Pixels between a label's edges and its text."""
+    """Padding between label border and text in pixels."""
     return max(3, round(font.size / 3.5))
 
 

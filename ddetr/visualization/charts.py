@@ -1,6 +1,6 @@
-"""Line charts as inline SVG. Colours are the page's CSS variables, so that one chart suits light and dark.
+"""Line charts as inline SVG. Colours are CSS variables of the page, so charts work in light and dark mode.
 
-`Markup.format` escapes every text that comes from data.
+`Markup.format` escapes all text that comes from data.
 """
 
 import math
@@ -12,22 +12,22 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 36
-LOG_RANGE = 30  # a range of positive values that is this wide is drawn on a logarithmic scale
+LOG_RANGE = 30  # ratio of largest to smallest positive value from which the scale is logarithmic
 
 
 class Line(NamedTuple):
     """One curve of a line chart."""
 
     name: str
-    color: str  # a CSS variable
+    color: str  # CSS variable
     x: np.ndarray
     y: np.ndarray
     dash: str = ''
-    notes: Sequence[str] | None = None  # of each point, which is then marked
+    notes: Sequence[str] | None = None  # tooltip of each point; if given, points are marked
 
 
 class Axis(NamedTuple):
-    """An axis with its name and limits; positive limits may be on a logarithmic scale."""
+    """Axis with name and limits; the scale may be logarithmic if the limits are positive."""
 
     name: str
     low: float = 0.0
@@ -35,14 +35,14 @@ class Axis(NamedTuple):
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value lies between the limits, 0 to 1."""
+        """Relative position of a value between the limits, 0 to 1."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = (math.log10(number) for number in (low, high, max(value, low)))
         return min(max((value - low) / (high - low), 0.0), 1.0)
 
     def ticks(self) -> list[float]:
-        """About five round numbers between the limits."""
+        """Return about five round numbers between the limits."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             steps = (1, 2, 5) if len(decades) <= 3 else (1,)
@@ -57,7 +57,7 @@ class Axis(NamedTuple):
 
 
 def axis_for(name: str, values: np.ndarray, from_zero: bool = False) -> Axis:
-    """An axis on which all finite `values` fit; logarithmic where they are positive and far apart."""
+    """Return an axis that covers all finite `values`; logarithmic if they are positive and span a wide range."""
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if not from_zero and low > 0 and high > LOG_RANGE * low:
@@ -68,14 +68,14 @@ def axis_for(name: str, values: np.ndarray, from_zero: bool = False) -> Axis:
 
 
 def svg(width: float, height: float, content: Markup, title: str, css: str = 'chart') -> Markup:
-    """A picture that scales with its place on the page."""
+    """Return an SVG picture that scales with the page layout."""
     return Markup(
         '<svg class="{}" viewBox="0 0 {:g} {:g}" width="{:g}" role="img" aria-label="{}">{}</svg>'
     ).format(css, width, height, width, title, content)
 
 
 def line_chart(lines: Sequence[Line], x_axis: Axis, y_axis: Axis, diagonal: bool = False) -> Markup:
-    """Curves with their names below; `diagonal` marks where both axes have come equally far."""
+    """Draw curves with a legend below; `diagonal` adds the line where both axes are equal."""
     parts = [_frame(x_axis, y_axis)]
     if diagonal:
         parts.append(_path([_x(0), _x(1)], [_y(0), _y(1)], 'var(--muted)', '2 4'))
@@ -93,7 +93,7 @@ def line_chart(lines: Sequence[Line], x_axis: Axis, y_axis: Axis, diagonal: bool
 
 
 def legend(entries: Sequence[tuple[str, str, str]]) -> Markup:
-    """(name, CSS variable, dash pattern) of each curve."""
+    """Draw a legend from the (name, CSS variable, dash pattern) of each curve."""
     items = [
         Markup(
             '<span><svg class="key" viewBox="0 0 22 8" width="22"><path d="M1 4H21" '
@@ -120,7 +120,7 @@ def _path(xs: Sequence[float], ys: Sequence[float], color: str, dash: str) -> Ma
 
 
 def _frame(x_axis: Axis, y_axis: Axis) -> Markup:
-    """Grid, numbers and names of both axes."""
+    """Draw grid, tick labels and names of both axes."""
     bottom, parts = HEIGHT - BOTTOM, []
     text = Markup('<text x="{:.1f}" y="{:.1f}" class="tick {}">{}</text>')
     for tick in x_axis.ticks():
@@ -139,5 +139,5 @@ def _frame(x_axis: Axis, y_axis: Axis) -> Markup:
 
 
 def tick_text(value: float) -> str:
-    """A number that fits beside an axis: 0.05, 20, 20k, 1e-05."""
+    """Format a tick label compactly: 0.05, 20, 20k, 1e-05."""
     return f'{value / 1000:g}k' if abs(value) >= 10_000 else f'{value:g}'

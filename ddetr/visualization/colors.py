@@ -1,4 +1,4 @@
-"""Colours of classes, the same in every picture and page."""
+"""Class colours, consistent across all pictures and pages."""
 
 import colorsys
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 Color = tuple[int, int, int]  # r g b, 0..255
 
 GOLDEN_RATIO = 0.618034
-TONES = ((0.80, 0.98), (0.95, 0.72), (0.50, 1.0))  # saturation and value, by turns
-LEAST_LUMINANCE = 0.15  # blue of full saturation has 0.07, which is hard to see on dark images
+TONES = ((0.80, 0.98), (0.95, 0.72), (0.50, 1.0))  # saturation and value, alternating
+LEAST_LUMINANCE = 0.15  # saturated blue has 0.07, which is hard to see on dark images
 
 
 def class_color(label: int, palette: Sequence[Sequence[int]] | None = None) -> Color:
-    """The colour of a class, by its number: the palette's, else steps of the golden ratio around the colour wheel.
+    """Return the colour of a class: from the palette, or by golden ratio steps around the colour wheel.
 
-    Neighbouring labels differ most; the tone changes after each turn of the wheel.
+    Consecutive labels differ most; the tone changes after each full turn.
     """
     if palette is not None and label < len(palette):
         red, green, blue = palette[label]
@@ -27,13 +27,13 @@ def class_color(label: int, palette: Sequence[Sequence[int]] | None = None) -> C
 
 
 def text_color_on(background: Color) -> Color:
-    """Black or white, whichever stands out more: at least 4.58:1 on any colour."""
+    """Return black or white, whichever has the higher contrast: at least 4.58:1 on any colour."""
     white, black = (255, 255, 255), (0, 0, 0)
     return white if contrast(white, background) >= contrast(black, background) else black
 
 
 def contrast(first: Color, second: Color) -> float:
-    """Contrast ratio of two colours, 1 to 21, as WCAG 2.2 defines it."""
+    """Contrast ratio of two colours, 1 to 21, as defined by WCAG 2.2."""
     darker, lighter = sorted((_luminance(first), _luminance(second)))
     return (lighter + 0.05) / (darker + 0.05)
 

@@ -1,4 +1,4 @@
-"""Many small pictures with boxes on a few sheets."""
+"""Contact sheets: many small pictures with boxes on few sheets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ from mmengine.structures import InstanceData
 from .local_visualizer import DetLocalVisualizer
 
 COLUMNS, ROWS = 4, 3
-SIDE_PX = 400  # of a picture's square on its sheet
+SIDE_PX = 400  # of the square cell of a picture
 GAP_PX = 6
 
 
 class ContactSheet:
-    """Collects images with their boxes; `write` puts them on sheets of 4 x 3.
+    """Collect images with their boxes, and write them to sheets of 4 x 3 pictures.
 
     Args:
-        classes: Names by label.
+        classes: Class names by label.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ class ContactSheet:
         self.visualizer.dataset_meta = {'classes': classes}
 
     def add(self, image: np.ndarray, boxes_xyxy_px: np.ndarray, labels: np.ndarray) -> InstanceData:
-        """Draw one (H, W, 3) RGB uint8 image with boxes (N, 4) and labels (N,); the boxes inside the image."""
+        """Draw an (H, W, 3) RGB uint8 image with boxes (N, 4) and labels (N,); return the boxes inside the image."""
         height, width = image.shape[:2]
         boxes = np.asarray(boxes_xyxy_px, dtype=float).clip(0, [width, height, width, height])
         truth = InstanceData(bboxes=boxes, labels=np.asarray(labels))
@@ -35,7 +35,7 @@ class ContactSheet:
         return truth
 
     def write(self, folder: Path) -> list[str]:
-        """Write `sheet_00.jpg` and so on into `folder`; their names."""
+        """Write `sheet_00.jpg` etc. to `folder`; return their names."""
         names = []
         each = COLUMNS * ROWS
         for start in range(0, len(self.pictures), each):
@@ -49,7 +49,7 @@ class ContactSheet:
 
 
 def _squared(picture: np.ndarray) -> np.ndarray:
-    """With white around it."""
+    """Pad a picture to a square with white."""
     square = np.full((SIDE_PX + GAP_PX, SIDE_PX + GAP_PX, 3), 255, dtype=np.uint8)
     square[: picture.shape[0], : picture.shape[1]] = picture
     return square

@@ -1,4 +1,4 @@
-"""Curves of a training, from the scalars that mmengine's local backend writes."""
+"""Training curves, from the scalars written by mmengine's local backend."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,30 +11,30 @@ STEPS = ('step', 'iter', 'epoch')
 
 
 class Curve(NamedTuple):
-    """One scalar's values, in the order of steps."""
+    """Values of one scalar in the order of steps."""
 
     points: list[tuple[int, float]]  # (step, value)
-    unit: str  # of the steps: 'iteration', or 'epoch' for the metrics of an epoch-based validation
+    unit: str  # unit of the steps: 'iteration', or 'epoch' for metrics of epoch-based validation
 
 
 def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """The points of every curve in a work directory, see `read_curves`."""
+    """Read the points of all curves in a work directory; see `read_curves`."""
     return {key: curve.points for key, curve in read_curves(work_dir).items()}
 
 
 def read_curves(work_dir: str | Path, keys: Iterable[str] = ()) -> dict[str, Curve]:
-    """Every scalar logged in a work directory, over all of its runs.
+    """Read all scalars logged in a work directory, across its runs.
 
-    A resumed run continues the earlier ones: of a step logged twice, the later value counts. If a run began anew, the
-    earlier ones are left out.
+    A resumed run continues the earlier ones: if a step was logged twice, the later value counts. If a run started from
+    scratch, earlier runs are ignored.
 
     Raises:
-        InputError: There is no log in that folder, it cannot be read, or one of `keys` was not logged; the message
-            names those that were.
+        InputError: There is no log in the folder, it cannot be read, or one of `keys` was not logged; the message
+            lists the logged ones.
     """
     values: dict[str, dict[int, float]] = {}
     unit_of: dict[str, str] = {}
-    begun: int | None = None  # the first step of the training
+    begun: int | None = None  # first step of the run
     for log in _logs(Path(work_dir)):
         iteration = 0
         for record in _records(log):
@@ -51,7 +51,7 @@ def read_curves(work_dir: str | Path, keys: Iterable[str] = ()) -> dict[str, Cur
                 unit_of[key] = 'iteration' if step >= iteration else 'epoch'
     if not values:
         raise InputError(
-            f'{work_dir} holds no */vis_data/scalars.json: name the work directory of a training.'
+            f'{work_dir} has no */vis_data/scalars.json: give the work directory of a training run.'
         )
     for key in keys:
         if key not in values:
@@ -60,38 +60,38 @@ def read_curves(work_dir: str | Path, keys: Iterable[str] = ()) -> dict[str, Cur
 
 
 def _logs(work_dir: Path) -> list[Path]:
-    """The logs of all runs, from the first to the last; a run's folder is named after its time."""
+    """Return the logs of all runs in chronological order; run folders are named after their start time."""
     return sorted([*work_dir.glob('vis_data/scalars.json'), *work_dir.glob('*/vis_data/scalars.json')])
 
 
 def _records(log: Path) -> Iterator[dict[str, Any]]:
-    """The log's lines; the last one may be half-written while the training runs."""
+    """Yield the records of a log; the last line may be incomplete during training."""
     lines = log.read_text(encoding='utf-8').splitlines()
     for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise InputError(f'{log}, line {number}: no JSON; remove the line.') from error
+                raise InputError(f'{log}, line {number}: invalid JSON; remove the line.') from error
 
 
 def _scalars(record: dict[str, Any]) -> list[str]:
-    """Names of a record's values; `time` and `data_time` of a validation would be taken for the training's."""
+    """Names of a record's scalars, without `time` and `data_time` of validation, which clash with training's."""
     left_out = STEPS if 'iter' in record else (*STEPS, 'time', 'data_time')
     return [key for key, value in record.items() if isinstance(value, (int, float)) and key not in left_out]
 
 
 def draw_curves(work_dir: str | Path, keys: Iterable[str], out_file: str | Path) -> Path:
-    """Draw some scalars of a training, such as `loss` and `coco/bbox_mAP`, below each other; see `read_curves`.
+    """Plot scalars of a training run, such as `loss` and `coco/bbox_mAP`, below each other; see `read_curves`.
 
-    `out_file` is a `.png`, `.pdf` or `.svg`.
+    `out_file` may be a `.png`, `.pdf` or `.svg` file.
     """
     curves = read_curves(work_dir, keys := list(keys))
     return _draw([(key, [(None, curves[key])]) for key in keys], out_file, height=2.6)
 
 
 def draw_comparison(work_dirs: Mapping[str, str | Path], key: str, out_file: str | Path) -> Path:
-    """Draw one scalar of several trainings, by the names of the legend, into one diagram; as `draw_curves`."""
+    """Plot one scalar of several training runs, given by legend name, in one diagram; see `draw_curves`."""
     curves = [(name, read_curves(work_dir, [key])[key]) for name, work_dir in work_dirs.items()]
     return _draw([(key, curves)], out_file, height=4.2)
 
@@ -99,8 +99,8 @@ def draw_comparison(work_dirs: Mapping[str, str | Path], key: str, out_file: str
 def _draw(
     diagrams: Sequence[tuple[str, Sequence[tuple[str | None, Curve]]]], out_file: str | Path, height: float
 ) -> Path:
-    """Draw named curves into diagrams, whose titles stand at the y axis, below each other."""
-    from matplotlib.figure import Figure  # 0.3 s, which only drawing needs
+    """Plot named curves in diagrams below each other, with titles at the y axes."""
+    from matplotlib.figure import Figure  # takes 0.3 s to import
 
     figure = Figure(figsize=(7, height * len(diagrams)), layout='constrained')
     rows = figure.subplots(len(diagrams), squeeze=False)[:, 0]

@@ -1,35 +1,35 @@
-"""Places for the labels of boxes, in which no label covers another one."""
+"""Placement of box labels without overlaps."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-REACH = 5  # heights of a label that it may be away from its box
-COST_OF_LATER = 0.02  # of each further place in the order of preference, as a share of a covered box
+REACH = 5  # maximum distance from the box, in label heights
+COST_OF_LATER = 0.02  # cost of each later place in the order of preference, as a fraction of a covered box
 
 
 class Place(NamedTuple):
-    """Where a label stands."""
+    """Position of a label."""
 
     xyxy: np.ndarray  # (4,)
-    attached: bool  # touches its box; otherwise a line has to lead there
+    attached: bool  # touches its box; otherwise it needs a connecting line
 
 
 def place_labels(
     boxes_xyxy: np.ndarray, sizes_wh: np.ndarray, picture_wh: tuple[float, float]
 ) -> list[Place | None]:
-    """Place each box's label, the first ones first, where it covers no other label and little of other boxes.
+    """Place the labels of boxes, in order, so that they cover no other label and little of other boxes.
 
-    A label stands at its box, outside if there is room; else close to it; else nowhere.
+    A label is placed at its box, outside if there is space; otherwise near it; otherwise not at all.
 
     Args:
-        boxes_xyxy: (N, 4), in the picture's units.
-        sizes_wh: (N, 2) of the labels; none is placed that is larger than the picture.
-        picture_wh: Width and height; labels stay inside.
+        boxes_xyxy: Boxes (N, 4), in the picture's units.
+        sizes_wh: Label sizes (N, 2); labels larger than the picture are not placed.
+        picture_wh: Width and height of the picture; labels stay inside.
 
     Returns:
-        A place for each label, or None where all places near its box are taken.
+        One place per label, or None if all places near its box are taken.
     """
     places: list[Place | None] = []
     taken = np.zeros((0, 4))
@@ -61,18 +61,18 @@ def _place(
 
 
 def _beside(box: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Upper left corners (K, 2) of a label at a box, the preferred first."""
+    """Return candidate upper left corners (K, 2) of a label at a box, preferred ones first."""
     (x1, y1, x2, y2), (w, h) = box, size
     right, bottom = max(x2 - w, x1), max(y2 - h, y1)
     corners = [(x1, y1 - h), (x1, y1), (right, y1 - h), (x1, y2), (right, y1), (right, y2)]
     corners += [(x1, bottom), (right, bottom), (x2, y1), (x1 - w, y1), (x2, bottom), (x1 - w, bottom)]
     corners += [(x, y1 - h) for x in np.arange(x1 + h, right, h)]
     corners += [(x, y) for y in np.arange(y1 + h, bottom, h) for x in (x1, right)]
-    return np.array(corners[:200])  # of huge boxes
+    return np.array(corners[:200])  # limits the candidates of huge boxes
 
 
 def _overlaps(corners: np.ndarray, size: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Areas (K, M) in which labels at `corners` (K, 2) overlap `boxes` (M, 4)."""
+    """Return the overlap areas (K, M) of labels at `corners` (K, 2) with `boxes` (M, 4)."""
     low = np.maximum(corners[:, None], boxes[None, :, :2])
     high = np.minimum(corners[:, None] + size, boxes[None, :, 2:])
     return (high - low).clip(0).prod(-1)
@@ -83,16 +83,16 @@ def _at(corner: np.ndarray, size: np.ndarray, attached: bool) -> Place:
 
 
 def label_text(name: str, score: float | None = None, limit: int = 32) -> str:
-    """What a label says: a class and, of a detection, its score, such as `dog 0.87`."""
+    """Return the text of a label: the class and, for detections, the score, such as `dog 0.87`."""
     name = shorten(name, limit)
     return name if score is None else f'{name} {score:.2f}'
 
 
 def class_name(classes: Sequence[str], label: int) -> str:
-    """A label's name, also where the names are not known."""
+    """Return the class name of a label, or a placeholder if it is unknown."""
     return classes[label] if label < len(classes) else f'class {label}'
 
 
 def shorten(text: str, limit: int) -> str:
-    """A name of at most `limit` characters."""
+    """Shorten a name to at most `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + '…'

@@ -1,4 +1,4 @@
-"""Pictures of boxes: ground truth, detections, or both side by side."""
+"""Visualizer of boxes: ground truth, detections, or both side by side."""
 
 from pathlib import Path
 
@@ -26,20 +26,20 @@ class DetLocalVisualizer(Visualizer):
     Class names and colours come from `dataset_meta`: its `classes`, and its `palette` of (r, g, b) if it has one.
 
     Args:
-        name: Under which the process finds this instance.
-        line_width: Of the boxes, in pixels; None: by the picture's size.
-        alpha: Opacity of the boxes' lines, 0 to 1.
-        bbox_color: One (r, g, b) for all classes, instead of the palette's.
-        text_color: (r, g, b) of the labels' text; None: black or white, whichever is legible on the label's colour.
-        fill: Opacity of the boxes' area, 0 to 1; 0 leaves them empty.
-        font_size: Of the labels, in pixels; None: by the picture's size.
+        name: Name of the instance for mmengine's instance manager.
+        line_width: Line width of boxes in pixels; None to choose it by image size.
+        alpha: Opacity of lines, 0 to 1.
+        bbox_color: Single colour (r, g, b) for all classes, instead of the palette.
+        text_color: Text colour (r, g, b) of labels; None for black or white, whichever is legible on the label.
+        fill: Opacity of the box area, 0 to 1; 0 for no fill.
+        font_size: Font size of labels in pixels; None to choose it by image size.
         font_file: TrueType or OpenType font, for scripts that DejaVu Sans lacks, such as Chinese.
-        **kwargs: Of mmengine's Visualizer.
+        **kwargs: Arguments of mmengine's Visualizer.
     """
 
     def __init__(
         self,
-        name: str = 'visualizer',  # mmengine's manager of instances looks for this parameter
+        name: str = 'visualizer',  # required by mmengine's instance manager
         line_width: float | None = None,
         alpha: float = 1.0,
         bbox_color: tuple[int, int, int] | None = None,
@@ -66,22 +66,22 @@ class DetLocalVisualizer(Visualizer):
         out_file: str | None = None,
         step: int = 0,
     ) -> None:
-        """Draw one image's boxes on the original image, ground truth on the left if both are there.
+        """Draw boxes on the original image; if both are drawn, ground truth is on the left, detections on the right.
 
         Args:
-            name: of the picture, for windows and backends.
-            image: the original image, (H, W, 3) RGB uint8.
-            data_sample: its `gt_instances`, which are mapped to the original image, and `pred_instances`.
-            draw_gt, draw_pred: draw the ground truth and the detections, if there are any.
-            show: open a window for `wait_time` seconds, 0 for until a key is pressed.
-            wait_time: see `show`.
-            pred_score_thr: detections under this score are left out.
-            out_file: write the picture here; otherwise it goes to the backends.
-            step: of the training, for the backends.
+            name: Name of the picture for windows and backends.
+            image: Original image, (H, W, 3) RGB uint8.
+            data_sample: Sample with `gt_instances`, which are mapped to the original image, and `pred_instances`.
+            draw_gt, draw_pred: Whether to draw the ground truth and the detections, if there are any.
+            show: Open a window.
+            wait_time: Seconds to show the window; 0 waits for a key.
+            pred_score_thr: Minimum score of detections.
+            out_file: File to write; by default the picture goes to the backends.
+            step: Training step for the backends.
         """
         thr = pred_score_thr if draw_pred else None
         picture = image if data_sample is None else self.draw_sides(image, data_sample, thr, draw_gt)
-        self.set_image(picture)  # so that get_image() gives what was drawn last
+        self.set_image(picture)  # so that get_image() returns the last picture
         if show:
             self.show(picture, win_name=name, wait_time=wait_time)
         if out_file is not None:
@@ -97,7 +97,7 @@ class DetLocalVisualizer(Visualizer):
         draw_gt: bool = True,
         longest_px: int | None = None,
     ) -> np.ndarray:
-        """Ground truth and, unless `score_thr` is None, detections side by side; see `draw_instances`."""
+        """Draw ground truth and, unless `score_thr` is None, detections side by side; see `draw_instances`."""
         pictures = []
         if draw_gt and 'gt_instances' in sample:
             truth = sample.gt_instances.cpu().clone()
@@ -110,7 +110,7 @@ class DetLocalVisualizer(Visualizer):
 
     @staticmethod
     def write(picture: np.ndarray, path: str | Path, jpeg_quality: int = 95) -> None:
-        """Write an (H, W, 3) RGB picture in the format of the file name's suffix, whole or not at all."""
+        """Write an (H, W, 3) RGB picture atomically, in the format of the file suffix."""
         options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]  # other formats ignore it
         encoded, data = cv2.imencode(Path(path).suffix, picture[..., ::-1], options)
         assert encoded, path
@@ -119,22 +119,22 @@ class DetLocalVisualizer(Visualizer):
     def draw_instances(
         self, image: np.ndarray, instances: InstanceData, longest_px: int | None = None
     ) -> np.ndarray:
-        """The (H, W, 3) RGB uint8 image, enlarged if small, with its boxes.
+        """Draw boxes on an image, enlarged if it is small; return (H, W, 3) RGB uint8.
 
         Args:
-            image: (H, W, 3) RGB uint8; it stays as it is.
-            instances: As numpy arrays: `bboxes` (N, 4) x1 y1 x2 y2 in pixels of the image, `labels` (N,) and, for
+            image: Image, (H, W, 3) RGB uint8; not modified.
+            instances: Numpy arrays `bboxes` (N, 4) x1 y1 x2 y2 in pixels of the image, `labels` (N,) and, for
                 detections, `scores` (N,).
-            longest_px: The picture's longest side is at most this; the image is shrunk before it is drawn on.
+            longest_px: Maximum longest side of the picture; the image is shrunk before drawing.
         """
         scale = _scale(image, longest_px)
         if scale != 1:
             how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
             image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
         boxes = np.asarray(instances.bboxes, dtype=float).reshape(-1, 4) * scale
-        if 'scores' in instances:  # the best last, on top
+        if 'scores' in instances:  # best last, on top
             order = np.argsort(instances.scores, kind='stable')
-        else:  # the smallest last
+        else:  # smallest last, on top
             order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1), kind='stable')
         labels = [int(instances.labels[i]) for i in order]
         scores = [float(instances.scores[i]) for i in order] if 'scores' in instances else [None] * len(order)
@@ -146,7 +146,7 @@ class DetLocalVisualizer(Visualizer):
 
 
 def _scale(image: np.ndarray, longest_px: int | None) -> float:
-    """Enlarges small images, or the class names would cover them."""
+    """Scale factor of the picture; small images are enlarged so that class names do not cover them."""
     short, long = sorted(image.shape[:2])
     scale = max(1.0, min(MIN_SIDE_PX / short, MAX_ENLARGED_PX / long))
     return scale if longest_px is None else min(scale, longest_px / long)

@@ -1,4 +1,4 @@
-"""A small web server for the page of a training."""
+"""Small web server for the page of a training run."""
 
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,24 +13,24 @@ WAITING = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" conte
 
 
 def page_server(work_dir: str | Path, port: int) -> ThreadingHTTPServer:
-    """A server, bound to this machine, that answers `/` with the page as it is at that moment.
+    """Return a server, bound to localhost, that renders the current page at `/`.
 
     Raises:
-        InputError: The folder does not exist, or the port is taken.
+        InputError: The folder does not exist, or the port is in use.
     """
     if not Path(work_dir).is_dir():
-        raise InputError(f'{work_dir} is no folder: name the work directory of a training.')
+        raise InputError(f'{work_dir} is not a folder: give the work directory of a training run.')
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # a page of another host that has itself resolved to this machine must not read it
+            # DNS rebinding: reject requests that reach this machine under another host name
             host = self.headers.get('Host', '').rpartition(':')[0] or self.headers.get('Host', '')
             if self.path != '/' or host not in ('localhost', HOST):
                 self.send_error(404)
                 return
             try:
                 text = training_page(work_dir)
-            except InputError as error:  # nothing is logged yet
+            except InputError as error:  # nothing has been logged yet
                 text = WAITING.format(REFRESH_S, escape(str(error)))
             body = text.encode()
             self.send_response(200)
@@ -41,18 +41,20 @@ def page_server(work_dir: str | Path, port: int) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def log_message(self, *args: object) -> None:
-            """A line for each request would fill the terminal."""
+            """Do not print a line per request."""
 
     try:
         return ThreadingHTTPServer((HOST, port), Handler)
     except (OSError, OverflowError) as error:
-        raise InputError(f'port {port} cannot be used: {error}. Choose another with --port.') from error
+        raise InputError(f'port {port} is not available: {error}. Choose another with --port.') from error
 
 
 def serve_training_page(work_dir: str | Path, port: int) -> None:
     """Serve the page until Ctrl-C; see `page_server`."""
     with page_server(work_dir, port) as server:
-        print(f'{work_dir} is shown at http://localhost:{server.server_port}; Ctrl-C ends this.', flush=True)
+        print(
+            f'Serving {work_dir} at http://localhost:{server.server_port} (press Ctrl-C to stop)', flush=True
+        )
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Figures of sampling points: where deformable attention looks, on the image."""
+"""Figures of the sampling points of deformable attention, drawn on the image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MARKERS = 'os^Dv*PX'  # of the levels, the finest first
+MARKERS = 'os^Dv*PX'  # of the levels, finest first
 REFERENCE, BOX = '#3ee66b', '#ffffff'
 PANEL_INCHES = 3.1
-RIM = 0.06  # of the image's longer side, drawn around the image where attention leaves it
+RIM = 0.06  # margin relative to the longer image side, drawn if points lie outside the image
 
 
 class SampledPoints(NamedTuple):
-    """Where one query looks in one layer, in pixels of the original image: M heads, K points of all levels."""
+    """Sampling points of one query in one layer, in pixels of the original image: M heads, K points over all levels."""
 
-    layer: str  # the module that sampled
-    xy_px: np.ndarray  # (M, K, 2), also outside the image
-    weights: np.ndarray  # (M, K), each head's sum to 1
+    layer: str  # name of the sampling module
+    xy_px: np.ndarray  # (M, K, 2), possibly outside the image
+    weights: np.ndarray  # (M, K), sum to 1 per head
     level_of_point: np.ndarray  # (K,) int64
     reference_px: (
         np.ndarray | None
@@ -30,14 +30,14 @@ class Panel(NamedTuple):
     title: str
     xy_px: np.ndarray  # (N, 2)
     weights: np.ndarray  # (N,)
-    levels: np.ndarray  # (N,) int64, decides on the marker
+    levels: np.ndarray  # (N,) int64, determines the marker
     reference_px: np.ndarray | None  # as in `SampledPoints`
-    box_xyxy_px: np.ndarray | None = None  # (4,), what the query predicts, in the end or in this layer
+    box_xyxy_px: np.ndarray | None = None  # (4,), final prediction of the query, or that of this layer
 
 
 def panels_of(points: Sequence[SampledPoints], split: str, box_xyxy_px: np.ndarray | None) -> list[Panel]:
-    """Panels of a query: one for each layer with `split` 'layers', each head of the last layer with 'heads', each level
-    of the last layer with 'levels'.
+    """Return the panels of a query: one per layer (`split` 'layers'), or one per head ('heads') or level ('levels') of
+    the last layer.
     """
     if split == 'layers':
         names = _short_names([p.layer for p in points])
@@ -63,13 +63,13 @@ def draw_panels(
     """Draw panels on an image, with a legend of weights and levels.
 
     Args:
-        image: (H, W, 3) RGB uint8.
-        rows: The panels of each query; those of a single query are broken into lines of at most four.
-        out_file: `.png`, `.jpg`, `.pdf` or `.svg`; its folder is made as needed.
-        titles: One for each row.
-        zoom: Show the surroundings of the points instead of the whole image.
+        image: Image, (H, W, 3) RGB uint8.
+        rows: Panels of each query; those of a single query are wrapped after four.
+        out_file: `.png`, `.jpg`, `.pdf` or `.svg` file; its folder is created if needed.
+        titles: One title per row.
+        zoom: Show only the region around the points instead of the whole image.
     """
-    from matplotlib.figure import Figure  # 0.3 s, which only drawing needs
+    from matplotlib.figure import Figure  # takes 0.3 s to import
 
     lines: list[Sequence[Panel]] = list(rows)
     if len(rows) == 1:
@@ -116,7 +116,7 @@ def _panel(
 
 
 def _short_names(layers: Sequence[str]) -> list[str]:
-    """`decoder.layers.2.cross_attn` as 'decoder layer 3'; names without one number stay as they are."""
+    """Shorten `decoder.layers.2.cross_attn` to 'decoder layer 3'; names without exactly one number are unchanged."""
     names = []
     for layer in layers:
         parts = layer.split('.')
@@ -127,13 +127,13 @@ def _short_names(layers: Sequence[str]) -> list[str]:
 
 
 def _backdrop(image: np.ndarray) -> np.ndarray:
-    """The image paler and closer to grey, so that points of every colour stand out."""
+    """Desaturate and brighten the image, so that points of any colour stand out."""
     grey = image.mean(-1, keepdims=True)
     return np.clip(0.4 * image + 0.3 * grey + 50, 0, 255).astype(np.uint8)
 
 
 def _view(image: np.ndarray, panels: Sequence[Panel], zoom: bool) -> tuple[float, float, float, float]:
-    """Limits x1, x2, y2, y1 of the axes: the image or what the panels show of it, with a rim for what lies outside."""
+    """Return the axis limits x1, x2, y2, y1: the image or the visible region, with a margin for points outside."""
     size = np.array(image.shape[1::-1])
     rim = RIM * size.max() if any(_share_outside(panel, size) >= 0.005 for panel in panels) else 0
     low, high = np.zeros(2), size
@@ -151,7 +151,7 @@ def _view(image: np.ndarray, panels: Sequence[Panel], zoom: bool) -> tuple[float
 
 
 def _share_outside(panel: Panel, size_wh: np.ndarray) -> float:
-    """The part of the attention's weight that lies outside the image, where zeros are sampled."""
+    """Fraction of the attention weight outside the image, where zeros are sampled."""
     inside = ((panel.xy_px >= 0) & (panel.xy_px <= size_wh)).all(1)
     return panel.weights[~inside].sum() / max(panel.weights.sum(), 1e-12)
 
@@ -161,7 +161,7 @@ def _draw(axis: Any, backdrop: np.ndarray, panel: Panel, top: float, view: tuple
     from matplotlib.patheffects import withStroke
 
     height, width = backdrop.shape[:2]
-    # boxes and points count pixels from the image's corner, imshow from the first pixel's centre
+    # coordinates start at the image corner, imshow's at the centre of the first pixel
     axis.imshow(backdrop, extent=(0, width, height, 0), interpolation='lanczos')
     outline = [withStroke(linewidth=3.2, foreground='#000000b0')]
     for mark, color, style in ((panel.box_xyxy_px, BOX, '-'), (panel.reference_px, REFERENCE, '--')):
@@ -178,7 +178,7 @@ def _draw(axis: Any, backdrop: np.ndarray, panel: Panel, top: float, view: tuple
                     path_effects=outline,
                 )
             )
-    order = np.argsort(panel.weights, kind='stable')  # the heaviest on top
+    order = np.argsort(panel.weights, kind='stable')  # largest weights on top
     share = panel.weights / (top or 1)
     for level in np.unique(panel.levels):
         chosen = order[panel.levels[order] == level]
@@ -234,7 +234,7 @@ def _legend(figure: Any, axes: Any, panels: Sequence[Panel], top: float) -> None
         columnspacing=1.2,
         handletextpad=0.4,
         loc='outside lower center',
-        ncols=min(len(entries), 3 * axes.shape[1]),  # as many as fit beside each other
+        ncols=min(len(entries), 3 * axes.shape[1]),  # as many as fit in a row
         fontsize=10,
         frameon=False,
     )

@@ -1,4 +1,4 @@
-"""A training as one HTML page: curves and pictures of the validation, without scripts or requests to any host."""
+"""HTML page of a training run: curves and validation pictures, without scripts or network requests."""
 
 import base64
 import datetime
@@ -19,15 +19,15 @@ from .charts import Line, axis_for, line_chart
 from .curves import Curve, read_curves
 
 PAGE, PROGRESS, PICTURES = 'curves.html', 'progress.json', 'val_pictures'  # in a work directory
-MAX_POINTS = 400  # of a curve; more are averaged
-MARKED_POINTS = 60  # curves of at most so many points show them, with their values under the pointer
-MAX_LINES = 8  # of a chart, as many as there are colours
-MAX_EVALUATIONS = 6  # whose pictures are on the page, the last ones
+MAX_POINTS = 400  # per curve; longer curves are averaged
+MARKED_POINTS = 60  # curves with at most this many points mark them, with their values as tooltips
+MAX_LINES = 8  # per chart, the number of colours
+MAX_EVALUATIONS = 6  # evaluations with pictures on the page, the most recent ones
 REFRESH_S = 10
 TITLES = {
     'grad_norm': 'Gradient norm',
-    'time': 'Seconds an iteration',
-    'data_time': 'Seconds of these for loading',
+    'time': 'Seconds per iteration',
+    'data_time': 'Data loading, seconds per iteration',
     'images_per_second': 'Images per second',
     'memory': 'Memory in MiB',
 }
@@ -35,26 +35,26 @@ PRECISION = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m
 
 
 class Progress(NamedTuple):
-    """What a training tells about itself beside its log, in `progress.json`."""
+    """Progress of a training run, stored in `progress.json` beside its log."""
 
-    title: str  # the config's name
+    title: str  # name of the config
     state: str  # 'running' or 'ended'
     iteration: int
     max_iterations: int
-    epoch: int | None  # of a training by epochs
+    epoch: int | None  # None for iteration-based training
     max_epochs: int | None
     iterations_per_epoch: int | None
-    accumulated: int  # iterations before the weights are updated
-    images_per_iteration: int  # of all processes
+    accumulated: int  # iterations per optimizer step
+    images_per_iteration: int  # over all processes
     eta_s: float | None
     written_s: float  # seconds since 1970
 
     @property
     def step_name(self) -> str:
-        """What the x axis of the training's curves counts."""
+        """Name of the x axis of training curves."""
         if self.accumulated > 1:
-            return f'iteration ({self.accumulated} iterations are one update of the weights)'
-        return 'iteration (each is one update of the weights)'
+            return f'iteration (one optimizer step every {self.accumulated} iterations)'
+        return 'iteration (one optimizer step each)'
 
 
 class Chart(NamedTuple):
@@ -62,11 +62,11 @@ class Chart(NamedTuple):
 
     title: str
     chart: Markup
-    last: str  # values at the last step
+    last: str  # most recent values
 
 
 def write_training_page(work_dir: str | Path) -> Path:
-    """Write `curves.html` into a work directory, from what its training has logged so far; its path.
+    """Write `curves.html` to a work directory from what has been logged so far; return its path.
 
     Raises:
         InputError: There is no log yet, or it cannot be read.
@@ -79,7 +79,7 @@ def write_training_page(work_dir: str | Path) -> Path:
 
 
 def training_page(work_dir: str | Path) -> str:
-    """The HTML of `write_training_page`; it reloads itself while the training runs."""
+    """Return the HTML of `write_training_page`; the page reloads itself while training is running."""
     curves = read_curves(work_dir)
     progress = _read_progress(Path(work_dir))
     running = progress is not None and progress.state == 'running'
@@ -102,7 +102,7 @@ def training_page(work_dir: str | Path) -> str:
 
 
 def write_progress(progress: Progress, work_dir: str | Path) -> None:
-    """Write `progress.json` into a work directory."""
+    """Write `progress.json` to a work directory."""
     text = json.dumps(progress._asdict())
     write_atomically(Path(work_dir, PROGRESS), lambda unfinished: unfinished.write_text(text))
 
@@ -114,7 +114,7 @@ def _read_progress(work_dir: Path) -> Progress | None:
         return None
     except (ValueError, TypeError) as error:
         raise InputError(
-            f'{work_dir / PROGRESS} is not what this version of ddetr writes: remove it.'
+            f'{work_dir / PROGRESS} was not written by this version of ddetr: remove it.'
         ) from error
 
 
@@ -123,22 +123,22 @@ def _facts(progress: Progress) -> list[str]:
     if progress.max_epochs is not None:
         facts.append(f'epoch {progress.epoch} of {progress.max_epochs}')
     if progress.iterations_per_epoch:
-        facts.append(f'{progress.iterations_per_epoch:,} iterations an epoch')
-    facts.append(f'{progress.images_per_iteration} images an iteration')
+        facts.append(f'{progress.iterations_per_epoch:,} iterations per epoch')
+    facts.append(f'{progress.images_per_iteration} images per iteration')
     if progress.accumulated > 1:
-        facts.append(f'one update every {progress.accumulated} iterations')
+        facts.append(f'one optimizer step every {progress.accumulated} iterations')
     if progress.state == 'running' and progress.eta_s is not None:
-        facts.append(f'{datetime.timedelta(seconds=int(progress.eta_s))} to go')
+        facts.append(f'{datetime.timedelta(seconds=int(progress.eta_s))} remaining')
     written = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(progress.written_s))
     return [*facts, f'written {written}']
 
 
 def _sections(curves: Mapping[str, Curve], progress: Progress | None) -> list[tuple[str, list[Chart]]]:
-    """Charts under their headings; every curve is in one of them."""
+    """Group the charts under headings; every curve appears in one of them."""
     left = dict(curves)
 
     def take(title: str, names: Sequence[str], from_zero: bool = False) -> Iterator[Chart]:
-        """Charts of these curves, one for each unit of their steps and each `MAX_LINES` of them."""
+        """Yield charts of these curves, one per unit of steps and per `MAX_LINES` curves."""
         chosen = [name for name in names if name in left]
         for unit in dict.fromkeys(left[name].unit for name in chosen):
             group = [name for name in chosen if left[name].unit == unit]
@@ -156,11 +156,11 @@ def _sections(curves: Mapping[str, Curve], progress: Progress | None) -> list[tu
         *take('Average precision', ap, True),
         *take('Total loss', ['loss']),
         *take('IoU of matched pairs', ['matched_iou'], True),
-        *take('Share of queries used', ['queries_used'], True),
+        *take('Fraction of queries used', ['queries_used'], True),
         *take('Other metrics', metrics, True),
     ]
     loss_charts: list[Chart] = []
-    for term in terms:  # the last layer first, then the decoder's others
+    for term in terms:  # last decoder layer first, then the others
         loss_charts += take(term, [term, *(name for name in losses if name.endswith(f'.{term}'))])
     other = [*take('Learning rate', [name for name in curves if name.endswith('lr')])]
     for name, title in TITLES.items():
@@ -178,7 +178,7 @@ def _chart(title: str, curves: Mapping[str, Curve], progress: Progress | None, f
     for number, (name, curve) in enumerate(curves.items()):
         points = np.array(curve.points, dtype=float)
         if '/' in name:
-            points[points[:, 1] < 0, 1] = np.nan  # -1: there is nothing to measure, such as no small objects
+            points[points[:, 1] < 0, 1] = np.nan  # -1: undefined, e.g. no small objects
         x, y = _thinned(points)
         short = name.rpartition('/')[2]
         notes = [f'{short}, {unit} {step:,.0f}: {value:.5g}' for step, value in zip(x, y, strict=True)]
@@ -192,14 +192,14 @@ def _chart(title: str, curves: Mapping[str, Curve], progress: Progress | None, f
 
 
 def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of (N, 2) points, averaged over neighbours until at most `MAX_POINTS` are left."""
+    """Return steps and values of points (N, 2), averaged over neighbours down to at most `MAX_POINTS`."""
     if len(points) > MAX_POINTS:
         points = np.stack([part.mean(0) for part in np.array_split(points, MAX_POINTS)])
     return points[:, 0], points[:, 1]
 
 
 def _pictures(folder: Path) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Validation images with their names, each as (step, base64 of a JPEG), the last evaluation first."""
+    """Return validation images with their names, each as (step, base64 JPEG), latest evaluation first."""
     evaluations = sorted(
         (path for path in folder.glob('*_*') if path.name.rpartition('_')[2].isdigit()),
         key=lambda path: int(path.name.rpartition('_')[2]),

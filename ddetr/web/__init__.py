@@ -1,1 +1,1 @@
-"""The web demo: a page in the browser, and the server behind it. `ddetr demo` starts it."""
+"""Web demo: a browser page and its server, started by `ddetr demo`."""

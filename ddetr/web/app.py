@@ -1,7 +1,7 @@
-"""The web demo's HTTP interface, on Starlette. docs/web_demo.md lists the addresses.
+"""HTTP interface of the web demo, based on Starlette. docs/web_demo.md lists the endpoints.
 
-No address and no body names a file: results are found by random ids, examples by their number, and the page's own three
-files by a table.
+Requests never contain file paths: results have random ids, examples are numbered, and the three files of the page are
+listed in a table.
 """
 
 import json
@@ -41,23 +41,23 @@ HEADERS = {
     'referrer-policy': 'no-referrer',
     'cache-control': 'no-store',
 }
-NAME_LENGTH = 120  # of a file's name, as far as it is kept
+NAME_LENGTH = 120  # maximum length of a stored file name
 JPEG_QUALITY = 92
 
 
 class Setup(NamedTuple):
-    """What the server is started with."""
+    """Settings of the server."""
 
-    facts: Mapping[str, Any]  # about the detector, for the page
+    facts: Mapping[str, Any]  # facts about the detector, shown on the page
     examples: Sequence[Path]
     limits: Limits
     queue_length: int = 32
-    score_thr: float = 0.3  # that the page begins with
-    hosts: Sequence[str] = ('*',)  # names that requests may address the server by
+    score_thr: float = 0.3  # initial threshold on the page
+    hosts: Sequence[str] = ('*',)  # allowed host names in requests
 
 
 def build_app(demo: Demo, setup: Setup) -> Starlette:
-    """The server's application."""
+    """Build the application of the server."""
     handlers = Handlers(demo, setup, JobQueue(demo, setup.queue_length))
     pages = [Route(path, _page(*page)) for path, page in PAGE.items()]
     image = '/api/images/{id:str}'
@@ -83,7 +83,7 @@ def build_app(demo: Demo, setup: Setup) -> Starlette:
 
 
 class Guard:
-    """ASGI middleware: security headers on every response, and no POST that another site's page sends."""
+    """ASGI middleware that adds security headers to every response and rejects cross-site POST requests."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -99,7 +99,9 @@ class Guard:
                 message = {**message, 'headers': [*message['headers'], *extra]}
             await send(message)
 
-        site = dict(scope['headers']).get(b'sec-fetch-site', b'none')  # by browsers; pages cannot set it
+        site = dict(scope['headers']).get(
+            b'sec-fetch-site', b'none'
+        )  # set by browsers; pages cannot change it
         app = self.app
         if scope['method'] != 'GET' and site not in (b'none', b'same-origin'):
             app = JSONResponse({'error': 'Requests from other sites are not accepted.'}, 403)
@@ -107,13 +109,13 @@ class Guard:
 
 
 class Handlers:
-    """The functions behind the addresses."""
+    """Request handlers of the endpoints."""
 
     def __init__(self, demo: Demo, setup: Setup, jobs: JobQueue) -> None:
         self.demo, self.setup, self.jobs = demo, setup, jobs
 
     async def detector(self, request: Request) -> Response:
-        """The detector, its classes, the limits, and the examples' names."""
+        """Return the detector, its classes, the limits and the names of the examples."""
         return JSONResponse(
             {
                 **self.setup.facts,
@@ -126,7 +128,7 @@ class Handlers:
         )
 
     async def example(self, request: Request) -> Response:
-        """An example's picture, small."""
+        """Return the thumbnail of an example."""
         data = await run_in_threadpool(_thumbnail, self._example(request))
         return Response(data, media_type='image/jpeg')
 
@@ -136,7 +138,7 @@ class Handlers:
         return self._submit(path.name, await run_in_threadpool(path.read_bytes))
 
     async def upload(self, request: Request) -> Response:
-        """Queue the image that is the request's body; `name` in the query is shown and names the downloads."""
+        """Queue the image in the request body; `name` in the query is displayed and used for downloads."""
         limits, body = self.setup.limits, bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -146,7 +148,7 @@ class Handlers:
         return self._submit(_clean(request.query_params.get('name', '')), bytes(body))
 
     async def state(self, request: Request) -> Response:
-        """Where an image is in the queue, and in the end all of its detections, best first."""
+        """Return the queue position of an image or, once finished, all its detections, best first."""
         job = self._job(request)
         answer: dict[str, Any] = {'id': job.id, 'name': job.name, 'state': job.state}
         if job.state == 'waiting':
@@ -165,7 +167,7 @@ class Handlers:
         return JSONResponse(answer)
 
     async def picture(self, request: Request) -> Response:
-        """The image with the selected detections: a JPEG of at most `width` pixels; with `download` a full-size PNG."""
+        """Draw the selected detections: a JPEG of at most `width` pixels, or with `download` a full-size PNG."""
         detected, query = self._result(request), request.query_params
         selection, download = self._selection(request), 'download' in query
         width = None if download else _integer(query.get('width', '1280'), 'width', 16, 4096)
@@ -179,7 +181,7 @@ class Handlers:
         return response
 
     async def detections(self, request: Request) -> Response:
-        """The selected detections, as `ddetr predict` writes them into JSON files."""
+        """Return the selected detections in the JSON format of `ddetr predict`."""
         detected = self._result(request)
         height, width = detected.image.shape[:2]
         rows = self.demo.rows(detected, self._selection(request))
@@ -190,16 +192,16 @@ class Handlers:
         return Response(text, media_type='application/json', headers=disposition)
 
     async def refinement(self, request: Request) -> Response:
-        """A detection's box after each decoder layer."""
+        """Return a detection's box after each decoder layer."""
         detected = self._result(request)
         return JSONResponse(self.demo.refinement(detected, self._index(request, detected)))
 
     async def points(self, request: Request) -> Response:
-        """A PNG of a detection's sampling points."""
+        """Return a PNG of a detection's sampling points."""
         detected, query = self._result(request), request.query_params
         split, layer = query.get('split', 'layers'), query.get('layer')
         if split not in ('layers', 'heads', 'levels'):
-            raise HTTPException(422, "split is one of 'layers', 'heads', 'levels'.")
+            raise HTTPException(422, "split must be 'layers', 'heads' or 'levels'.")
         number = None if layer is None else _integer(layer, 'layer', 1, 1000)
         view = PointsView(split, number, 'zoom' in query)
         index = self._index(request, detected)
@@ -210,7 +212,7 @@ class Handlers:
     def _example(self, request: Request) -> Path:
         index = request.path_params['index']
         if index >= len(self.setup.examples):
-            raise HTTPException(404, f'There is no example {index}.')
+            raise HTTPException(404, f'Example {index} does not exist.')
         return self.setup.examples[index]
 
     def _submit(self, name: str, data: bytes) -> Response:
@@ -219,32 +221,32 @@ class Handlers:
             job = self.jobs.submit(name, data)
         except QueueFull:
             raise HTTPException(
-                503, f'{self.setup.queue_length} images are waiting already: try again in a moment.'
+                503, f'{self.setup.queue_length} images are already waiting: try again in a moment.'
             ) from None
         return JSONResponse({'id': job.id, 'name': job.name}, 202)
 
     def _job(self, request: Request) -> Job:
         job = self.jobs.get(request.path_params['id'])
         if job is None:
-            raise HTTPException(404, 'This result is no longer kept: detect on the image again.')
+            raise HTTPException(404, 'This result has expired: run detection on the image again.')
         return job
 
     def _result(self, request: Request) -> Detected:
         job = self._job(request)
         if job.result is None:
-            raise HTTPException(409, job.error or 'The detector has not come to this image yet.')
+            raise HTTPException(409, job.error or 'This image has not been processed yet.')
         return job.result
 
     def _index(self, request: Request, detected: Detected) -> int:
         index, count = request.path_params['index'], len(detected.look.sample.pred_instances)
         if index >= count:
             raise HTTPException(
-                404, f'There is no detection {index}: the image has {count}, numbered from 0.'
+                404, f'Detection {index} does not exist: the image has {count} detections, numbered from 0.'
             )
         return index
 
     def _selection(self, request: Request) -> Selection:
-        """From `score_thr`, `labels` (numbers with commas) and `top_k`."""
+        """Parse `score_thr`, `labels` (comma-separated numbers) and `top_k`."""
         query, labels = request.query_params, None
         try:
             score_thr = float(query.get('score_thr', self.setup.score_thr))
@@ -267,20 +269,20 @@ def _page(name: str, media_type: str) -> Any:
 
 
 def _integer(text: str, key: str, low: int, high: int) -> int:
-    """A query's number; HTTPException unless it lies between `low` and `high`."""
+    """Parse an integer of a query; HTTPException unless it lies between `low` and `high`."""
     if not re.fullmatch('[0-9]{1,9}', text) or not low <= int(text) <= high:
-        raise HTTPException(422, f'{key}={text[:20]!r} is not a whole number from {low} to {high}.')
+        raise HTTPException(422, f'{key}={text[:20]!r} is not an integer from {low} to {high}.')
     return int(text)
 
 
 def _clean(name: str) -> str:
-    """A file's name from a client, to be shown: the last part of a path, printable."""
+    """Sanitise a client's file name for display: last path component, printable characters only."""
     last = re.split(r'[/\\]', name)[-1]
     return ''.join(c for c in last if c.isprintable())[:NAME_LENGTH].strip() or 'image'
 
 
 def _attachment(name: str, suffix: str) -> str:
-    """A header that makes browsers save the response as the image's name with another suffix."""
+    """Return a header that makes browsers save the response under the image's name with another suffix."""
     return f"attachment; filename*=UTF-8''{quote(Path(name).stem + suffix, safe='')}"
 
 
@@ -308,5 +310,5 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _server_error(request: Request, error: Exception) -> Response:
-    """The traceback is printed in the terminal."""
-    return JSONResponse({'error': 'The server failed: its terminal says why.'}, 500)
+    """Return a generic message; the traceback is printed in the terminal."""
+    return JSONResponse({'error': 'Internal server error: see the terminal of the server.'}, 500)

@@ -1,4 +1,4 @@
-"""What the web demo computes and draws for one image; it knows nothing of HTTP."""
+"""Inference and drawing for the web demo, independent of HTTP."""
 
 import io
 import struct
@@ -23,29 +23,29 @@ from ddetr.structures import DetDataSample
 from ddetr.utils.errors import InputError
 from ddetr.visualization.sampling_points import Panel, draw_panels, panels_of
 
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')  # of Pillow
-FIGURE_SIDE_PX = 1600  # the longest side of an image that points are drawn on
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')  # names in Pillow
+FIGURE_SIDE_PX = 1600  # maximum longest side of images in figures
 
-PIL.Image.init()  # `open(formats=...)` knows the formats that are loaded
+PIL.Image.init()  # loads the formats that `open(formats=...)` needs
 
 
 class Limits(NamedTuple):
-    """The largest upload."""
+    """Limits of an upload."""
 
     upload_bytes: int
     pixels: int
 
 
 class Timings(NamedTuple):
-    """Where an image's time went, in seconds."""
+    """Processing times of an image in seconds."""
 
     preprocess: float  # decode, resize, normalise, copy to the device
-    inference: float  # the forward pass, with the choice of detections
-    postprocess: float  # detections and the decoder's boxes to pixels of the image, on the CPU
+    inference: float  # forward pass and selection of detections
+    postprocess: float  # conversion of detections and decoder boxes to image pixels, on the CPU
 
 
 class Detected(NamedTuple):
-    """One image with all of its detections."""
+    """One image with all its detections."""
 
     name: str
     image: np.ndarray  # (H, W, 3) BGR uint8
@@ -54,25 +54,25 @@ class Detected(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Roughly the memory that it takes."""
+        """Approximate memory use in bytes."""
         points = sum(call.locations.nbytes + call.weights.nbytes for call in self.look.calls)
         boxes = self.look.boxes_xyxy_px
         return self.image.nbytes + points + self.look.pad_mask.nbytes + (0 if boxes is None else boxes.nbytes)
 
 
 class PointsView(NamedTuple):
-    """Which sampling points of a detection are drawn."""
+    """Selection of sampling points to draw for a detection."""
 
-    split: str = 'layers'  # what each panel shows: 'layers', 'heads', 'levels'
-    layer: int | None = None  # from 1; None: all layers, of heads and levels the last
-    zoom: bool = False  # the surroundings of the points instead of the whole image
+    split: str = 'layers'  # one panel per entry of: 'layers', 'heads', 'levels'
+    layer: int | None = None  # from 1; None for all layers, or for the last one with heads and levels
+    zoom: bool = False  # show only the region around the points
 
 
 def check_image(data: bytes, limits: Limits) -> tuple[int, int]:
-    """Width and height of an encoded image, from its header alone.
+    """Return width and height of an encoded image, from its header alone.
 
     Raises:
-        InputError: It is empty, no image of a known format, or larger than the limits.
+        InputError: The data is empty, not in a supported image format, or exceeds the limits.
     """
     check_upload_size(len(data), limits)
     try:
@@ -80,7 +80,7 @@ def check_image(data: bytes, limits: Limits) -> tuple[int, int]:
             width, height = image.size
     except PIL.Image.DecompressionBombError:
         raise InputError(
-            f'The image has far more than the {limits.pixels / 1e6:g} megapixels allowed.'
+            f'The image is far larger than the limit of {limits.pixels / 1e6:g} megapixels.'
         ) from None
     except (OSError, ValueError, SyntaxError, struct.error):
         raise InputError('This is not an image in JPEG, PNG, WebP, BMP or TIFF format.') from None
@@ -93,17 +93,17 @@ def check_image(data: bytes, limits: Limits) -> tuple[int, int]:
 
 
 def check_upload_size(size: int, limits: Limits) -> None:
-    """InputError for a file of 0 bytes or of more than the limit."""
+    """Raise an InputError if a file is empty or exceeds the limit."""
     if size == 0:
         raise InputError('The file is empty.')
     if size > limits.upload_bytes:
-        raise InputError(f'The file is larger than the {limits.upload_bytes / 1e6:g} MB allowed.')
+        raise InputError(f'The file exceeds the limit of {limits.upload_bytes / 1e6:g} MB.')
 
 
 class Demo:
-    """A detector with what the page shows of its results.
+    """A detector and the views of its results that the page shows.
 
-    Methods may be called from any thread; figures take turns, since Matplotlib is not made for threads.
+    All methods are thread-safe; figures are drawn one at a time, since Matplotlib is not thread-safe.
     """
 
     def __init__(self, detector: DetInferencer) -> None:
@@ -112,10 +112,10 @@ class Demo:
         self._drawing = threading.Lock()
 
     def detect(self, name: str, data: bytes) -> Detected:
-        """Run the detector on an encoded image, and keep where its decoder looked.
+        """Run the detector on an encoded image and record the decoder's sampling points.
 
         Raises:
-            InputError: The image cannot be decoded, or the detector cannot take it.
+            InputError: The image cannot be decoded, or the detector does not support it.
         """
         start = time.perf_counter()
         image = self._decode(name, data)
@@ -131,20 +131,20 @@ class Demo:
         return Detected(name, image, look, timings)
 
     def rows(self, detected: Detected, selection: Selection) -> list[dict[str, Any]]:
-        """The selected detections as `detection_rows` gives them, best first."""
+        """Return the selected detections in the format of `detection_rows`, best first."""
         return detection_rows(selection(detected.look.sample), self.classes)
 
     def picture(self, detected: Detected, selection: Selection, width: int | None = None) -> np.ndarray:
-        """(H, W, 3) BGR uint8: the image with the selected detections, at most `width` pixels wide."""
+        """Draw the selected detections, at most `width` pixels wide; (H, W, 3) BGR uint8."""
         found = selection(detected.look.sample).pred_instances.numpy()
         height, own_width = detected.image.shape[:2]
         longest = None if width is None else round(width * max(height, own_width) / own_width)
         return self.detector.visualizer.draw_instances(detected.image[..., ::-1], found, longest)[..., ::-1]
 
     def refinement(self, detected: Detected, index: int) -> list[dict[str, Any]]:
-        """A detection's box after each decoder layer: `bbox` in pixels and `iou` with the detection's.
+        """Return a detection's box after each decoder layer: `bbox` in pixels and `iou` with the final box.
 
-        It is empty for a detector without layers that predict boxes.
+        The list is empty for detectors whose layers predict no boxes.
         """
         look = detected.look
         if look.boxes_xyxy_px is None:
@@ -154,20 +154,20 @@ class Demo:
         return [{'bbox': box, 'iou': iou} for box, iou in zip(boxes.tolist(), ious.tolist(), strict=True)]
 
     def num_layers(self, detected: Detected) -> int:
-        """The decoder layers whose sampling points are known."""
+        """Return the number of decoder layers with known sampling points."""
         return len(detected.look.calls)
 
     def points(self, detected: Detected, index: int, view: PointsView) -> bytes:
-        """A PNG of where a detection's query sampled; in each layer the box that this layer predicts.
+        """Return a PNG of the sampling points of a detection's query, with the box predicted by each layer.
 
         Raises:
-            InputError: The detector samples nothing, or there is no such detection or layer.
+            InputError: The detector has no sampling points, or the detection or layer does not exist.
         """
         look = detected.look
         if not look.calls:
             raise InputError(
-                f'{type(self.model).__name__} has no decoder with deformable attention: '
-                'there are no sampling points to show.'
+                f'{type(self.model).__name__} has no decoder with deformable attention, '
+                'so there are no sampling points to show.'
             )
         panels = self._panels(look, index, view)
         scale = min(1.0, FIGURE_SIDE_PX / max(detected.image.shape[:2]))
@@ -184,7 +184,9 @@ class Demo:
             boxes = look.boxes_xyxy_px[:, look.query_of(index)].numpy()  # (N, 4)
         boxes = [boxes[min(i, len(boxes) - 1)] for i in range(len(points))]
         if view.layer is not None and not 1 <= view.layer <= len(points):
-            raise InputError(f'There is no layer {view.layer}: there are {len(points)}, numbered from 1.')
+            raise InputError(
+                f'Layer {view.layer} does not exist: there are {len(points)} layers, numbered from 1.'
+            )
         if view.split == 'layers':
             panels = panels_of(points, 'layers', None)
             panels = [panel._replace(box_xyxy_px=box) for panel, box in zip(panels, boxes, strict=True)]
@@ -197,7 +199,7 @@ class Demo:
         return f'{self.classes[int(found.labels)]} {100 * float(found.scores):.0f}%'
 
     def _decode(self, name: str, data: bytes) -> np.ndarray:
-        """As files are read, by the config's own pipeline."""
+        """Decode an image like a file, with the config's own pipeline."""
         with tempfile.NamedTemporaryFile(prefix='ddetr-demo-') as file:
             file.write(data)
             file.flush()
@@ -212,6 +214,6 @@ class Demo:
 
 
 def _scaled(panel: Panel, scale: float) -> Panel:
-    """The panel for an image that was resized by `scale`."""
+    """Return the panel for an image that was resized by `scale`."""
     reference, box = (None if v is None else v * scale for v in (panel.reference_px, panel.box_xyxy_px))
     return panel._replace(xy_px=panel.xy_px * scale, reference_px=reference, box_xyxy_px=box)

@@ -1,4 +1,4 @@
-"""The queue of images that wait for the detector, and the results that are kept."""
+"""Queue of images for the detector, and cache of results."""
 
 import logging
 import queue
@@ -12,12 +12,12 @@ from ddetr.utils.errors import InputError, first_line
 
 from .detection import Demo, Detected
 
-KEPT_BYTES = 2**30  # of results; the least recently used go first
-JOB_BYTES = 4096  # of a job beside its image and result
+KEPT_BYTES = 2**30  # memory for results; the least recently used are evicted first
+JOB_BYTES = 4096  # overhead of a job without its image and result
 
 
-class QueueFull(Exception):  # noqa: N818 (it is no error that anybody has to mend)
-    """More images wait than the queue takes."""
+class QueueFull(Exception):  # noqa: N818 (a normal condition, not an error to fix)
+    """The queue has no room for another image."""
 
 
 @dataclass
@@ -25,9 +25,9 @@ class Job:
     """One uploaded image, from the queue to its result."""
 
     name: str
-    data: bytes  # encoded; emptied when it has been run
-    number: int  # of all jobs, in order
-    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))  # nobody can guess another's
+    data: bytes  # encoded image; cleared after the run
+    number: int  # running number over all jobs
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))  # cannot be guessed by other users
     state: str = 'waiting'  # then 'running', then 'done' or 'failed'
     submitted: float = field(default_factory=time.perf_counter)
     waited_s: float = 0.0
@@ -36,29 +36,29 @@ class Job:
 
     @property
     def nbytes(self) -> int:
-        """Roughly the memory that it takes."""
+        """Approximate memory use in bytes."""
         return JOB_BYTES + len(self.data) + (self.result.nbytes if self.result else 0)
 
 
 class JobQueue:
-    """Jobs that one thread runs, first come, first served.
+    """First-in, first-out queue of jobs, run by one thread.
 
     Args:
-        demo: Runs them.
-        longest: The most jobs that may wait.
-        kept_bytes: Memory for jobs that have ended; the last one is kept in any case.
+        demo: Detector that runs the jobs.
+        longest: Maximum number of waiting jobs.
+        kept_bytes: Memory for finished jobs; the last one is always kept.
     """
 
     def __init__(self, demo: Demo, longest: int, kept_bytes: int = KEPT_BYTES) -> None:
         self._demo, self._kept_bytes = demo, kept_bytes
         self._waiting: queue.Queue[Job] = queue.Queue(longest)
-        self._jobs: OrderedDict[str, Job] = OrderedDict()  # the least recently used first
+        self._jobs: OrderedDict[str, Job] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
         self._submitted = self._ended = 0
         threading.Thread(target=self._work, name='detector', daemon=True).start()
 
     def submit(self, name: str, data: bytes) -> Job:
-        """Append an image. QueueFull if there is no room."""
+        """Append an image; QueueFull if there is no room."""
         with self._lock:
             job = Job(name, data, self._submitted)
             try:
@@ -70,14 +70,14 @@ class JobQueue:
         return job
 
     def get(self, job_id: str) -> Job | None:
-        """A job by its id; None if it never was or has been dropped."""
+        """Return a job by its id; None if it is unknown or was evicted."""
         with self._lock:
             if job_id in self._jobs:
                 self._jobs.move_to_end(job_id)
             return self._jobs.get(job_id)
 
     def ahead(self, job: Job) -> int:
-        """How many jobs have to end before this one starts."""
+        """Return the number of jobs that run before this one."""
         return max(0, job.number - self._ended)
 
     def _work(self) -> None:
@@ -91,7 +91,7 @@ class JobQueue:
             job.state = 'done'
         except InputError as error:
             job.error, job.state = str(error), 'failed'
-        except Exception as error:  # out of memory, a bug: the next image may well succeed
+        except Exception as error:  # e.g. out of memory: the next image may still succeed
             logging.getLogger(__name__).exception('detection failed on %r', job.name)
             job.error, job.state = f'The detector failed on this image: {first_line(error)}', 'failed'
         job.data = b''

@@ -1,4 +1,4 @@
-"""Start the web demo: detector, examples, socket."""
+"""Start-up of the web demo: detector, examples and socket."""
 
 import itertools
 import os
@@ -20,16 +20,16 @@ from .app import Setup, build_app
 from .detection import Demo, Limits
 
 LOCAL = ('localhost', '127.0.0.1', '::1')
-EXAMPLES = 8  # of the test set, where none are named
+EXAMPLES = 8  # from the test set, if none are given
 
 
 class ServeOptions(NamedTuple):
-    """How the demo is served."""
+    """Options of the demo server."""
 
     host: str = '127.0.0.1'
-    port: int = 7860  # 0: any free one
+    port: int = 7860  # 0 for any free port
     examples: Sequence[str] | None = (
-        None  # images or folders; None: the first images of the config's test set
+        None  # images or folders; None for the first images of the config's test set
     )
     score_thr: float = 0.3
     max_upload_mb: float = 20.0
@@ -37,16 +37,16 @@ class ServeOptions(NamedTuple):
     queue_length: int = 32
 
     def check(self) -> None:
-        """InputError for values that make no sense."""
+        """Raise an InputError for invalid values."""
         if not 0 <= self.score_thr <= 1:
-            raise InputError(f'--score-thr {self.score_thr}: scores are 0 to 1.')
+            raise InputError(f'--score-thr {self.score_thr}: must be between 0 and 1.')
         for key, value in (('max-upload-mb', self.max_upload_mb), ('max-megapixels', self.max_megapixels)):
             if not 0 < value < 10_000:
-                raise InputError(f'--{key} {value:g}: give a number above 0 and below 10000.')
+                raise InputError(f'--{key} {value:g}: must be above 0 and below 10000.')
         if self.queue_length < 1:
-            raise InputError(f'--queue {self.queue_length}: at least one image has to be able to wait.')
+            raise InputError(f'--queue {self.queue_length}: must be at least 1.')
         if not 0 <= self.port < 65536:
-            raise InputError(f'--port {self.port}: ports are numbered up to 65535.')
+            raise InputError(f'--port {self.port}: must be between 0 and 65535.')
 
 
 def serve(config: str | None, checkpoint: str, options: ServeOptions, **detector: Any) -> None:
@@ -54,11 +54,11 @@ def serve(config: str | None, checkpoint: str, options: ServeOptions, **detector
 
     Args:
         config, checkpoint: See `DetInferencer`.
-        options: See there.
+        options: Options of the server.
         **detector: Further arguments of `DetInferencer`.
 
     Raises:
-        InputError: Something of these cannot be used, or the port is taken; nothing is served then.
+        InputError: An argument is invalid, or the port is in use.
     """
     options.check()
     examples = None if options.examples is None else _images(options.examples)
@@ -75,14 +75,14 @@ def serve(config: str | None, checkpoint: str, options: ServeOptions, **detector
             limits,
             options.queue_length,
             options.score_thr,
-            # by name only where nobody else should come in: a page that lets its own name point here is kept out
+            # restrict host names if the server is local: prevents DNS rebinding by other sites
             ('localhost', '127.0.0.1', '[::1]', '::1') if local else ('*',),
         )
         app = build_app(Demo(inferencer), setup)
         host, port = listener.getsockname()[:2]
-        print(f'http://{f"[{host}]" if ":" in host else host}:{port}  (Ctrl-C ends it)', flush=True)
+        print(f'http://{f"[{host}]" if ":" in host else host}:{port}  (press Ctrl-C to stop)', flush=True)
         if not local:
-            print('Everybody who can reach this machine can use it: there is no password.', flush=True)
+            print('Anyone who can reach this machine can use the demo: there is no password.', flush=True)
         quiet: dict[str, Any] = {'log_level': 'warning', 'access_log': False, 'server_header': False}
         uvicorn.Server(uvicorn.Config(app, lifespan='off', **quiet)).run(sockets=[listener])
 
@@ -93,7 +93,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise InputError(
-            f'--host {host} --port {port} cannot be used ({os.strerror(error.errno or 0)}): choose others.'
+            f'--host {host} --port {port} is not available ({os.strerror(error.errno or 0)}): choose another.'
         ) from None
 
 
@@ -102,7 +102,7 @@ def _images(places: Sequence[str]) -> list[Path]:
 
 
 def _test_images(cfg: Config) -> list[Path]:
-    """The first images of the test set, if it is there."""
+    """Return the first images of the test set, if it exists."""
     dataset: Any = dataset_of(cfg.get('test_dataloader', {}))
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
     folder = Path(dataset.get('data_root') or '', prefix)

@@ -13,7 +13,7 @@ Sizes of the maps, batch and queries may all be dynamic. As GridSample has it, l
   result is (B, Q, M, D).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,19 @@ def _piece(op: Any, tensor: Any, axis: int, start: Any, end: Any) -> Any:
     return op.Slice(tensor, start, end, _ints(op, axis))
 
 
+def _levels(
+    op: Any, spatial_shapes: Any, level_start_index: Any, counts: Sequence[int]
+) -> Iterator[tuple[Any, Any, tuple[Any, Any]]]:
+    """Yield for each level its size (2,) h w, its first token (1,), and the range of its points (each (1,)), int64."""
+    shapes, starts = op.Cast(spatial_shapes, to=7), op.Cast(level_start_index, to=7)  # int64
+    first = 0
+    for level, count in enumerate(counts):
+        at = _ints(op, level), _ints(op, level + 1)
+        size = op.Reshape(_piece(op, shapes, 0, *at), _ints(op, 2))
+        yield size, _piece(op, starts, 0, *at), (_ints(op, first), _ints(op, first + count))
+        first += count
+
+
 def _classic_translation(op: Any, mode: str) -> Translation:
     # no annotations: PyTorch's exporter would read them as types of tensors and attributes
     def classic(  # type: ignore[no-untyped-def]
@@ -88,21 +101,13 @@ def _classic_translation(op: Any, mode: str) -> Translation:
                        op.CastLike(op.Constant(value_float=1.0), locations))  # (B*M, Q, K, 2)  # fmt: skip
         weights = op.Transpose(_flat_points(op, attention_weights), perm=[0, 2, 1, 3])  # (B, M, Q, K)
         weights = op.Reshape(weights, op.Concat(_ints(op, -1, 1), queries, _ints(op, sum(counts)), axis=0))
-        shapes = op.Cast(spatial_shapes, to=7)  # int64
-        starts = op.Cast(level_start_index, to=7)
-        total, first = None, 0
-        for level, count in enumerate(counts):
-            size = op.Reshape(
-                _piece(op, shapes, 0, _ints(op, level), _ints(op, level + 1)), _ints(op, 2)
-            )  # h, w
-            start = _piece(op, starts, 0, _ints(op, level), _ints(op, level + 1))
+        total = None
+        for size, start, points in _levels(op, spatial_shapes, level_start_index, counts):
             end = op.Add(start, op.ReduceProd(size, keepdims=1))
             image = op.Reshape(
                 _piece(op, maps, 2, start, end), op.Concat(_ints(op, -1, channels), size, axis=0)
             )
-            points = _ints(op, first), _ints(op, first + count)
             grid, weight = _piece(op, grids, 2, *points), _piece(op, weights, 3, *points)
-            first += count
             sampled = op.GridSample(
                 image, op.CastLike(grid, image), align_corners=0, mode=mode, padding_mode='zeros'
             )
@@ -135,14 +140,9 @@ def _gather_translation(op: Any) -> Translation:
         head = op.Unsqueeze(_ints(op, *range(heads)), _ints(op, 1))  # (M, 1)
         locations = _flat_points(op, sampling_locations, 2)  # (B, Q, M, K, 2)
         weights = _flat_points(op, attention_weights)  # (B, Q, M, K)
-        shapes, starts = op.Cast(spatial_shapes, to=7), op.Cast(level_start_index, to=7)  # int64
         zero, half, one = (op.CastLike(op.Constant(value_float=f), locations) for f in (0.0, 0.5, 1.0))
-        total, first = None, 0
-        for level, count in enumerate(counts):
-            size = op.Reshape(_piece(op, shapes, 0, _ints(op, level), _ints(op, level + 1)), _ints(op, 2))
-            start = _piece(op, starts, 0, _ints(op, level), _ints(op, level + 1))
-            points = _ints(op, first), _ints(op, first + count)
-            first += count
+        total = None
+        for size, start, points in _levels(op, spatial_shapes, level_start_index, counts):
             at, weight = _piece(op, locations, 3, *points), _piece(op, weights, 3, *points)
             axes = []  # y, then x: (lower cell, coefficient of the upper one), each (B, Q, M, P)
             for axis in range(2):

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds against published figures, torchvision's, and PyTorch's counter on a real forward."""
+"""Parameters and multiply-adds compared with published figures, torchvision, and PyTorch's FLOP counter."""
 
 import functools
 import json
@@ -99,7 +99,7 @@ def test_counts_torchvisions_resnet50():
     'config',
     ['quickstart/faster-rcnn_shapes.py', 'quickstart/detr_shapes.py'],
 )
-def test_counts_what_pytorch_counts_while_really_computing(config):
+def test_counts_equal_pytorchs_flop_counter_on_real_computation(config):
     model = _model(ROOT / 'configs' / config)
     batch = model.data_preprocessor(random_batch(1, (97, 130), 6))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -141,7 +141,7 @@ def test_counting_leaves_no_trace_in_the_model():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_mean_weighs_sizes_by_how_often_they_occur():
+def test_mean_weights_sizes_by_frequency():
     model = _model(TINY)
     small, large = count_macs(model, (64, 64)), count_macs(model, (64, 128))
     mean = mean_macs(model, {(64, 64): 3, (64, 128): 1})
@@ -151,7 +151,7 @@ def test_mean_weighs_sizes_by_how_often_they_occur():
     )
 
 
-def test_sizes_are_those_that_the_test_pipeline_makes(coco_root):
+def test_sizes_equal_those_of_the_test_pipeline(coco_root):
     ann_file = str(coco_root / 'annotations/instances_val2017.json')
     cfg = load_config(_path_of(PUBLISHED[0]))
     expected = {}

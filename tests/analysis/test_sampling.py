@@ -1,4 +1,4 @@
-"""Sampling points against the op's inputs, captured apart from the recorder, and the attention's own output."""
+"""Sampling points compared with independently captured inputs of the op and with the attention output."""
 
 import threading
 
@@ -38,7 +38,7 @@ def make_detector(repo_root, config):
 
 @pytest.fixture(scope='module', params=CONFIGS)
 def looked(request, repo_root):
-    """The detector, its look at an image, and what was captured beside it."""
+    """The detector, its recorded points on an image, and the independently captured inputs."""
     model, given, flats, projected = make_detector(repo_root, request.param), [], [], {}
     op = attention.ms_deform_attn_fused
 
@@ -124,7 +124,7 @@ def test_layers_references_and_boxes(looked):
     assert torch.equal(same.scores, found.scores)
 
 
-def test_a_token_looks_from_its_own_pixel(looked):
+def test_token_samples_around_its_own_pixel(looked):
     _, look, _, flat, _ = looked
     for level in range(len(flat.spatial_shapes)):
         (points,) = look.token(100.0, 30.0, level)
@@ -139,7 +139,7 @@ def test_a_token_looks_from_its_own_pixel(looked):
         look.token(1, 1, 9)
 
 
-def test_unknown_detections_and_queries_are_named(looked):
+def test_unknown_detections_and_queries_raise(looked):
     look = looked[1]
     with pytest.raises(
         InputError, match=f'no detection 500: this image has {len(look.sample.pred_instances)}'
@@ -149,15 +149,15 @@ def test_unknown_detections_and_queries_are_named(looked):
         look.query(-1)
 
 
-def test_a_model_without_deformable_attention_is_named(repo_root):
+def test_model_without_deformable_attention_raises(repo_root):
     model = build(narrow(repo_root, 'detr/detr_r50_8xb2-150e_coco.py'))
     model.cfg = load_config(repo_root / 'tests/configs/tiny_shapes.py')
-    with pytest.raises(InputError, match='DETR has no deformable attention on ddetr_ops'):
+    with pytest.raises(InputError, match='DETR does not use deformable attention of ddetr_ops'):
         look_at(model, IMAGE)
 
 
 class Sampler(nn.Module):
-    """A layer of somebody else, with another number of points for each level."""
+    """Third-party layer with a different number of points per level."""
 
     def forward(self, value, locations, weights):
         shapes = torch.tensor([[4, 5], [2, 3]], dtype=torch.int32)

@@ -11,7 +11,7 @@ BASE = ROOT / 'configs/deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
 
 @MODELS.register_module()
 class PatchBackbone(nn.Module):
-    """A user's own backbone, whose constructor knows none of the usual keys."""
+    """Custom backbone whose constructor has none of the usual keys."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class PatchBackbone(nn.Module):
         return (self.patches(images),)
 
 
-def test_reduced_configs_ask_a_backbone_only_for_what_it_has(tmp_path):
+def test_reduced_configs_use_only_options_of_the_backbone(tmp_path):
     path = tmp_path / 'own.py'
     path.write_text(
         f'_base_ = {str(BASE)!r}\n'

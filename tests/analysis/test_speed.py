@@ -1,4 +1,4 @@
-"""The stop-watch against a clock that tells known times; the measured steps against what they should change."""
+"""Timing with a fake clock, and the effects of the measured steps."""
 
 import itertools
 import sys
@@ -37,7 +37,7 @@ def test_median_and_quartiles_without_the_warmup(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere the peak is that of the whole process')
-def test_peak_memory_is_that_of_the_measured_steps():
+def test_peak_memory_covers_only_the_measured_steps():
     torch.ones(75 * 2**20)  # 300 MiB, before
     small = measure(lambda: None, 1, CPU, warmup=0, repeats=2)
     large = measure(lambda: torch.ones(50 * 2**20), 1, CPU, warmup=0, repeats=2)  # 200 MiB
@@ -76,11 +76,11 @@ def test_mixed_precision_reaches_the_layers(cfg, amp):
     assert seen == [torch.bfloat16 if amp else torch.float32] * 2
 
 
-def test_device_name_tells_the_threads():
+def test_device_name_includes_the_number_of_threads():
     assert device_name(CPU).endswith(f', {torch.get_num_threads()} threads')
 
 
-def test_steps_take_turns_and_speed_is_the_median_of_the_rounds(monkeypatch):
+def test_steps_alternate_and_speed_is_the_median_over_rounds(monkeypatch):
     durations = [9.0, 9.0, 2.0, 1.0, 8.0, 2.0, 3.0, 1.0]  # a warm-up, then rounds of two steps
     ticks = itertools.chain.from_iterable((100.0 * i, 100.0 * i + taken) for i, taken in enumerate(durations))
     monkeypatch.setattr(speed, 'time', SimpleNamespace(perf_counter=lambda: next(ticks)))

@@ -22,8 +22,8 @@ def test_results_come_in_order_and_batches_are_of_one_size(batch_size):
     assert [('a', 1), ('a', 2), ('a', 3)][:batch_size] in batches
 
 
-def test_an_endless_input_of_many_sizes_is_worked_on_in_a_bounded_window():
-    """The first item's size never comes again: it must not hold up, nor pile up, all the others."""
+def test_infinite_input_of_many_sizes_is_processed_in_a_bounded_window():
+    """The size of the first item never recurs; it must neither block the others nor make them accumulate."""
     taken = 0
 
     def items():
@@ -38,7 +38,7 @@ def test_an_endless_input_of_many_sizes_is_worked_on_in_a_bounded_window():
     assert taken <= 101 + 2 * WINDOW
 
 
-def test_reading_ahead_keeps_order_and_takes_no_more_than_asked():
+def test_prefetching_keeps_order_and_its_limit():
     taken = []
 
     def sources():

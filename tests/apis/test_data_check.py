@@ -1,4 +1,4 @@
-"""The doctor for configs, from the command line, and in short form at the start of a training."""
+"""Dataset doctor for configs, on the command line, and as a summary at the start of training."""
 
 import json
 import shutil
@@ -13,7 +13,6 @@ from ddetr.apis import check_data
 from ddetr.apis.data_check import check_before_training
 from ddetr.datasets import CocoDataset
 from ddetr.datasets.doctor.checks import CHECKS
-from ddetr.datasets.shapes import ShapesRecipe, make_shapes
 from ddetr.utils import ConfigError
 from tests.conftest import ROOT
 
@@ -21,10 +20,8 @@ TRAIN = 'annotations/instances_train2017.json'
 
 
 @pytest.fixture(scope='module')
-def drawn(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp('check') / 'shapes'
-    make_shapes(root, ShapesRecipe(num_train=12, num_val=4, size=64, seed=2))
-    return root
+def drawn(draw_shapes) -> Path:
+    return draw_shapes(num_train=12, num_val=4, size=64, seed=2)
 
 
 @pytest.fixture
@@ -46,7 +43,7 @@ def write_config(root, path) -> Path:
     return path
 
 
-def test_a_config_says_splits_queries_sizes_and_stride(root, tmp_path):
+def test_config_provides_splits_queries_sizes_and_stride(root, tmp_path):
     report = check_data(write_config(root, tmp_path / 'config.py'))
     assert [(split.name, split.images) for split in report.splits] == [('train', 12), ('val', 4)]
     limits = report.evidence.limits
@@ -55,7 +52,7 @@ def test_a_config_says_splits_queries_sizes_and_stride(root, tmp_path):
     assert limits.stride == 8
 
 
-def test_the_command_prints_the_report_writes_the_page_and_the_exit_status_tells_errors(root, tmp_path, run):
+def test_command_prints_the_report_writes_the_page_and_sets_the_exit_status(root, tmp_path, run):
     command = (sys.executable, 'tools/data/doctor.py')
     edit(root, lambda coco: coco['annotations'][0].update(category_id=99))
     page, copy = tmp_path / 'page.html', tmp_path / 'clean'
@@ -81,7 +78,7 @@ class Log:
 
 
 def start(root, rank=0, **keys) -> str:
-    """What is logged at the start of a training on these images."""
+    """Return the log messages at the start of training on these images."""
     dataset = CocoDataset(
         data_root=str(root), ann_file=TRAIN, data_prefix={'img': 'train2017/'}, pipeline=[], lazy_init=True
     )
@@ -91,7 +88,7 @@ def start(root, rank=0, **keys) -> str:
     return log.text
 
 
-def test_a_training_starts_with_a_few_lines_about_warnings(root):
+def test_training_starts_with_a_summary_of_data_warnings(root):
     assert start(root) == ''
 
     def flatten(coco):
@@ -104,7 +101,7 @@ def test_a_training_starts_with_a_few_lines_about_warnings(root):
     assert start(root, check_data=False) == ''
 
 
-def test_a_training_on_boxes_in_fractions_does_not_start(root):
+def test_training_does_not_start_on_normalised_boxes(root):
     def normalise(coco):
         sizes = {image['id']: (image['width'], image['height']) * 2 for image in coco['images']}
         for box in coco['annotations'][::2]:

@@ -33,7 +33,7 @@ def test_files_and_arrays_give_the_same(model, images):
 
 
 def test_same_detections_as_the_test_command(tiny_run, model, images, run, tmp_path):
-    """The loader, the Runner and the metric on one side, a plain call on the other."""
+    """Inference API compared with loader, Runner and metric."""
     out = tmp_path / 'found.json'
     run(
         sys.executable, 'tools/test.py', tiny_run.config, tiny_run.checkpoint, '--work-dir', tmp_path, '--out', out,
@@ -61,7 +61,7 @@ def test_class_names_come_with_the_checkpoint(tiny_run, tmp_path):
     assert init_detector(tiny_run.config, tmp_path / 'a.pth').dataset_meta['classes'] == tuple('abcdef')
 
 
-def test_without_a_checkpoint_classes_have_numbers(tiny_run):
+def test_classes_are_numbered_without_a_checkpoint(tiny_run):
     assert init_detector(tiny_run.config).dataset_meta['classes'][:2] == ['class 0', 'class 1']
 
 
@@ -95,7 +95,7 @@ def test_a_config_without_a_test_pipeline(tiny_run):
 
 
 @pytest.mark.parametrize('kind', ['mmdet.LoadAnnotations', LoadAnnotations])
-def test_annotation_steps_are_left_out_however_they_are_named(tiny_run, images, kind):
+def test_annotation_transforms_are_skipped_under_any_name(tiny_run, images, kind):
     cfg = load_config(tiny_run.config)
     expected = inference_detector(init_detector(cfg, tiny_run.checkpoint, device='cpu'), images[0])
     steps = cfg.test_dataloader.dataset.pipeline
@@ -106,7 +106,7 @@ def test_annotation_steps_are_left_out_however_they_are_named(tiny_run, images, 
 
 
 def test_pictures_are_of_the_image_that_the_configs_loader_reads(tiny_run, tmp_path):
-    """A camera's rotation is ignored where the config's loader ignores it."""
+    """EXIF rotation is ignored if the config's loader ignores it."""
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.random.default_rng(0).integers(0, 256, (500, 700, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Detection on files, arrays and videos, and the files that it writes."""
+"""Prediction on files, arrays and videos, and its output files."""
 
 import csv
 import functools
@@ -29,7 +29,7 @@ def detector(tiny_run):
 
 @pytest.fixture(scope='module')
 def arrays():
-    """Three sizes in an order in which no two neighbours are alike."""
+    """Images of three sizes, with no two consecutive images of the same size."""
     numbers = np.random.default_rng(0)
     sizes = [(64, 64), (48, 90), (64, 64), (90, 48), (48, 90), (64, 64), (48, 90)]
     return [numbers.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
@@ -42,7 +42,7 @@ def _same(found, expected, pixels=0.05, score=1e-3):
     assert torch.equal(found.labels, expected.labels)
 
 
-def test_batches_give_what_single_images_give_in_order(detector, arrays):
+def test_batches_give_the_same_results_as_single_images_in_order(detector, arrays):
     sizes = []
     hook = detector.model.data_preprocessor.register_forward_pre_hook(
         lambda _, inputs: sizes.append([image.shape for image in inputs[0]['inputs']])
@@ -57,7 +57,7 @@ def test_batches_give_what_single_images_give_in_order(detector, arrays):
         _same(result.sample.pred_instances, detector(array).pred_instances)
 
 
-def test_pillow_images_are_turned_as_their_camera_says(detector):
+def test_exif_rotation_is_applied_to_pillow_images(detector):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn clockwise shows it upright
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -71,12 +71,12 @@ def test_pillow_images_are_turned_as_their_camera_says(detector):
 @pytest.mark.parametrize(
     'array', [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)]
 )
-def test_arrays_that_are_no_images(detector, array):
+def test_invalid_image_arrays_raise(detector, array):
     with pytest.raises(InputError, match=r'\(H, W, 3\) BGR uint8; this one is'):
         detector(array)
 
 
-def test_addresses(detector, tiny_run):
+def test_urls(detector, tiny_run):
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
@@ -115,7 +115,7 @@ def test_selection(detector, arrays):
     assert labels_of(['1'], ['7', '1']) == {1}  # a name before a number
 
 
-def test_every_format_says_the_same(detector, tiny_run, tmp_path):
+def test_all_output_formats_agree(detector, tiny_run, tmp_path):
     options = PredictOptions(str(tmp_path), RESULT_FORMATS, score_thr=0, top_k=5, batch_size=2)
     summary = predict_files(detector, tiny_run.data_root / 'val2017', options)
     assert summary[:3] == (4, 0, 20)
@@ -155,7 +155,7 @@ def test_category_ids():
     assert category_ids_for({'classes': ('a', 'b'), 'category_ids': [7, 3]}) == [7, 3]
 
 
-def test_broken_images_are_named_and_all_others_done(detector, tiny_run, tmp_path):
+def test_broken_images_are_reported_and_all_others_processed(detector, tiny_run, tmp_path):
     folder = tmp_path / 'images'
     shutil.copytree(tiny_run.data_root / 'val2017', folder)
     broken = folder / '000000000002.jpg'
@@ -170,7 +170,7 @@ def test_broken_images_are_named_and_all_others_done(detector, tiny_run, tmp_pat
     assert written == [*(f'00000000000{i}.jpg.json' for i in (1, 3, 4)), 'detections.csv']
 
 
-def test_images_of_one_name_do_not_overwrite_each_other(detector, tiny_run, tmp_path):
+def test_images_with_the_same_name_do_not_overwrite_each_other(detector, tiny_run, tmp_path):
     image = tiny_run.data_root / 'val2017' / '000000000001.jpg'
     for place in ('a/cat.jpg', 'b/cat.jpg', 'b/cat.png'):
         (tmp_path / place).parent.mkdir(exist_ok=True)
@@ -186,7 +186,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(detector, tiny_run, tmp_
     }  # fmt: skip
 
 
-def test_nothing_is_left_half_written_where_a_run_fails(detector, tiny_run, tmp_path, monkeypatch):
+def test_failed_run_leaves_no_partial_files(detector, tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(detector, '_run', lambda items: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         predict_files(
@@ -197,7 +197,7 @@ def test_nothing_is_left_half_written_where_a_run_fails(detector, tiny_run, tmp_
 
 @pytest.fixture
 def video(tmp_path):
-    """Ten frames of a moving square at 12 a second."""
+    """Video of a moving square, ten frames at 12 fps."""
     writer = cv2.VideoWriter(str(tmp_path / 'in.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 12, (96, 64))
     for shift in range(10):
         frame = np.full((64, 96, 3), 90, np.uint8)
@@ -239,7 +239,7 @@ def test_an_image_is_not_overwritten_by_its_own_picture(detector, tiny_run, tmp_
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_an_image_within_a_tile_is_detected_as_without_tiles(tiny_run, detector, arrays):
+def test_image_within_one_tile_gives_the_same_detections_as_without_tiles(tiny_run, detector, arrays):
     pytest.importorskip('supervision')
     tiled = DetInferencer(checkpoint=tiny_run.checkpoint, device='cpu', tiling=Tiling(100, 20))
     for array in arrays[:3]:
@@ -248,7 +248,7 @@ def test_an_image_within_a_tile_is_detected_as_without_tiles(tiny_run, detector,
 
 @pytest.mark.parametrize('batch_size', [1, 4])
 def test_tiles_cover_a_large_image_and_boxes_are_in_its_pixels(tiny_run, detector, batch_size):
-    """One tile's content four times: each tile finds what the small image does, at its own place."""
+    """The image repeats the content of one tile four times, so all tiles have the same detections."""
     pytest.importorskip('supervision')
     tiling = Tiling(64, 0, iou_thr=1.0, min_score=0.0, batch_size=batch_size)
     tiled = DetInferencer(checkpoint=tiny_run.checkpoint, device='cpu', tiling=tiling)
@@ -264,7 +264,7 @@ def test_tiles_cover_a_large_image_and_boxes_are_in_its_pixels(tiny_run, detecto
         assert found.labels[distance < 0.05].eq(single.labels[0]).any()
 
 
-def test_tiles_that_cannot_be_made(tiny_run):
+def test_invalid_tile_sizes_raise(tiny_run):
     with pytest.raises(InputError, match=r'tiles of 64 pixels cannot overlap by 64'):
         DetInferencer(checkpoint=tiny_run.checkpoint, tiling=Tiling(64, 64))
 
@@ -280,7 +280,7 @@ def test_to_supervision(detector, arrays):
     assert len(detector.to_supervision(sample, score_thr=2)) == 0
 
 
-def test_without_supervision_one_sentence_says_what_to_install(detector, arrays, monkeypatch):
+def test_missing_supervision_package_raises_with_install_hint(detector, arrays, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'supervision', None)
     with pytest.raises(InputError, match=r"pip install 'ddetr\[supervision\]'"):
         detector.to_supervision(detector(arrays[0]))

@@ -1,4 +1,4 @@
-"""The prepared form against the plain model, for every family, in both precisions and without oneDNN's operators."""
+"""Prepared models compared with the original, for every family, in both precisions and without oneDNN's operators."""
 
 import copy
 
@@ -15,7 +15,7 @@ from tests.models.test_checkpointing import FAMILIES, model_config
 
 
 def detector(root, family):
-    """As if trained: no two classes and boxes alike, norms with statistics; a pyramid without norms as initialised."""
+    """Randomise weights as if trained: distinct classes and boxes, and norms with statistics."""
     torch.manual_seed(0)
     config = model_config(root, family)
     if family == 'faster-rcnn':
@@ -35,7 +35,7 @@ def detector(root, family):
 
 @pytest.fixture
 def no_packing(monkeypatch):
-    """A PyTorch whose private operators are gone."""
+    """Simulate a PyTorch without the private operators."""
     monkeypatch.setattr(torch.ops.mkldnn, '_linear_pointwise', None)
     inference_form.can_pack.cache_clear()
     yield
@@ -66,7 +66,7 @@ def test_form_without_private_operators(repo_root, no_packing, dtype):
     assert form.difference.detections > 0 or dtype == 'bf16'
 
 
-def test_bf16_form_stores_the_work_on_pixels_in_bf16(repo_root, no_packing):
+def test_bf16_form_stores_feature_maps_in_bf16(repo_root, no_packing):
     form = prepare_for_inference(detector(repo_root, 'deformable-detr'), 'bf16')
     dtypes = {name: p.dtype for name, p in form.named_parameters()}
     low = {name for name, dtype in dtypes.items() if dtype is torch.bfloat16}
@@ -75,7 +75,7 @@ def test_bf16_form_stores_the_work_on_pixels_in_bf16(repo_root, no_packing):
     assert not {name for name in low if name.startswith('bbox_head') or 'cross_attn.output_proj' in name}
 
 
-def test_tiles_change_no_bit(monkeypatch, no_packing):
+def test_tiling_is_bit_identical(monkeypatch, no_packing):
     torch.manual_seed(0)
     mlp = nn.Sequential(
         nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Dropout(0.1)), nn.Linear(64, 16)
@@ -123,7 +123,7 @@ def test_only_a_convolution_whose_norm_alone_reads_it_is_folded():
         assert torch.allclose(model(x), before, atol=1e-5)
 
 
-def test_a_wrong_form_is_an_error(repo_root, monkeypatch):
+def test_unknown_form_raises(repo_root, monkeypatch):
     fold = inference_form.fold_norms
 
     def wrong(model):
@@ -137,7 +137,7 @@ def test_a_wrong_form_is_an_error(repo_root, monkeypatch):
         prepare_for_inference(detector(repo_root, 'deformable-detr'))
 
 
-def test_a_layer_that_takes_no_bf16_is_an_error(repo_root, no_packing):
+def test_layer_without_bf16_support_raises(repo_root, no_packing):
     model = detector(repo_root, 'deformable-detr')
     model.neck.register_forward_hook(
         lambda module, args, output: [x @ torch.eye(x.shape[-1]) for x in output]
@@ -148,7 +148,7 @@ def test_a_layer_that_takes_no_bf16_is_an_error(repo_root, no_packing):
         prepare_for_inference(model, 'bf16')
 
 
-def test_an_unknown_dtype_is_an_error():
+def test_unknown_dtype_raises():
     with pytest.raises(InputError, match=r"dtype='fp16' is none of fp32, bf16"):
         prepare_for_inference(nn.Identity(), 'fp16')
 

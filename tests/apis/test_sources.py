@@ -1,4 +1,4 @@
-"""What people name as input, and what its results are called."""
+"""Input sources of the commands, and the names of their results."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_a_file_whose_name_looks_like_a_pattern(folder):
     assert source.place == str(folder / 'b/c/[1].jpg')
 
 
-def test_cameras_and_addresses(folder, monkeypatch):
+def test_cameras_and_urls(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / '7').touch()
     places = ['0', '7', 'rtsp://host/live', 'https://host/a/cat.jpg?size=1', 'https://host/a/cat.jpg?size=2']
@@ -45,7 +45,7 @@ def test_cameras_and_addresses(folder, monkeypatch):
     assert len({source.name for source in sources}) == 5
 
 
-def test_what_is_not_there_is_named(folder):
+def test_missing_sources_raise(folder):
     for entry, says in (
         (f'{folder}/none.jpg', 'none.jpg does not exist'),
         (f'{folder}/*.webp', r'\*.webp matches no image or video'),

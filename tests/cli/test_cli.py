@@ -1,4 +1,4 @@
-"""The command `ddetr` as a user starts it: in processes of their own."""
+"""The `ddetr` command, run in separate processes like by a user."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from ddetr.utils.shipped_configs import config_root, list_configs
 DDETR = (sys.executable, '-m', 'ddetr')
 
 
-def test_each_command_says_in_one_sentence_what_it_does():
+def test_each_command_has_a_one_line_description():
     for command in COMMANDS:
         assert (command.__doc__ or '').split('\n')[0].endswith('.')
 
@@ -60,7 +60,9 @@ def test_configs_by_name_from_any_folder(tmp_path, monkeypatch, name):
         (['check', 'nowhere'], 'nowhere does not exist'),
     ],
 )
-def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, says):
+def test_wrong_input_gives_one_clear_error_and_leaves_no_files(
+    tmp_path, monkeypatch, capsys, arguments, says
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match='2'):
         main(arguments)
@@ -70,8 +72,8 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, c
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_data_is_all_that_is_needed(tiny_run, run, tmp_path):
-    """Convert, train, test and predict: classes follow the data, the checkpoint is enough afterwards."""
+def test_training_needs_only_a_folder_of_data(tiny_run, run, tmp_path):
+    """Convert, train, test and predict: classes come from the data, then from the checkpoint alone."""
     data, work_dir, out = tmp_path / 'yolo', tmp_path / 'work', tmp_path / 'out'
     main(['convert-data', str(tiny_run.data_root), '--to', 'yolo', '--out', str(data)])
     config = tmp_path / 'other_classes.py'
@@ -116,7 +118,7 @@ def test_category_ids_of_the_annotation_file_reach_the_checkpoint(tiny_run):
 
 
 def test_an_installed_package_has_the_configs(run, tmp_path):
-    """What setup.py puts into a wheel, used without the repository."""
+    """Contents of the wheel, used without the repository."""
     run(sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', tmp_path)
     code = 'import ddetr, ddetr.cli; print(ddetr.__file__); ddetr.cli.main(["configs", "dino_shapes"])'
     # `-c` puts the working folder, which is the repository, first

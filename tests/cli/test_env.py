@@ -13,7 +13,7 @@ from ddetr.utils import environment
 from ddetr.utils.environment import clean, collect
 
 
-def test_env_prints_the_versions_that_are_there(capsys):
+def test_env_prints_the_installed_versions(capsys):
     main(['env', '--json'])
     facts = json.loads(capsys.readouterr().out)
     packages = facts['packages']
@@ -28,7 +28,7 @@ def test_env_prints_the_versions_that_are_there(capsys):
     assert f'  torch: {torch.__version__}\n' in text
 
 
-def test_env_has_no_paths_and_no_user(monkeypatch, tmp_path):
+def test_env_reveals_no_paths_or_user_names(monkeypatch, tmp_path):
     monkeypatch.setenv('PYTHONPATH', f'{tmp_path}:/secret/place')
     monkeypatch.setenv('USER', 'marguerite')
     monkeypatch.setenv('OMP_PLACES', 'marguerite in ~/cores and C:\\Users\\marguerite')
@@ -46,7 +46,7 @@ def test_env_has_no_paths_and_no_user(monkeypatch, tmp_path):
     assert getpass.getuser() == 'marguerite' or getpass.getuser() not in text
 
 
-def test_a_package_that_does_not_import_is_a_fact_like_any_other(monkeypatch):
+def test_env_reports_packages_that_fail_to_import(monkeypatch):
     real = environment.importlib.import_module
 
     def broken(name):

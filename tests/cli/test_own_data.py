@@ -1,4 +1,4 @@
-"""The README's commands for your own data, typed as they stand there, on an excerpt of a real dataset."""
+"""The README's commands for custom data, run verbatim on an excerpt of a real dataset."""
 
 import json
 import re

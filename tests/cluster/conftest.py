@@ -1,4 +1,4 @@
-"""What the trainings of this folder are compared with."""
+"""Reference run that the runs in this folder are compared with."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ EVERY_FAILURE = 'EVERY_FAILURE'  # environment variable: also test what takes mi
 
 @pytest.fixture(scope='session')
 def uninterrupted(tiny_run, tmp_path_factory):
-    """The work directory of a training by two processes of one machine that was left alone."""
+    """Work directory of an uninterrupted run with two processes on one machine."""
     work_dir = tmp_path_factory.mktemp('uninterrupted')
     call = [
         'bash',
@@ -31,6 +31,6 @@ def uninterrupted(tiny_run, tmp_path_factory):
 
 @pytest.fixture
 def every_failure():
-    """Skips, unless all failures are asked for."""
+    """Skip unless all failures are enabled."""
     if EVERY_FAILURE not in os.environ:
         pytest.skip(f'takes minutes: set {EVERY_FAILURE}=1')

@@ -1,4 +1,4 @@
-"""Several machines on one: each has its own processes, network address, host name and shared memory.
+"""Several virtual machines on one: each with its own processes, network address, host name and shared memory.
 
 They share the file system, as the nodes of a cluster share their home directories. A machine is a set of Linux
 namespaces without a name, held by one process that ends with the tests, however these end: nothing is left behind,
@@ -34,12 +34,12 @@ class Machine(NamedTuple):
     init: int  # its first process, by the id that the tests see
 
     def command(self, *words: Any) -> list[str]:
-        """`words` as they are run on this machine, in the repository's root."""
+        """Command line that runs `words` on this machine in the repository root."""
         spaces = ['--net', '--uts', '--ipc', '--pid', '--mount', f'--wd={ROOT}']
         return ['nsenter', '-t', str(self.init), *spaces, *map(str, words)]
 
     def run(self, *words: Any, **options: Any) -> str:
-        """What a command on this machine prints; an error if it fails."""
+        """Run a command on this machine; return its output, or raise if it fails."""
         return subprocess.run(
             self.command(*words), check=True, stdout=subprocess.PIPE, text=True, **options
         ).stdout
@@ -76,7 +76,7 @@ class Network(NamedTuple):
 
 
 def why_not() -> str | None:
-    """What this machine lacks; None where it can hold others."""
+    """Return what this machine lacks to host virtual machines; None if nothing."""
     if sys.platform != 'linux':
         return 'machines on one machine are Linux namespaces'
     for command, package in (('ip', 'iproute2'), ('unshare', 'util-linux'), ('nsenter', 'util-linux')):
@@ -89,7 +89,7 @@ def why_not() -> str | None:
 
 @contextlib.contextmanager
 def machines(*names: str, folder: Path, known: bool) -> Iterator[Network]:
-    """Start machines that reach each other, and nothing else.
+    """Start machines that can reach only each other.
 
     Args:
         names: Their host names.

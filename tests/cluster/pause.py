@@ -1,4 +1,4 @@
-"""A training that stands still where a test needs it to; imported by the training's own processes."""
+"""Pause a training run at a given point; imported by the training processes."""
 
 import time
 from pathlib import Path
@@ -13,7 +13,7 @@ from ddetr.registry import HOOKS
 
 @HOOKS.register_module()
 class Pause(Hook):
-    """Let one process wait before an iteration until it is asked to end; the others wait for it in a collective.
+    """Make one process wait before an iteration until it gets a signal; the others wait in a collective call.
 
     Args:
         iteration: That iteration, from 0.

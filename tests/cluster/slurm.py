@@ -1,4 +1,4 @@
-"""A real Slurm cluster of two nodes, and a machine that controls it, on the machines of machines.py."""
+"""A real Slurm cluster with two nodes and a controller, on the virtual machines of machines.py."""
 
 import contextlib
 import os
@@ -45,14 +45,14 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 
 
 class Slurm(NamedTuple):
-    """A cluster that runs."""
+    """A running cluster."""
 
     network: Network
     environment: dict[str, str]  # in which Slurm's commands find this cluster
 
     @property
     def nodes(self) -> tuple[Machine, ...]:
-        """The machines that take jobs."""
+        """Machines that run jobs."""
         return self.network.machines[1:]
 
     def command(self, *words: Any, **variables: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Slurm(NamedTuple):
         return {'args': self.network.machines[0].command(*words), 'env': {**self.environment, **variables}}
 
     def run(self, *words: Any, **variables: str) -> str:
-        """What a command on the login machine prints."""
+        """Run a command on the login machine; return its output."""
         done = subprocess.run(
             **self.command(*words, **variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -72,13 +72,13 @@ class Slurm(NamedTuple):
         subprocess.run(node.command('slurmd', '-N', node.name), env=self.environment, check=True)
 
     def wait_until_idle(self) -> None:
-        """Until both nodes take jobs."""
+        """Wait until both nodes accept jobs."""
         states = lambda: self.run('sinfo', '-h', '-N', '-o', '%T').split()  # noqa: E731
         wait_for(lambda: set(states()) == {'idle'}, 'the nodes are not idle', lambda: str(states()))
 
 
 def why_not() -> str | None:
-    """What this machine lacks for a cluster; None where it can have one."""
+    """Return what this machine lacks to run a cluster; None if nothing."""
     if shutil.which('slurmctld') is None or shutil.which('munged') is None:
         return 'Slurm is not installed (Debian: apt-get install slurm-wlm munge)'
     return 'only root can start the daemons of Slurm' if os.geteuid() != 0 else no_machines()
@@ -86,7 +86,7 @@ def why_not() -> str | None:
 
 @contextlib.contextmanager
 def slurm_cluster(folder: Path) -> Iterator[Slurm]:
-    """Start a cluster with daemons, keys and addresses of its own; nothing of it is left afterwards."""
+    """Start a cluster with its own daemons, keys and addresses; everything is removed afterwards."""
     (folder / 'state').mkdir(parents=True)
     (folder / 'slurm.conf').write_text(CONF.format(folder=folder))
     devices = ('/dev/null', '/dev/zero')  # stand for GPUs

@@ -1,4 +1,4 @@
-"""The README's command for several machines, and what happens to it when a part of them fails."""
+"""The README's multi-machine command under partial failures."""
 
 import os
 import re
@@ -15,13 +15,13 @@ GONE_S = 30  # in which all processes of a failed training must have ended
 
 @pytest.fixture
 def network(tmp_path):
-    """Two machines whose host names lead nowhere, as on many that are not part of a cluster."""
+    """Two machines whose host names do not resolve, as is common outside clusters."""
     with machines('switch', 'm0', 'm1', folder=tmp_path, known=False) as network:
         yield network
 
 
 def fail(network, number, what):
-    """Let something happen to a machine."""
+    """Make a machine fail in the given way."""
     machine = network.machines[1 + number]
     if what == 'rank killed':
         os.kill(rank_process(machine), signal.SIGKILL)
@@ -39,7 +39,7 @@ def launcher(machine):
 
 
 class Running:
-    """A training on two machines that stands still before an iteration of one of its processes."""
+    """Training on two machines, paused before an iteration of one process."""
 
     def __init__(self, network, config, work_dir, iteration, rank, **variables):
         pause = Pause(iteration, rank, work_dir / f'{iteration}')
@@ -47,7 +47,7 @@ class Running:
         pause.until(self.pair.processes, self.pair.said)
 
     def fails(self, number, what):
-        """All processes of both machines must end then, none of them as if it were through."""
+        """All processes on both machines must end, and none may report success."""
         fail(self.network, number, what)
         seconds = self.pair.seconds_to_end()
         print(f'machine {number}, {what}: all processes are gone after {seconds:.1f} s')
@@ -56,10 +56,10 @@ class Running:
 
 
 @pytest.mark.slow
-def test_a_training_that_fails_again_and_again_is_the_uninterrupted_one(
+def test_repeatedly_failing_training_equals_uninterrupted_training(
     network, tiny_run, uninterrupted, tmp_path
 ):
-    """Asked to end on one machine, a machine without network, and a process that is killed and replaced."""
+    """A signal on one machine, a machine without network, and a process that is killed and replaced."""
     work_dir = tmp_path / 'run'
     asked = Running(network, tiny_run.config, work_dir, 0, 1, MAX_RESTARTS='1')
     os.kill(launcher(network.machines[2]), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Trainings on a real Slurm cluster of two nodes."""
+"""Training on a real Slurm cluster with two nodes."""
 
 import os
 import signal
@@ -34,13 +34,13 @@ def call(config, work_dir, *more):
 
 
 def train(slurm, output, *words):
-    """Start a training with srun, its output in a file."""
+    """Start training with srun, with the output in a file."""
     with output.open('w') as file:
         return subprocess.Popen(**slurm.command(*words, **SIZE), stdout=file, stderr=subprocess.STDOUT)
 
 
 def fails(slurm, config, work_dir, rank):
-    """Kill a process of a training: all the others must end, too."""
+    """Kill one process of a run: all others must end too."""
     output, pause = work_dir / 'output.txt', Pause(1, rank, work_dir / 'killed')
     paused = with_pauses(config, pause)
     job = train(slurm, output, *call(paused, work_dir))
@@ -54,7 +54,7 @@ def fails(slurm, config, work_dir, rank):
 
 
 class Job:
-    """A batch job that can be queued again, and stands still at iterations 1 and 2, each time that it has begun."""
+    """Requeueable batch job that pauses at iterations 1 and 2 after every start."""
 
     def __init__(self, slurm, config, work_dir, *arguments, **variables):
         self.slurm, self.output = slurm, work_dir / 'job.txt'
@@ -69,23 +69,21 @@ class Job:
         return self.output.read_text() if self.output.exists() else ''
 
     def until(self, iteration):
-        """Wait until it stands still there."""
+        """Wait until the job is paused there."""
         self.pauses[iteration].until([], self.said)
 
     def state(self):
-        """As Slurm calls it; empty if it is through."""
+        """State of the job in Slurm; empty if it has finished."""
         return self.slurm.run('squeue', '-h', '-j', self.number, '-o', '%T').strip()
 
     def end(self):
-        """Wait until it is through."""
+        """Wait until the job has finished."""
         states = ['squeue', '-h', '-o', '%T']
         wait_for(lambda: not self.slurm.run(*states).strip(), 'the job is not through', self.said)
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_and_queued_again_is_the_uninterrupted_one(
-    slurm, tiny_run, uninterrupted, tmp_path
-):
+def test_killed_and_requeued_training_equals_uninterrupted_training(slurm, tiny_run, uninterrupted, tmp_path):
     """A process killed, then Slurm's signal ahead of a time limit, then a person's `scontrol requeue`."""
     fails(slurm, tiny_run.config, tmp_path, 1)
     job = Job(slurm, tiny_run.config, tmp_path, '--resume')

@@ -1,4 +1,4 @@
-"""A training by two machines, one process each, that is hit in its middle."""
+"""Training on two machines with one process each, with a failure in the middle."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ LAST = 'iter_4.pth'
 
 
 class Pause(NamedTuple):
-    """Where a training stands still, see pause.py."""
+    """Point where training pauses; see pause.py."""
 
     iteration: int
     rank: int
@@ -32,7 +32,7 @@ class Pause(NamedTuple):
         return f'dict(type="Pause", iteration={self.iteration}, rank={self.rank}, file={str(self.file)!r})'
 
     def until(self, processes: list[subprocess.Popen], said: Callable[[], str]) -> None:
-        """Wait until the training stands still there; these processes run it."""
+        """Wait until training is paused there; return its processes."""
         ends = lambda: self.file.exists() or any(process.poll() is not None for process in processes)  # noqa: E731
         wait_for(ends, f'{self} is not reached', said)
         assert self.file.exists(), said()[-4000:]
@@ -86,11 +86,11 @@ class Pair:
                 )
 
     def said(self) -> str:
-        """What both have printed."""
+        """Output of both machines."""
         return self._output.read_text()
 
     def seconds_to_end(self) -> float:
-        """Wait until no process is left on any of the machines; how long that took."""
+        """Wait until no process is left on any machine; return the time taken."""
         return seconds_to_end(self.machines, self.said)
 
     def statuses(self) -> list[int]:
@@ -105,7 +105,7 @@ def rank_process(machine: Machine) -> int:
 
 
 def seconds_to_end(found: tuple[Machine, ...], said: Callable[[], str], *words: str) -> float:
-    """Wait until no process whose command line contains `words` is left on these machines; how long that took."""
+    """Wait until no process with `words` in its command line is left on these machines; return the time taken."""
     begin = time.monotonic()
     left = lambda: [line for machine in found for line in machine.processes(*words).values()]  # noqa: E731
     wait_for(lambda: not left(), 'processes are left', lambda: f'{left()}\n{said()}')
@@ -115,7 +115,7 @@ def seconds_to_end(found: tuple[Machine, ...], said: Callable[[], str], *words: 
 def wait_for(
     condition: Callable[[], bool], what: str, said: Callable[[], str], limit_s: float = LIMIT_S
 ) -> None:
-    """Until `condition()`.
+    """Wait until `condition()` holds.
 
     Raises:
         TimeoutError: It did not come about in time; with what was printed.
@@ -128,6 +128,6 @@ def wait_for(
 
 
 def assert_equal(work_dir: Path, other: Path) -> None:
-    """A training's weights, optimizer and logs are those of another."""
+    """Assert that two runs have the same weights, optimizer state and logs."""
     apart = differences(work_dir / LAST, other / LAST)
     assert apart['weights'] == apart['optimizer'] == apart['logs'] == 0, apart

@@ -1,4 +1,4 @@
-"""Class ids, their order and the annotation format change neither losses nor names: the same data trains the same."""
+"""Class ids, their order and the annotation format affect neither losses nor names."""
 
 import json
 import random
@@ -56,7 +56,7 @@ def _renumber(path: Path, id_of: dict[str, int]) -> None:
 
 @pytest.fixture
 def train(repo_root, tmp_path):
-    """Train five steps on a folder; the losses of every step, the model's class names and its detections."""
+    """Train five steps on a folder; return the losses of each step, the class names and the detections."""
     config = repo_root / 'tests/configs/tiny_shapes.py'
 
     def run(folder: Path, classes: tuple[str, ...] = (), load_from: Path | None = None):

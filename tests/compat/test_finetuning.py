@@ -1,4 +1,4 @@
-"""Trainings that start from a file, or from nothing, through the calls that the commands make."""
+"""Training from a checkpoint or from scratch, through the functions behind the commands."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_testing_reads_a_checkpoint_once(tiny_run, tmp_path, monkeypatch):
     assert read == [tiny_run.checkpoint]
 
 
-def test_testing_warns_of_classes_of_other_names(tiny_run, tmp_path):
+def test_testing_warns_about_different_class_names(tiny_run, tmp_path):
     classes = ['square', 'circle', 'triangle', 'star', 'ring', 'cross']
     options = EvalOptions(
         work_dir=str(tmp_path), cfg_options={'test_dataloader.dataset.metainfo': {'classes': classes}}
@@ -65,5 +65,5 @@ def test_testing_warns_of_classes_of_other_names(tiny_run, tmp_path):
     assert "2 differ, first 'circle' there and 'square' here" in _log(tmp_path)
 
 
-def test_training_from_nothing_warns_once_that_the_backbone_is_random(tiny_run):
+def test_training_from_scratch_warns_once_about_the_random_backbone(tiny_run):
     assert tiny_run.output.count('the backbone starts from random weights') == 1

@@ -1,4 +1,4 @@
-"""A user's detector in a file outside the package: weights that no family describes, and a family of its own."""
+"""Custom detector outside the package, without and with its own weight family."""
 
 import runpy
 import sys
@@ -65,7 +65,7 @@ class OneBoxDetector(BaseModel):
 
 @pytest.fixture
 def own_config(tiny_run, tmp_path, monkeypatch):
-    """A config whose detector lies beside it."""
+    """Config with a detector in the same folder."""
     (tmp_path / 'one_box.py').write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / 'config.py'
@@ -127,7 +127,7 @@ def test_a_detector_without_a_family_trains_tests_fine_tunes_and_is_identified(
 
 
 def test_names_of_a_detector_without_a_family_are_its_own_even_if_a_format_has_them(tmp_path):
-    """A detector that wraps the original code has the original's names."""
+    """A detector that wraps the original code has the original parameter names."""
     model = nn.Module()
     model.transformer, model.input_proj = nn.Module(), nn.ModuleList([nn.Sequential(nn.Conv2d(1, 1, 1))])
     model.transformer.level_embed = nn.Parameter(torch.ones(4, 2))

@@ -1,4 +1,4 @@
-"""Who is warned of a random backbone, and in which words."""
+"""Warnings about random backbones."""
 
 import pytest
 import torch
@@ -32,16 +32,16 @@ def warnings_of(backbone, monkeypatch) -> list[str]:
 
 
 @pytest.mark.parametrize('norm', [nn.BatchNorm2d(4), nn.GroupNorm(2, 4)], ids=['batch norm', 'group norm'])
-def test_a_backbone_that_loads_its_own_weights_is_not_warned_of(norm, monkeypatch):
+def test_backbone_that_loads_its_own_weights_gives_no_warning(norm, monkeypatch):
     assert warnings_of(SelfLoading(norm, trained=True), monkeypatch) == []
 
 
 @pytest.mark.parametrize('norm', [nn.BatchNorm2d(4), nn.GroupNorm(2, 4)], ids=['batch norm', 'group norm'])
-def test_one_that_loads_none_is_warned_of(norm, monkeypatch):
+def test_backbone_without_weights_gives_a_warning(norm, monkeypatch):
     assert len(warnings_of(SelfLoading(norm, trained=False), monkeypatch)) == 1
 
 
-def test_the_warning_names_the_backbone_and_no_weights_of_another(monkeypatch):
+def test_warning_names_the_backbone_without_suggesting_wrong_weights(monkeypatch):
     (said,) = warnings_of(OneConv(nn.Conv2d(3, 4, 3)), monkeypatch)
     assert 'of this OneConv' in said
     assert 'resnet' not in said.lower()

@@ -1,4 +1,4 @@
-"""Every published layout of weights: read from a file into the model of our config, and written back."""
+"""All published checkpoint layouts: loaded into our models and written back."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def random_state(shapes: dict[str, list[int]], refined: bool) -> dict[str, Tenso
 
 @pytest.fixture(scope='module')
 def model_of(repo_root):
-    """Models by config; built once each, and loaded with other weights each time."""
+    """Models by config, built once and reloaded with different weights."""
     built: dict[str, nn.Module] = {}
 
     def build(config: str) -> nn.Module:
@@ -197,7 +197,7 @@ def test_class_rows_follow_cocos_category_ids(coco_root, checkpoint_lists, tmp_p
     assert list(file.classes) == [c['name'] for c in sorted(categories, key=lambda c: c['id'])]
 
 
-def test_unknown_names_are_refused(tmp_path):
+def test_unknown_names_raise(tmp_path):
     torch.save({'state_dict': {'stem.weight': torch.zeros(1)}}, tmp_path / 'other.pth')
     with pytest.raises(
         CheckpointError, match=r"other.pth: its 1 names, such as 'stem.weight', are of no known"

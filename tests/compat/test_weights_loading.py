@@ -1,4 +1,4 @@
-"""What loading says and does when file and model do not simply fit: other variants, other classes, parts."""
+"""Loading of checkpoints that do not match the model: other variants, other classes, partial files."""
 
 import json
 import logging
@@ -66,7 +66,7 @@ def save(model: nn.Module, path, project: str = 'ddetr', **meta):
         ('-single-scale', ''),
     ],
 )
-def test_a_file_of_another_variant_names_its_own_config(project, held, built, build, tmp_path):
+def test_file_of_another_variant_suggests_its_config(project, held, built, build, tmp_path):
     path = save(build(held), tmp_path / 'held.pth', project)
     model = build(built)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -79,7 +79,7 @@ def test_a_file_of_another_variant_names_its_own_config(project, held, built, bu
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_another_number_of_classes_is_refused_unless_fine_tuned(build, tmp_path):
+def test_another_number_of_classes_raises_unless_fine_tuned(build, tmp_path):
     path = save(build(classes=80), tmp_path / 'coco.pth')
     with pytest.raises(
         CheckpointError, match=r'80 classes, but the config builds .* 3 classes: use configs/'
@@ -93,7 +93,7 @@ def test_another_number_of_classes_is_refused_unless_fine_tuned(build, tmp_path)
 
 
 @pytest.mark.parametrize('project', ['ddetr', 'original', 'mmdet'])
-def test_fine_tuning_starts_all_classification_branches_anew_and_nothing_else(project, build, tmp_path):
+def test_fine_tuning_reinitialises_only_the_classification_branches(project, build, tmp_path):
     source = build('-refine-twostage', classes=80)
     for parameter in source.bbox_head.parameters():
         nn.init.normal_(parameter)
@@ -116,7 +116,7 @@ def test_fine_tuning_starts_all_classification_branches_anew_and_nothing_else(pr
 
 
 def test_fine_tuning_detr_and_faster_rcnn(repo_root, tmp_path):
-    """Softmax classes get no prior; Faster R-CNN's boxes for each class start anew with the classes."""
+    """Softmax classes get no prior bias; class-specific boxes of Faster R-CNN are reinitialised with the classes."""
     for name, fresh in (
         ('detr/detr_r50_8xb2-150e_coco.py', {'bbox_head.fc_cls'}),
         (
@@ -201,7 +201,7 @@ def test_classes_travel_with_the_file(build, tmp_path):
     assert labels == {'0': 'cat', '1': 'dog', '2': 'owl'}
 
 
-def test_missing_and_left_over_names_are_told_and_allowed_only_on_demand(build, tmp_path):
+def test_missing_and_unexpected_keys_are_reported_and_allowed_only_on_request(build, tmp_path):
     source, model = build(), build()
     state = source.state_dict()
     del state['encoder.layers.1.norms.0.weight']
@@ -220,7 +220,7 @@ def test_missing_and_left_over_names_are_told_and_allowed_only_on_demand(build, 
     assert torch.equal(model.query_embedding.weight, source.query_embedding.weight)
 
 
-def test_one_line_says_what_was_loaded(build, tmp_path, monkeypatch):
+def test_one_line_summarises_what_was_loaded(build, tmp_path, monkeypatch):
     path, model, lines = save(build(), tmp_path / 'x.pth', 'original'), build(), []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -263,7 +263,7 @@ def test_mixed_query_selection_stays_ours(build, tmp_path):
         assert not (tmp_path / out).exists()
 
 
-def test_a_backbone_among_unknown_names_says_both(build, tmp_path):
+def test_backbone_among_unknown_keys_reports_both(build, tmp_path):
     """As MMDetection 2.x wrote its DETRs: the backbone has today's names, the transformer lies in the head."""
     model = build()
     state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith('backbone.')}
@@ -327,7 +327,7 @@ def test_pretrained_backbones(tmp_path, monkeypatch, repo_root):
         started_from(str(tmp_path / 'no.pth'))
 
 
-def test_without_a_network_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
+def test_error_without_network_tells_which_file_to_put_where(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError('no network')
 

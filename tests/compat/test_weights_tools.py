@@ -1,4 +1,4 @@
-"""The three commands for weight files, on real files."""
+"""The three checkpoint commands, on real files."""
 
 import hashlib
 import json
@@ -101,7 +101,7 @@ def test_convert_there_and_back(tool, config, checkpoint, tmp_path):
     assert theirs.config.id2label == {0: 'cat', 1: 'dog', 2: 'owl'}
 
 
-def test_convert_refuses_what_it_cannot_do_and_writes_nothing(tool, checkpoint, tmp_path):
+def test_unsupported_conversions_raise_and_write_nothing(tool, checkpoint, tmp_path):
     content = torch.load(checkpoint)
     del content['state_dict']['decoder.layers.1.norms.2.bias']
     torch.save(content, tmp_path / 'part.pth')
@@ -121,7 +121,7 @@ def test_convert_refuses_what_it_cannot_do_and_writes_nothing(tool, checkpoint, 
     assert 'transformer.decoder.layers.1.norm3.weight' in torch.load(out)['model']
 
 
-def test_identify_tells_format_variant_and_config(tool, checkpoint, tmp_path):
+def test_identify_prints_format_variant_and_config(tool, checkpoint, tmp_path):
     tool('convert_weights', checkpoint, tmp_path / 'o.pth', '--to', 'original')
     lines = dict(line.split(':', 1) for line in tool('identify', checkpoint).splitlines())
     assert lines['model'].strip() == (
@@ -147,7 +147,7 @@ def test_identify_knows_the_quickstarts_detector(tool, repo_root, tmp_path):
     assert lines['format'].strip() == "ddetr's or MMDetection's Deformable DETR"
 
 
-def test_published_file_holds_the_weights_and_nothing_else(tool, config, checkpoint, tmp_path):
+def test_published_file_contains_only_the_weights(tool, config, checkpoint, tmp_path):
     path = Path(tool('publish_model', checkpoint, tmp_path / 'mine.safetensors').strip())
     assert path.name == f'mine-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.safetensors'
     before = torch.load(checkpoint)['state_dict']
@@ -182,13 +182,13 @@ def test_a_detector_finds_the_same_from_every_format(tool, config, checkpoint, c
 
 
 def randomize_branches(state: dict[str, torch.Tensor]) -> None:
-    """Make a fresh model say different things of different places."""
+    """Make an untrained model give different predictions at different locations."""
     for name, value in state.items():
         if '_branches.' in name:
             torch.nn.init.normal_(value, std=0.5)
 
 
-def test_folder_of_shards_is_read_and_points_nowhere_else(tool, config, checkpoint, tmp_path):
+def test_sharded_checkpoint_is_read_and_cannot_reference_other_folders(tool, config, checkpoint, tmp_path):
     tool('convert_weights', checkpoint, tmp_path / 'h', '--to', 'hf', '--config', config)
     state = load_file(tmp_path / 'h/model.safetensors')
     names = sorted(state)
@@ -207,8 +207,8 @@ def test_folder_of_shards_is_read_and_points_nowhere_else(tool, config, checkpoi
         tool('identify', tmp_path / 'h')
 
 
-def test_command_line_ends_with_one_sentence(repo_root, tmp_path):
-    """In a process of its own, as people call it."""
+def test_command_line_errors_are_one_clear_message(repo_root, tmp_path):
+    """Run in a separate process, like a user."""
     (tmp_path / 'cut.safetensors').write_bytes(b'\x10\x00\x00\x00')
     run = subprocess.run(
         [sys.executable, repo_root / 'tools/converters/identify.py', tmp_path / 'cut.safetensors'],

@@ -201,7 +201,7 @@ def test_mixup_clips_the_boxes_of_larger_images_and_pads_smaller_ones(ratio):
     _check_rectangles(results, slack=1.5, least=8)
 
 
-def test_least_iou_of_a_crop_holds_for_every_kept_box():
+def test_minimum_iou_of_a_crop_holds_for_every_kept_box():
     crop = MinIoURandomCrop(min_ious=(0.3,))
     crop.modes = (0.3, 1.0)  # or the whole image
     np.random.seed(0)
@@ -292,15 +292,15 @@ def test_hsv_shift_of_a_pure_colour():
 @pytest.mark.parametrize(
     ('config', 'fault'),
     [
-        ({'type': 'Mosaic', 'prob': 1.5}, 'no probability'),
+        ({'type': 'Mosaic', 'prob': 1.5}, 'not a probability'),
         ({'type': 'Mosaic', 'center_ratio_range': (0.5, 2.5)}, 'center_ratio_range'),
-        ({'type': 'MixUp', 'flip_ratio': -1}, 'no probability'),
+        ({'type': 'MixUp', 'flip_ratio': -1}, 'not a probability'),
         ({'type': 'RandomAffine', 'scaling_ratio_range': (0.0, 1.0)}, 'positive'),
-        ({'type': 'RandomRotate90', 'prob': 2}, 'no probability'),
+        ({'type': 'RandomRotate90', 'prob': 2}, 'not a probability'),
         ({'type': 'Expand', 'ratio_range': (0.5, 2)}, 'at least 1'),
     ],
 )
-def test_impossible_options_are_named(config, fault):
+def test_invalid_options_raise(config, fault):
     with pytest.raises(ValueError, match=fault):
         TRANSFORMS.build(config)
 

@@ -65,7 +65,7 @@ def test_classes_come_from_the_file_by_id(tiny_coco):
     assert dataset.get_cat_ids(0) == [1, 0]
 
 
-def test_named_classes_set_the_labels_and_leave_the_others_out(tiny_coco):
+def test_selected_classes_set_the_labels_and_drop_the_others(tiny_coco):
     tiny_coco.write()
 
     both = CocoDataset(**tiny_coco.config(metainfo={'classes': ('dog', 'cat')}))
@@ -107,16 +107,16 @@ def test_test_sets_have_the_files_boxes_and_category_ids(tiny_coco):
     ]
 
 
-def test_images_that_the_filter_leaves_out_are_counted(tiny_coco, warnings_logged):
+def test_filtered_images_are_counted_in_a_warning(tiny_coco, warnings_logged):
     tiny_coco.data['images'][2]['width'] = 6  # wrong: the image is 60 wide
     tiny_coco.write()
     dataset = CocoDataset(**tiny_coco.config(filter_cfg={'filter_empty_gt': True, 'min_size': 32}))
 
     assert [item['img_id'] for item in _items(dataset)] == [10]
-    by_size, empty = [line for line in warnings_logged if 'left out (' in line]
-    assert '1 of 3 images are left out (min_size=32), the first is' in by_size
-    assert 'c.jpg, 6 x 90 pixels by the file' in by_size
-    assert '1 of 3 images are left out (filter_empty_gt=True: no valid box)' in empty
+    by_size, empty = [line for line in warnings_logged if 'skipped (' in line]
+    assert '1 of 3 images are skipped (min_size=32); the first is' in by_size
+    assert 'c.jpg, 6 x 90 pixels according to the file' in by_size
+    assert '1 of 3 images are skipped (filter_empty_gt=True: no valid box)' in empty
     assert 'b.jpg' in empty
 
 
@@ -194,7 +194,7 @@ def _delete(key, index, field):
         (lambda data: data['images'].clear() or data['annotations'].clear(), 'lists no images'),
     ],
 )
-def test_a_wrong_entry_is_named(tiny_coco, change, sentence):
+def test_malformed_entry_raises(tiny_coco, change, sentence):
     change(tiny_coco.data)
     tiny_coco.write()
 
@@ -203,7 +203,7 @@ def test_a_wrong_entry_is_named(tiny_coco, change, sentence):
     assert '\n' not in str(raised.value)
 
 
-def test_unreadable_files_are_named(tiny_coco):
+def test_unreadable_files_raise(tiny_coco):
     with pytest.raises(InputError, match=r'ann\.json does not exist: check data_root and ann_file'):
         CocoDataset(**tiny_coco.config())
     for text in ('{"images": [{"id": 1, "file', '', '\x00'):
@@ -236,10 +236,10 @@ def test_images_in_subfolders_are_found(tiny_coco):
     assert len(CocoDataset(**tiny_coco.config())) == 3
 
 
-def test_unknown_classes_and_empty_selections_are_named(tiny_coco):
+def test_unknown_classes_and_empty_selections_raise(tiny_coco):
     tiny_coco.write()
 
     with pytest.raises(InputError, match=r"no category named 'cow'; it has 'dog', 'cat'"):
         CocoDataset(**tiny_coco.config(metainfo={'classes': ('cat', 'cow')}))
-    with pytest.raises(InputError, match=r"filter_cfg=\{'min_size': 500\} leaves none of the 3 images"):
+    with pytest.raises(InputError, match=r"filter_cfg=\{'min_size': 500\} removes all 3 images"):
         CocoDataset(**tiny_coco.config(filter_cfg={'min_size': 500}))

@@ -96,7 +96,7 @@ def test_processes_that_write_at_once_do_not_overwrite_each_other():
     assert holds(cache, {index: f'{index} '.encode() * 500 for index in range(600)})
 
 
-def test_beyond_the_limit_files_are_read_as_before(monkeypatch):
+def test_files_beyond_the_limit_are_read_from_disk(monkeypatch):
     warnings = []
     monkeypatch.setattr(MMLogger.get_current_instance(), 'warning', warnings.append)
     cache = ImageCache(5, 250 / 2**30, 'train.json')
@@ -131,7 +131,7 @@ def open_caches():
     return [target for target in targets if 'ddetr_images' in target]
 
 
-def test_memory_has_no_name_and_goes_with_its_last_user():
+def test_memory_is_anonymous_and_freed_with_its_last_user():
     before = len(open_caches())
     cache = ImageCache(1, 1.0, 'train.json')
     twin = pickle.loads(pickle.dumps(cache))
@@ -142,10 +142,10 @@ def test_memory_has_no_name_and_goes_with_its_last_user():
     assert len(open_caches()) == before
 
 
-def test_limits_that_are_none_are_errors():
+def test_invalid_limits_raise():
     with pytest.raises(InputError, match='cache_limit_gib=0 is not positive'):
         ImageCache(1, 0, 'train.json')
-    with pytest.raises(InputError, match='cache_mode=\'yes\' of the dataset is none of True, False, "ahead"'):
+    with pytest.raises(InputError, match='cache_mode=\'yes\': set it to True, False or "ahead"'):
         CocoDataset(cache_mode='yes')
 
 
@@ -247,14 +247,14 @@ def test_reading_ahead_waits_for_many_files_at_once_and_shows_progress(capsys, m
     assert re.search(r'train.json: images read ahead: \d+/64, \d s left', capsys.readouterr().err)
 
 
-def test_reading_ahead_ends_with_the_memory():
+def test_reading_ahead_stops_when_the_memory_is_full():
     cache, read = ImageCache(1000, 1e-6, 'train.json'), []  # a thousand bytes
     cache.fill(1000, lambda i: cache.get(i, lambda: read.append(i) or bytes(100)))
     assert 9 <= len(read) < 100
     assert cache.occupied()[0] == 9
 
 
-def test_an_unreadable_image_is_an_error_when_its_turn_comes(tiny_coco, tmp_path, monkeypatch):
+def test_unreadable_image_raises_only_when_it_is_used(tiny_coco, tmp_path, monkeypatch):
     tiny_coco.write()
     (tmp_path / 'images' / 'a.jpg').unlink()
     monkeypatch.setattr(CocoDataset, '_check_images_exist', lambda *_: None)
@@ -264,7 +264,7 @@ def test_an_unreadable_image_is_an_error_when_its_turn_comes(tiny_coco, tmp_path
         dataset[0]
 
 
-def test_ranks_of_two_machines_do_not(monkeypatch):
+def test_ranks_of_two_machines_do_not_share_a_cache(monkeypatch):
     monkeypatch.setattr(image_cache, 'get_rank', lambda: 1)
     monkeypatch.setattr(image_cache, 'all_gather_object', lambda mine: [('elsewhere', 1, 99), mine])
     cache = ImageCache(2, 1.0, 'train.json')

@@ -74,7 +74,7 @@ def test_inner_dataset_is_not_changed_by_mixing(tiny_coco):
     assert sorted(dataset.get_cat_ids(0)) == [0, 1]
 
 
-def test_transforms_are_left_out_from_an_epoch_on(tiny_coco):
+def test_transforms_are_skipped_from_the_given_epoch(tiny_coco):
     dataset = _mixed(tiny_coco, skip_type_keys=['Mosaic', 'RandomAffine', 'MixUp'], skip_from_epoch=2)
     assert {tuple(i['inputs'].shape) for i in _items(dataset, epoch=1).values()} == {(3, 40, 40)}
     for workers in (0, 2):
@@ -83,7 +83,7 @@ def test_transforms_are_left_out_from_an_epoch_on(tiny_coco):
         assert items[12]['inputs'].shape == (3, 90, 60)
 
 
-def test_faults_of_a_mix_are_named(tiny_coco):
+def test_invalid_mixes_raise(tiny_coco):
     with pytest.raises(ConfigError, match="skip_type_keys names 'Mosiac'"):
         _mixed(tiny_coco, skip_type_keys=['Mosiac'])
     with pytest.raises(ConfigError, match='RejectAll rejected image id 10 15 times'):

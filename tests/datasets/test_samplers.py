@@ -25,7 +25,7 @@ class Sizes:
 
 @pytest.mark.parametrize(('wide', 'high', 'batch_size'), [(40, 25, 4), (7, 0, 2), (3, 3, 4), (1, 1, 1)])
 @pytest.mark.parametrize('drop_last', [False, True])
-def test_only_what_is_left_over_mixes_shapes(wide, high, batch_size, drop_last):
+def test_only_remainders_mix_orientations(wide, high, batch_size, drop_last):
     sampler = AspectRatioBatchSampler(
         DefaultSampler(Sizes(wide, high), shuffle=True, seed=1), batch_size, drop_last
     )
@@ -85,7 +85,7 @@ def _of_process(kind, rank, processes, size=11, **options):
 
 @pytest.mark.parametrize('shuffle', [True, False])
 @pytest.mark.parametrize('rank', [0, 1])
-def test_the_order_is_mmengines(rank, shuffle):
+def test_order_equals_mmengine(rank, shuffle):
     for kind, count in (('DefaultSampler', 6), ('InfiniteSampler', 30)):
         theirs = getattr(engine, kind)(range(11), seed=3, shuffle=shuffle)
         theirs.rank, theirs.world_size, theirs.total_size = rank, 2, 12
@@ -99,7 +99,7 @@ def test_the_order_is_mmengines(rank, shuffle):
 
 @pytest.mark.parametrize('kind', ['DefaultSampler', 'InfiniteSampler'])
 @pytest.mark.parametrize('start', [0, 4, 5])
-def test_other_numbers_of_processes_go_on_where_one_stopped(kind, start):
+def test_other_numbers_of_processes_resume_at_the_same_position(kind, start):
     whole = list(itertools.islice(_of_process(kind, 0, 1, size=12), 12))
     parts = []
     for rank in range(3):
@@ -116,7 +116,7 @@ def test_an_infinite_sampler_counts_its_passes():
 
 
 @pytest.mark.parametrize('batch_sampler', [None, {'type': 'AspectRatioBatchSampler'}])
-def test_skipped_batches_leave_the_rest_as_it_is(batch_sampler):
+def test_skipping_batches_does_not_change_the_rest(batch_sampler):
     def batches(skip, epoch=1, seed=5):
         sampler = datasets.DefaultSampler(Sizes(8, 5), seed=2)
         sampler.set_epoch(epoch)

@@ -70,7 +70,7 @@ def test_boxes_and_areas_are_those_of_the_visible_pixels(monkeypatch):
     assert min(parts_seen) < 0.9  # some are hidden in part
 
 
-def test_every_pixel_is_decided_by_the_recipe(tmp_path):
+def test_recipe_determines_every_pixel(tmp_path):
     for name in ('first', 'second'):
         assert make_shapes(tmp_path / name, SMALL)
     assert make_shapes(tmp_path / 'other', ShapesRecipe(num_train=12, num_val=4, size=96, seed=1))
@@ -116,7 +116,7 @@ def test_the_dataset_reads_it_and_it_is_varied(tmp_path):
     assert dataset[0]['img'].shape == (infos[0]['height'], infos[0]['width'], 3)  # as annotated, or it raises
 
 
-def test_it_is_kept_never_overwritten_and_never_half_there(tmp_path, monkeypatch):
+def test_dataset_is_kept_never_overwritten_and_written_atomically(tmp_path, monkeypatch):
     folder = tmp_path / 'new' / 'shapes'
 
     def interrupt(*args):
@@ -140,7 +140,7 @@ def test_it_is_kept_never_overwritten_and_never_half_there(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize('change', [{'num_train': 0}, {'size': 20}, {'max_objects': 0}, {'seed': -1}])
-def test_impossible_recipes_are_refused(change):
+def test_invalid_recipes_raise(change):
     (name,) = change
     with pytest.raises(InputError, match=f'{name} must be at least'):
         ShapesRecipe(**change)

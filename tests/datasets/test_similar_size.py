@@ -60,7 +60,7 @@ def test_images_left_out_are_the_samplers_last_and_not_the_widest():
     assert set(order) - kept == set(order[100:])
 
 
-def test_neighbours_by_aspect_ratio_make_a_batch_within_a_window():
+def test_batches_group_similar_aspect_ratios_within_a_window():
     dataset = Sizes(80)
     order = list(sampler_of(dataset))
     batches = batches_of(80)
@@ -103,7 +103,7 @@ def test_endless_samplers_do_not_repeat_their_draws():
     assert len(set(seeds([next(batches) for _ in range(500)]))) == 500
 
 
-def test_an_index_keeps_its_seed_on_the_way_to_a_worker():
+def test_index_keeps_its_seed_when_sent_to_a_worker():
     index = pickle.loads(pickle.dumps(SampleIndex(7, epoch=3, draw_seed=5, batch_seed=99)))
     assert (index, index.epoch, index.draw_seed, index.batch_seed) == (7, 3, 5, 99)
     assert copy.deepcopy(index).batch_seed == 99
@@ -126,7 +126,7 @@ def size_of(results):
     return results['img'].shape[:2]
 
 
-def test_one_seed_one_size_whatever_the_process_has_drawn():
+def test_same_seed_gives_same_size_regardless_of_earlier_draws():
     drawn = set()
     for seed in range(40):
         sizes = set()
@@ -139,7 +139,7 @@ def test_one_seed_one_size_whatever_the_process_has_drawn():
     assert len(drawn) > 20
 
 
-def test_a_seed_does_not_tie_one_choice_to_the_next():
+def test_consecutive_choices_of_a_seed_are_independent():
     """Each branch sees all scales, as often as without seeds: the draws inside have seeds of their own."""
     count = Counter()
     for seed in np.random.default_rng(3).integers(2**32, size=3000):

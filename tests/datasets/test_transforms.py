@@ -93,7 +93,7 @@ def test_annotations_decide_whether_exif_rotation_is_applied(tmp_path, orientati
     np.testing.assert_array_equal(unrotated['img'], _picture())
 
 
-def test_an_image_of_another_size_than_annotated_is_named(tmp_path):
+def test_image_size_other_than_annotated_raises(tmp_path):
     _pillow(_picture()).save(tmp_path / 'a.jpg')
 
     with pytest.raises(InputError, match=r'a\.jpg is 80 x 60 pixels, but .* says 160 x 120'):
@@ -102,17 +102,17 @@ def test_an_image_of_another_size_than_annotated_is_named(tmp_path):
 
 @pytest.mark.parametrize('suffix', ['jpg', 'png'])
 @pytest.mark.parametrize('kept', [0.0, 0.02, 0.5, 0.9])
-def test_truncated_images_are_named(tmp_path, suffix, kept):
+def test_truncated_images_raise(tmp_path, suffix, kept):
     data = cv2.imencode(f'.{suffix}', _picture(300, 400))[1].tobytes()
     (tmp_path / f'a.{suffix}').write_bytes(data[: int(kept * len(data))])
 
     with pytest.raises(
-        InputError, match=rf'a\.{suffix} cannot be decoded: its \d+ bytes are truncated or no'
+        InputError, match=rf'a\.{suffix} cannot be decoded: its \d+ bytes are truncated or not'
     ):
         _load(tmp_path / f'a.{suffix}')
 
 
-def test_missing_images_are_named_or_left_out(tmp_path):
+def test_missing_images_raise_or_are_skipped(tmp_path):
     with pytest.raises(InputError, match=r'none\.jpg does not exist'):
         _load(tmp_path / 'none.jpg')
     assert LoadImageFromFile(ignore_empty=True)({'img_path': str(tmp_path / 'none.jpg')}) is None
@@ -147,7 +147,7 @@ def test_annotations_become_arrays():
     ]
 
 
-def test_what_is_not_supported_is_refused():
+def test_unsupported_options_raise():
     with pytest.raises(ValueError, match='masks are not supported'):
         LoadAnnotations(with_mask=True)
     with pytest.raises(ValueError, match='rbox'):
@@ -180,7 +180,7 @@ def _results(height, width, *boxes):
         ('relative_range', (0.5, 0.9), (20, 40), (54, 60)),  # (h, w)
     ],
 )
-def test_windows_have_the_sizes_asked_for(crop_type, crop_size, heights, widths):
+def test_windows_have_the_requested_sizes(crop_type, crop_size, heights, widths):
     crop = RandomCrop(crop_size=crop_size, crop_type=crop_type, allow_negative_crop=True)
 
     shapes = np.array([crop(_results(40, 60))['img_shape'] for _ in range(400)])
@@ -221,10 +221,10 @@ def test_boxes_are_clipped_to_the_window_or_not():
         ({'crop_size': (10, 10), 'crop_type': 'relativ'}, "crop_type='relativ'.*choose one of"),
         ({'crop_size': (0, 10)}, 'must be positive'),
         ({'crop_size': (2, 0.5), 'crop_type': 'relative'}, r'must be in \(0, 1\]'),
-        ({'crop_size': (20, 10), 'crop_type': 'absolute_range'}, 'must ascend'),
+        ({'crop_size': (20, 10), 'crop_type': 'absolute_range'}, 'must be ascending'),
     ],
 )
-def test_impossible_windows_are_refused(arguments, sentence):
+def test_invalid_windows_raise(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         RandomCrop(**arguments)
 
@@ -242,7 +242,7 @@ def test_small_boxes_are_filtered():
 # --- packing
 
 
-def test_packing_splits_crowds_off():
+def test_packing_separates_crowds():
     results = {
         'img': np.arange(24, dtype=np.uint8).reshape(2, 4, 3),
         'gt_bboxes': np.array([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=np.float64),
@@ -349,7 +349,7 @@ def test_test_pipeline_gives_boxes_of_the_input_image(tmp_path, repo_root):
 @pytest.mark.parametrize(
     'order', list(itertools.permutations(['LoadAnnotations', 'Resize', 'Resize2', 'RandomFlip']))
 )
-def test_boxes_are_of_the_input_image_whatever_the_order_of_steps(tmp_path, order):
+def test_boxes_match_the_input_image_for_any_order_of_transforms(tmp_path, order):
     steps = {
         'LoadAnnotations': {'type': 'LoadAnnotations'},
         'Resize': {'type': 'Resize', 'scale': (200, 90)},

@@ -55,7 +55,7 @@ def _items(dataset):
 
 
 @pytest.mark.parametrize('test_mode', [False, True])
-def test_items_are_those_of_the_same_data_as_coco(three, test_mode):
+def test_items_equal_those_of_the_same_data_in_coco_format(three, test_mode):
     datasets = {format: _build(folder, test_mode=test_mode) for format, folder in three.items()}
     for format, dataset in datasets.items():
         assert type(dataset) is PLACE[format]
@@ -76,7 +76,7 @@ def test_items_are_those_of_the_same_data_as_coco(three, test_mode):
                     assert (ours['bbox_xywh'], ours['area']) == (theirs['bbox_xywh'], theirs['area'])
 
 
-def test_ap_is_that_of_pycocotools_on_the_coco_file_to_the_last_digit(three):
+def test_ap_equals_pycocotools_on_the_coco_file_exactly(three):
     rng, detections = np.random.default_rng(0), {}
     for item in _items(_build(three['coco'], test_mode=True)):
         truth = np.array([i['bbox'] for i in item['instances']]).reshape(-1, 4)
@@ -120,9 +120,9 @@ def test_bccd_loads_as_it_is(bccd_root, warnings_logged):
         counts[split] = len(dataset), sum(len(item['instances']) for item in _items(dataset))
     assert {split: number for split, (number, _) in counts.items()} == {'train': 205, 'val': 87, 'test': 72}
     assert sum(boxes for _, boxes in counts.values()) == 4155 + 372 + 361 - 2
-    assert [line.split('left out, ')[1] for line in warnings_logged] == [
-        "the first is Annotations/BloodImage_00343.xml, object 4: ['181', '329', '181', '329']",
-        "the first is Annotations/BloodImage_00338.xml, object 13: ['504', '337', '504', '337']",
+    assert [line.split('skipped; ')[1] for line in warnings_logged] == [
+        "the first: Annotations/BloodImage_00343.xml, object 4: ['181', '329', '181', '329']",
+        "the first: Annotations/BloodImage_00338.xml, object 13: ['504', '337', '504', '337']",
     ]
 
 
@@ -152,7 +152,7 @@ def voc(tmp_path) -> Voc:
     return Voc(tmp_path)
 
 
-def test_mmdetections_keys(voc):
+def test_mmdetection_keys_are_supported(voc):
     voc.add('a', ('dog', 0, (1, 1, 41, 21)), ('cat', 1, (5, 5, 15, 15)), ('dog', 0, (1, 1, 4, 20)))
     voc.add('b')
     (voc.root / 'V/list.txt').write_text('a\nb\n')
@@ -186,24 +186,22 @@ def test_sizes_come_from_the_image_where_the_file_is_wrong(voc, warnings_logged)
     assert sizes == {'none': (40, 20), 'zero': (40, 20), 'turned': (20, 40), 'unturned': (40, 20)}
     for item in items.values():
         assert LoadImageFromFile()(item)['img_shape'] == (item['height'], item['width'])
-    assert '1 files have another size than their image, which is taken; the first is' in warnings_logged[0]
-    assert 'Annotations/zero.xml: 0 x 0, the image is 40 x 20' in warnings_logged[0]
+    assert "1 files give a wrong image size, so the image's own is used; the first" in warnings_logged[0]
+    assert 'Annotations/zero.xml: 0 x 0, but the image is 40 x 20' in warnings_logged[0]
 
 
-def test_vocs_faults_are_one_sentence_each(voc, warnings_logged):
+def test_voc_faults_give_one_message_each(voc, warnings_logged):
     voc.add('a', ('dog', 0, (1, 1, 9, 9)), ('dog', 0, ('x', 1, 9, 9)))
     (voc.root / 'V/Annotations/b.xml').write_text('<annotation><obj')
     (item,) = _items(voc.build(metainfo={'classes': ('dog', 'cow')}))
     assert len(item['instances']) == 1
     unreadable, absent, dropped = warnings_logged
     assert (
-        '1 records cannot be read and are left out, the first: Annotations/b.xml is not valid XML'
+        '1 records cannot be read and are skipped; the first: Annotations/b.xml is not valid XML'
         in unreadable
     )
     assert "classes have no object in Annotations: 'cow'" in absent
-    assert (
-        '1 boxes of zero or negative size or outside their image are left out, the first is Anno' in dropped
-    )
+    assert '1 boxes that are empty or outside their image are skipped; the first: Anno' in dropped
 
     with pytest.raises(InputError, match=r"no object of the classes 'cow'; it has 'dog'"):
         voc.build(metainfo={'classes': ('cow',)})
@@ -213,27 +211,27 @@ def test_vocs_faults_are_one_sentence_each(voc, warnings_logged):
         ({'ann_subdir': 'no'}, r'folder of annotations .*V/no does not exist'),
         (
             {'img_subdir': 'no'},
-            r'1 of the 1 images that .*Annotations lists do not exist, the first is .*no/a\.jpg',
+            r'1 of the 1 images listed in .*Annotations do not exist; the first is .*no/a\.jpg',
         ),
-        ({'backend_args': {'backend': 'petrel'}}, r'XMLDataset reads folders on the local disk only'),
+        ({'backend_args': {'backend': 'petrel'}}, r'XMLDataset supports only the local disk'),
     ):
         with pytest.raises(InputError, match=sentence):
             voc.build(**changes)
     (voc.root / 'V/JPEGImages/a.jpg').write_text('broken')
-    with pytest.raises(InputError, match=r'1 images cannot be read, the first is .*a\.jpg: repair it'):
+    with pytest.raises(InputError, match=r'1 images cannot be read; the first is .*a\.jpg\. Repair it'):
         voc.build()
 
 
-def test_yolos_faults_are_one_sentence_each(three, warnings_logged):
+def test_yolo_faults_give_one_message_each(three, warnings_logged):
     path = next((three['yolo'] / 'labels/train').glob('*5.txt'))
     path.write_text('1 .5 .5 .1 .1\nnonsense\n')
     assert len(_build(three['yolo'])) == 12
     assert (
-        'data.yaml: 1 records cannot be read and are left out, the first: labels/train/' in warnings_logged[0]
+        'data.yaml: 1 records cannot be read and are skipped; the first: labels/train/' in warnings_logged[0]
     )
     path.write_text('2 .5 .5 .1 .1\n')
     with pytest.raises(
-        InputError, match=r'05\.txt: line 1 has class 2, which data\.yaml does not name: it names 0, 1'
+        InputError, match=r'05\.txt: line 1 has class 2, which data\.yaml does not define: it has 0, 1'
     ):
         _build(three['yolo'])
     for change, sentence in (
@@ -273,14 +271,14 @@ def test_coco_boxes_in_other_units_are_an_error(tmp_path):
     assert len(_coco(tmp_path, right.tolist())) == 1
     as_corners = np.concatenate([first, first + sides], 1)
     with pytest.raises(
-        InputError, match=r'a\.json: \d+ of 20 boxes reach out .* as corners \(xyxy\) they would fit'
+        InputError, match=r'a\.json: \d+ of 20 boxes extend beyond .* would fit as corners \(xyxy\)'
     ):
         _coco(tmp_path, as_corners.tolist())
     with pytest.raises(
-        InputError, match=r'a\.json: all 20 boxes lie within one pixel, they seem to be normalised'
+        InputError, match=r'a\.json: all 20 boxes lie within one pixel, so they seem to be normalised'
     ):
         _coco(tmp_path, (right / [100, 80, 100, 80]).tolist())
-    # objects that fill the image, or that a few of reach out of it, are no such fault
+    # objects that fill the image, or a few that extend beyond it, are not reported
     assert len(_coco(tmp_path, [[0, 0, 100, 80]] * 5)) == 1
     assert len(_coco(tmp_path, [*[[5, 5, 60, 60]] * 9, [5, 5, 99, 60]])) == 1
     assert len(_coco(tmp_path, [*right.tolist(), [60, 50, 90, 70], [70, 50, 90, 70]])) == 1
@@ -290,19 +288,19 @@ def test_yolo_boxes_in_pixels_are_an_error(three):
     for path in (three['yolo'] / 'labels/train').glob('*.txt'):
         path.write_text('1 30 20 10 12\n')
     with pytest.raises(
-        InputError, match=r'data\.yaml: 12 of 12 boxes have numbers above 1, they seem to be in pixels'
+        InputError, match=r'data\.yaml: 12 of 12 boxes have numbers above 1, so they seem to be in pixels'
     ):
         _build(three['yolo'])
 
 
-def test_a_folder_as_annotation_file_is_named(tmp_path):
+def test_folder_as_annotation_file_raises(tmp_path):
     with pytest.raises(
         InputError, match=r'annotation file .* is a folder: name the JSON file in it with ann_file'
     ):
         CocoDataset(str(tmp_path))
 
 
-def test_a_misspelt_key_is_found_before_anything_is_built(repo_root):
+def test_misspelt_key_raises_before_building(repo_root):
     loader = {'dataset': {'type': 'VOCDataset', 'img_subdirr': 'x', '_delete_': True}}
     cfg = load_config(repo_root / 'tests/configs/tiny_shapes.py', {'train_dataloader': loader})
     with pytest.raises(

@@ -22,7 +22,7 @@ LIBRARY = ROOT / 'ops/ddetr_ops/_C.so'  # of the op, as the packages of real det
 
 
 @pytest.mark.slow
-def test_the_example_in_cpp_detects_what_python_detects(tmp_path):
+def test_cpp_example_gives_the_same_detections_as_python(tmp_path):
     if shutil.which(os.environ.get('CXX', 'g++')) is None:
         pytest.skip('there is no C++ compiler')
     path, program = tmp_path / 'toy.pt2', tmp_path / 'detect'

@@ -22,7 +22,7 @@ LOOSE = Bounds(score=5e-5, box_px=0.05)  # and without norms between the layers
 
 
 @pytest.mark.parametrize('kind', ['two-stage', 'denoising', 'one-map', 'stranger', 'regions'])
-def test_onnxruntime_detects_what_pytorch_detects(export_case, kind):
+def test_onnxruntime_gives_the_same_detections_as_pytorch(export_case, kind):
     """The proof has compared one image alone and two together; other sizes and a larger batch are compared here."""
     case, bounds = export_case(kind), LOOSE if kind == 'regions' else TIGHT
     assert case.exported.proof.detections > 10
@@ -48,7 +48,7 @@ def test_onnxruntime_detects_what_pytorch_detects(export_case, kind):
         assert not difference.exceeds(bounds), difference
 
 
-def test_the_file_says_what_it_is(export_case):
+def test_file_metadata_is_complete(export_case):
     case = export_case('two-stage')
     model = onnx.load(case.exported.path)
     (entry,) = model.metadata_props
@@ -64,7 +64,7 @@ def test_the_file_says_what_it_is(export_case):
     assert dims == [0, 3, 0, 0]  # batch, height and width are symbolic
 
 
-def test_an_export_with_one_broken_weight_is_caught_and_leaves_nothing(export_case, tmp_path, monkeypatch):
+def test_export_with_one_broken_weight_raises_and_leaves_no_file(export_case, tmp_path, monkeypatch):
     detector = export_case('two-stage').detector
     write = onnx_target.write
 
@@ -79,7 +79,7 @@ def test_an_export_with_one_broken_weight_is_caught_and_leaves_nothing(export_ca
         onnx.save(model, args[-1])
 
     monkeypatch.setattr(onnx_target, 'write', write_broken)
-    with pytest.raises(InputError, match='does not detect what PyTorch detects'):
+    with pytest.raises(InputError, match='does not match PyTorch'):
         export_detector(
             detector, 'onnx', tmp_path / 'broken.onnx', ExportOptions(), images_for(detector), Bounds()
         )
@@ -87,7 +87,7 @@ def test_an_export_with_one_broken_weight_is_caught_and_leaves_nothing(export_ca
 
 
 @torch.no_grad()
-def test_ties_of_proposals_are_told_from_errors_by_pytorch_itself(export_case):
+def test_tied_proposals_are_distinguished_from_errors(export_case):
     """A detector whose proposals all score the same hangs on roundings, one with spread scores does not."""
     runtime = load(export_case('two-stage').exported.path, threads=1)
     detector = small_detector('two-stage')
@@ -99,10 +99,10 @@ def test_ties_of_proposals_are_told_from_errors_by_pytorch_itself(export_case):
         assert unstable(detector, runtime, images, (128, 128), expected, Bounds()) == [tied]
 
 
-def test_images_in_which_nothing_is_found_prove_nothing(export_case):
+def test_images_without_detections_cannot_verify_an_export(export_case):
     case = export_case('two-stage')
     runtime = load(case.exported.path, threads=1)
-    with pytest.raises(InputError, match='nothing in these images scores above'):
+    with pytest.raises(InputError, match='no detection in these images scores above'):
         prove(case.detector, runtime, [images_for(case.detector)[:1]], Bounds(min_score=0.999))
 
 
@@ -128,7 +128,7 @@ def test_torch_export_is_exact_at_dynamic_sizes(export_case):
     assert load(case.exported.path).info.target == 'torch-export'
 
 
-def test_sizes_that_the_levels_cannot_hold(tmp_path):
+def test_sizes_too_small_for_the_levels_raise(tmp_path):
     detector = small_detector('two-stage')
     options = ExportOptions(height=8, width=8)
     with pytest.raises(InputError, match=r'cannot detect in images of 8 x 8 pixels .*num_queries=20 exceeds'):
@@ -139,12 +139,12 @@ def test_sizes_that_the_levels_cannot_hold(tmp_path):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'opset': 11}, '--opset 11: detectors are written for opset 18 to 22'),
-        ({'batch': 0}, '--batch 0: at least 1'),
-        ({'op': 'magic'}, '--op magic: there are gridsample'),
+        ({'opset': 11}, '--opset 11: must be between 18 and 22'),
+        ({'batch': 0}, '--batch 0: must be at least 1'),
+        ({'op': 'magic'}, '--op magic: choose one of gridsample'),
     ],
 )
-def test_options_that_no_target_takes(tmp_path, change, message):
+def test_options_unsupported_by_all_targets_raise(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         export_detector(
             small_detector('plain'), 'onnx', tmp_path / 'a.onnx', ExportOptions(**change), [], Bounds()
@@ -152,10 +152,10 @@ def test_options_that_no_target_takes(tmp_path, change, message):
 
 
 def test_other_models_and_names(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match='Linear is no detector of ddetr'):
+    with pytest.raises(InputError, match='Linear cannot be exported'):
         export_detector(torch.nn.Linear(2, 2), 'onnx', tmp_path / 'a.onnx', ExportOptions(), [], Bounds())
     detector = small_detector('plain')
-    with pytest.raises(InputError, match='onnx files end in'):
+    with pytest.raises(InputError, match='the suffix of onnx files must be'):
         export_detector(detector, 'onnx', tmp_path / 'a.pt', ExportOptions(), [], Bounds())
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(InputError, match=r'onnxscript is not installed: pip install "ddetr\[export\]"'):
@@ -163,13 +163,13 @@ def test_other_models_and_names(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_are_no_exports(tmp_path, export_case):
+def test_files_that_were_not_exported_raise(tmp_path, export_case):
     with pytest.raises(InputError, match='does not exist'):
         load(tmp_path / 'absent.onnx')
     (tmp_path / 'text.onnx').write_text('no model')
     with pytest.raises(InputError, match='cannot be read by onnxruntime'):
         load(tmp_path / 'text.onnx')
-    with pytest.raises(InputError, match='exported detectors end in'):
+    with pytest.raises(InputError, match='the suffix of an exported detector must be'):
         load(tmp_path / 'model.bin')
     model = onnx.load(export_case('two-stage').exported.path)
     del model.metadata_props[:]
@@ -178,14 +178,14 @@ def test_files_that_are_no_exports(tmp_path, export_case):
         load(tmp_path / 'bare.onnx')
 
 
-def test_metadata_of_another_version_or_shape():
+def test_metadata_of_another_version_or_format_raises():
     info = json.loads(ExportInfo(*['x'] * 2, [], 'outside', [], [], False, 0.0, 1, [], None, None, None, 1, None,
                                  'fp32', 'kernel', {}, '0').to_json())  # fmt: skip
     assert ExportInfo.from_json(json.dumps(info)).batch is None
     for change, message in (
         ({'format_version': 9}, 'format_version=9'),
-        ({'classes': 3}, 'classes=3, which is no list'),
-        ({'batch': 'two'}, "batch='two', which is no int"),
+        ({'classes': 3}, 'classes=3, which is not of type list'),
+        ({'batch': 'two'}, "batch='two', which is not of type int"),
     ):
         with pytest.raises(ValueError, match=message):
             ExportInfo.from_json(json.dumps({**info, **change}))
@@ -212,4 +212,4 @@ def test_the_command_exports_a_training_checkpoint_with_ap_side_by_side(tiny_run
         'onx',
         expect=2,
     )
-    assert '--to onx is no target; did you mean onnx?' in output
+    assert '--to onx: unknown target; did you mean onnx?' in output

@@ -23,7 +23,7 @@ from ddetr.apis import (
 )  # fmt: skip
 from ddetr.apis.exported import detect
 from ddetr.apis.exported_test import exported_test_config
-from ddetr.datasets.shapes import SHAPE_CLASSES, ShapesRecipe, make_shapes
+from ddetr.datasets.shapes import SHAPE_CLASSES
 from ddetr.deployment import DetectionArrays
 from ddetr.deployment.targets import onnx as onnx_target
 from ddetr.structures import DetDataSample
@@ -41,14 +41,6 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    """A dataset of 8 training and 4 held-out images."""
-    folder = tmp_path_factory.mktemp('data') / 'shapes'
-    make_shapes(folder, ShapesRecipe(num_train=8, num_val=4, size=64))
-    return folder
-
-
-@pytest.fixture(scope='module')
 def detector(file):
     return DetInferencer(file)
 
@@ -59,7 +51,7 @@ def _images():
     return [numbers.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
-def test_pipeline_normalisation_and_the_boxes_way_back_are_those_of_the_file(detector):
+def test_file_defines_pipeline_normalisation_and_box_rescaling(detector):
     """The toy's detections are worked out from the pixels, one image at a time."""
     images = _images()
     results = list(detector.predict(images, batch_size=2))
@@ -75,7 +67,7 @@ def test_pipeline_normalisation_and_the_boxes_way_back_are_those_of_the_file(det
         assert found.labels.tolist() == labels.tolist()
 
 
-def test_a_real_detector_detects_what_it_does_in_pytorch(export_case):
+def test_exported_detector_gives_the_same_detections_as_pytorch(export_case):
     case = export_case('plain')
     for image, result in zip(_images(), DetInferencer(case.exported.path).predict(_images(), 2), strict=True):
         truth, found = inference_detector(case.detector, image).pred_instances, result.sample.pred_instances
@@ -84,14 +76,14 @@ def test_a_real_detector_detects_what_it_does_in_pytorch(export_case):
         assert torch.equal(found.labels, truth.labels)
 
 
-def test_the_commands_never_import_the_detectors_code(file, data, tmp_path, run):
-    image = data / 'val2017' / '000000000001.jpg'
+def test_the_commands_never_import_the_detectors_code(file, tiny_shapes, tmp_path, run):
+    image = tiny_shapes / 'val2017' / '000000000001.jpg'
     script = (
         'import runpy, sys\n'
         f'sys.argv = ["image_demo.py", {str(image)!r}, {str(file)!r}, "--out-dir", {str(tmp_path / "demo")!r}, '
         '"--score-thr", "0"]\n'
         'runpy.run_path("demo/image_demo.py", run_name="__main__")\n'
-        f'sys.argv = ["test.py", {str(file)!r}, "--data", {str(data)!r}, "--work-dir", '
+        f'sys.argv = ["test.py", {str(file)!r}, "--data", {str(tiny_shapes)!r}, "--work-dir", '
         f'{str(tmp_path)!r}, "--out", {str(tmp_path / "found.json")!r}, "--show-dir", {str(tmp_path / "shown")!r}]\n'
         'runpy.run_path("tools/test.py", run_name="__main__")\n'
         'print("imported:", [name for name in sys.modules if name.startswith("ddetr.models")])\n'
@@ -107,7 +99,7 @@ def test_the_commands_never_import_the_detectors_code(file, data, tmp_path, run)
     assert len(list((tmp_path / 'shown').iterdir())) == 4
 
 
-def test_a_config_gives_its_test_set_and_the_file_everything_else(file):
+def test_config_provides_only_the_test_set(file):
     cfg = exported_test_config(file, CONFIG, None)
     assert cfg.test_dataloader.dataset.ann_file == 'annotations/instances_val2017.json'
     assert cfg.test_dataloader.dataset.metainfo.classes == SHAPE_CLASSES
@@ -116,9 +108,9 @@ def test_a_config_gives_its_test_set_and_the_file_everything_else(file):
     assert 'backbone' not in cfg.model
 
 
-def test_files_of_all_formats_videos_and_tiles(detector, file, data, tmp_path):
+def test_files_of_all_formats_videos_and_tiles(detector, file, tiny_shapes, tmp_path):
     options = PredictOptions(str(tmp_path), ('picture', 'json', 'coco', 'yolo', 'csv'), 0.0, ['square'], 2)
-    assert predict_files(detector, data / 'val2017', options).images == 4
+    assert predict_files(detector, tiny_shapes / 'val2017', options).images == 4
     rows = json.loads((tmp_path / 'detections.coco.json').read_text())['annotations']
     assert {row['category_id'] for row in rows} == {SHAPE_CLASSES.index('square') + 1}
     writer = cv2.VideoWriter(str(tmp_path / 'in.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 12, (96, 64))
@@ -148,7 +140,7 @@ class Stub:
         )
 
 
-def test_boxes_of_images_that_exceed_a_fixed_size_are_in_pixels_of_the_image():
+def test_boxes_of_images_larger_than_the_fixed_size_are_in_image_pixels():
     samples = [DetDataSample(metainfo={'scale_factor': (2.0, 2.0)}) for _ in range(2)]
     images = [torch.zeros(3, 40, 80, dtype=torch.uint8), torch.zeros(3, 30, 40, dtype=torch.uint8)]
     stub = Stub()
@@ -159,7 +151,7 @@ def test_boxes_of_images_that_exceed_a_fixed_size_are_in_pixels_of_the_image():
     assert found[1].bboxes.tolist() == [[1, 2, 10, 5]]
 
 
-def test_an_image_with_too_few_tokens_is_left_out_with_its_reason(export_case, tmp_path):
+def test_image_with_too_few_tokens_is_skipped_with_a_reason(export_case, tmp_path):
     case, path = export_case('two-stage'), tmp_path / 'unresized.onnx'
     shutil.copy(case.exported.path, path)
     steps = [{'type': 'LoadImageFromFile'}, {'type': 'PackDetInputs'}]
@@ -170,7 +162,7 @@ def test_an_image_with_too_few_tokens_is_left_out_with_its_reason(export_case, t
     assert len(large.sample.pred_instances) > 0
 
 
-def test_files_that_are_no_detectors(file, tmp_path):
+def test_files_without_a_detector_raise(file, tmp_path):
     (tmp_path / 'cut.onnx').write_bytes(file.read_bytes()[:300])
     with pytest.raises(InputError, match=r'cut\.onnx cannot be read by onnxruntime'):
         DetInferencer(tmp_path / 'cut.onnx')
@@ -188,13 +180,13 @@ def test_files_that_are_no_detectors(file, tmp_path):
         DetInferencer(strange)
 
 
-def test_a_runtime_that_is_not_installed(file, monkeypatch):
+def test_missing_runtime_raises(file, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(InputError, match=r'onnxruntime is not installed: pip install "ddetr\[export\]"'):
         DetInferencer(file)
 
 
-def test_what_an_exported_file_does_not_take(file, data, tmp_path):
+def test_unsupported_options_of_exported_files_raise(file, tiny_shapes, tmp_path):
     with pytest.raises(InputError, match='takes no config'):
         DetInferencer(CONFIG, file)
     with pytest.raises(InputError, match='takes no config, no --cfg-options'):
@@ -205,4 +197,4 @@ def test_what_an_exported_file_does_not_take(file, data, tmp_path):
         evaluate_detector(None, file, EvalOptions(launcher='pytorch'))
     other = write_toy(tmp_path / 'other.onnx', replace(INFO, classes=list('abcdef')))
     with pytest.raises(InputError, match=r'detects .*, but .* has the classes .*circle'):
-        evaluate_detector(None, other, EvalOptions(data=str(data)))
+        evaluate_detector(None, other, EvalOptions(data=str(tiny_shapes)))

@@ -31,7 +31,7 @@ def copy_of(model, folder):
     return folder / 'copy.xml'
 
 
-def test_openvino_detects_what_pytorch_detects_at_any_size(export_case, model):
+def test_openvino_gives_the_same_detections_as_pytorch_at_any_size(export_case, model):
     case, detector = export_case('two-stage'), DetInferencer(model)
     assert detector.model.info == case.exported.info
     numbers = np.random.default_rng(3)
@@ -54,7 +54,7 @@ def test_weights_in_half_precision_are_half_as_large_and_detect_nearly_the_same(
     assert 0 < np.abs(found.scores - expected.scores).max() < 0.02
 
 
-def test_damaged_models(model, tmp_path):
+def test_damaged_models_raise(model, tmp_path):
     copy = copy_of(model, tmp_path)
     text = copy.read_text()
     copy.write_text(text[: len(text) // 2])
@@ -65,14 +65,16 @@ def test_damaged_models(model, tmp_path):
     with pytest.raises(InputError, match=r'copy\.xml cannot be (read|compiled)'):
         load(copy)
     copy.with_suffix('.bin').unlink()
-    with pytest.raises(InputError, match=r'copy\.bin does not exist: an OpenVINO model is a \.xml file and'):
+    with pytest.raises(
+        InputError, match=r'copy\.bin does not exist: an OpenVINO model needs a \.xml file and'
+    ):
         load(copy)
     openvino.save_model(openvino.convert_model(_other_onnx(tmp_path)), tmp_path / 'other.xml')
     with pytest.raises(InputError, match=r'other\.xml has no metadata .* not written by `ddetr export`'):
         load(tmp_path / 'other.xml')
 
 
-def test_openvino_that_is_not_installed(model, monkeypatch):
+def test_missing_openvino_raises(model, monkeypatch):
     monkeypatch.setitem(sys.modules, 'openvino', None)
     with pytest.raises(InputError, match=r'openvino is not installed: pip install "ddetr\[openvino\]"'):
         load(model)

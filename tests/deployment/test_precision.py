@@ -57,7 +57,7 @@ def test_int8_has_quantised_layers_with_ranges_of_the_images(export_case, tmp_pa
     assert exported.path.stat().st_size < 0.5 * export_case('plain').exported.path.stat().st_size
     assert 0 < exported.proof.score < 0.2
     assert exported.info.precision == 'int8'
-    with pytest.raises(InputError, match='does not detect what PyTorch detects'):
+    with pytest.raises(InputError, match='does not match PyTorch'):
         export(export_case, tmp_path, 'int8', Bounds(1e-4, np.inf))
 
 
@@ -83,16 +83,16 @@ def test_int8_needs_data_and_images(export_case, tmp_path):
 @pytest.mark.parametrize(
     ('target', 'precision', 'message'),
     [
-        ('onnx', 'int4', '--precision int4: there are fp32, fp16, int8'),
-        ('aoti', 'int8', 'onnx and openvino can be written in it, aoti cannot'),
+        ('onnx', 'int4', '--precision int4: choose one of fp32, fp16, int8'),
+        ('aoti', 'int8', 'only onnx and openvino support it, aoti does not'),
     ],
 )
-def test_precisions_that_there_are_not(target, precision, message):
+def test_unsupported_precisions_raise(target, precision, message):
     with pytest.raises(InputError, match=message):
         check_precision(target, precision)
 
 
-def test_without_tensorrt_one_sentence_says_what_to_do(export_case, tmp_path, monkeypatch):
+def test_missing_tensorrt_raises_with_instructions(export_case, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tensorrt', None)
     with pytest.raises(InputError, match=r'tensorrt is not installed.*--to onnx --op tensorrt'):
         export_detector(

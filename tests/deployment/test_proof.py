@@ -22,7 +22,7 @@ def test_equal_results_have_no_difference():
     assert difference == (0.0, 0.0, 2, '')
 
 
-def test_near_equal_scores_may_change_places():
+def test_near_equal_scores_may_swap_ranks():
     expected = found([0.5, 0.4999999, 0.2])
     swapped = Found(expected.boxes[[1, 0, 2]], expected.scores, expected.labels)
     difference = compare(expected, swapped, BOUNDS)
@@ -43,7 +43,7 @@ def test_differences_are_the_largest_of_all_pairs():
 
 
 @pytest.mark.parametrize('side', [0, 1])
-def test_a_detection_that_only_one_side_has_is_an_error(side):
+def test_unmatched_detection_is_an_error(side):
     pair = [found([0.9, 0.5]), found([0.9])]
     difference = compare(pair[side], pair[1 - side], BOUNDS)
     assert 'score 0.5000' in difference.unmatched
@@ -54,17 +54,17 @@ def test_a_changed_class_is_an_error():
     assert compare(found([0.9, 0.1], [1, 0]), found([0.9, 0.1], [2, 0]), BOUNDS).exceeds(BOUNDS)
 
 
-def test_lists_may_end_differently_at_the_lowest_score_and_at_their_last_place():
+def test_lists_may_differ_at_the_score_threshold_and_the_last_rank():
     assert not compare(found([0.9, 0.05001]), found([0.9, 0.04999]), BOUNDS).exceeds(BOUNDS)
     expected = found([0.9, 0.3], [0, 1])
     assert not compare(expected, found([0.9, 0.3], [0, 2]), BOUNDS).exceeds(BOUNDS)  # tied for the last place
 
 
-def test_scores_that_are_not_finite_are_an_error():
+def test_non_finite_scores_are_an_error():
     assert compare(found([0.9]), found([np.nan]), BOUNDS).exceeds(BOUNDS)
 
 
-def test_noise_of_rounding_is_added_to_every_layer_and_taken_away_again():
+def test_rounding_noise_is_added_to_every_layer_and_removed_again():
     layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     inputs = torch.randn(4, 8)
     plain = layers(inputs)

@@ -63,7 +63,7 @@ def averages(weights):
     return found
 
 
-def test_validation_sees_the_average_and_training_goes_on_without_it(averaged_run):
+def test_validation_uses_the_average_and_training_continues_without_it(averaged_run):
     runner, _, weights = averaged_run
     average = averages(weights['train'])
     torch.testing.assert_close(weights['val'][0].double(), average[3], rtol=0, atol=1e-6)
@@ -99,7 +99,7 @@ def test_checkpoints_and_the_best_one_hold_the_average(averaged_run):
     assert torch.equal(ema.state_dict()[NAME], last['state_dict'][NAME])
 
 
-def test_a_training_that_does_not_improve_stops(averaged_run):
+def test_training_stops_without_improvement(averaged_run):
     runner, work_dir, weights = averaged_run
     assert runner.epoch == 2  # of 4
     assert len(weights['train']) == 8
@@ -121,7 +121,7 @@ def test_the_average_is_published_and_tested(averaged_run, tiny_run, run, tmp_pa
     assert len(seen['test']) == 4
 
 
-def test_hooks_can_be_given_on_the_command_line(tiny_run, run, tmp_path):
+def test_hooks_can_be_set_on_the_command_line(tiny_run, run, tmp_path):
     hooks = "custom_hooks=[dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=2)]"
     run(
         sys.executable, 'tools/train.py', tiny_run.config, '--work-dir', tmp_path,

@@ -9,7 +9,6 @@ import torch
 from mmengine.config import Config
 
 from ddetr.analysis.trainings import Training
-from ddetr.datasets.shapes import ShapesRecipe, make_shapes
 from ddetr.engine import build_runner
 from ddetr.engine.capsule import read_capsule
 from ddetr.engine.config import load_config
@@ -25,10 +24,9 @@ MODULE = re.escape('backbone.fragile (Fragile)')
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
+def data(draw_shapes):
     """Options for a dataset whose eighth image has a white corner, and its path: iterations 3, 12 and 17."""
-    root = tmp_path_factory.mktemp('data') / 'shapes'
-    make_shapes(root, ShapesRecipe(num_train=IMAGES, num_val=1, size=64))
+    root = draw_shapes(num_train=IMAGES, num_val=1, size=64)
     path = sorted((root / 'train2017').iterdir())[7]
     image = cv2.imread(str(path))
     image[:16, :16] = 255
@@ -102,7 +100,7 @@ def test_a_capsule_is_replayed_in_a_new_process(data, tmp_path, run, breaks):
     assert all((then == 'nan') == (breaks == 'output') for _, then, _ in then_and_now)
 
 
-def test_a_capsule_of_a_mended_model_is_finite(data, tmp_path, run):
+def test_replay_with_a_fixed_model_is_finite(data, tmp_path, run):
     stopped(tmp_path, data[0])
     (path,) = tmp_path.glob('*.capsule')
     content = torch.load(path, weights_only=False)
@@ -189,7 +187,7 @@ def test_steps_are_skipped_counted_and_remembered(data, tmp_path):
     assert again.split('Run it')[0] == text.split('Run it')[0]
 
 
-def test_a_healthy_training_is_bit_equal_without_the_box(data, tmp_path):
+def test_black_box_does_not_change_a_healthy_run(data, tmp_path):
     loaders, _ = data
     found = []
     for name, box in (('on', {}), ('off', {'default_hooks.black_box': None})):
@@ -210,7 +208,7 @@ def test_a_healthy_training_is_bit_equal_without_the_box(data, tmp_path):
     assert same(found[1], found[3])
 
 
-def test_the_box_is_on_in_configs_that_do_not_name_it(data, tmp_path):
+def test_black_box_is_enabled_by_default(data, tmp_path):
     loaders, _ = data
     cfg = load_config(CONFIG, loaders)
     cfg.merge_from_dict({'work_dir': str(tmp_path), 'launcher': 'none'})
@@ -220,7 +218,7 @@ def test_the_box_is_on_in_configs_that_do_not_name_it(data, tmp_path):
         runner.train()
 
 
-def test_overflow_lowers_the_scale_until_it_is_a_fault(data, tmp_path):
+def test_overflow_lowers_the_loss_scale_until_it_counts_as_a_fault(data, tmp_path):
     """A scale of 2 is lowered once for the gradients of the broken image, which are not finite at any scale."""
     loaders, _ = data
     options = {
@@ -236,7 +234,7 @@ def test_overflow_lowers_the_scale_until_it_is_a_fault(data, tmp_path):
     assert 'skipped_steps' not in runner.message_hub.runtime_info
 
 
-def test_diverged_weights_and_boxes_are_named(data, tmp_path):
+def test_diverged_weights_and_boxes_are_reported(data, tmp_path):
     loaders, _ = data
     runner = runner_of(tmp_path, {**loaders, 'model.backbone.breaks': 'nothing'})
     with torch.no_grad():
@@ -249,7 +247,7 @@ def test_diverged_weights_and_boxes_are_named(data, tmp_path):
     assert 'predicted logits' in str(error.value)
 
 
-def test_a_capsule_that_is_none_is_one_sentence(tmp_path):
+def test_invalid_capsule_gives_one_clear_error(tmp_path):
     (tmp_path / 'x.capsule').write_bytes(b'no capsule')
     with pytest.raises(CheckpointError, match=r'x\.capsule cannot be read'):
         read_capsule(tmp_path / 'x.capsule')

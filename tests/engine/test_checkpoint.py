@@ -29,7 +29,7 @@ def test_reads_what_mmengine_writes(tmp_path):
     assert loaded.statistics('mean') == history.mean()
 
 
-def test_reads_files_that_numpy_1_named(tmp_path):
+def test_reads_files_written_with_numpy_1(tmp_path):
     """numpy 1 called its module numpy.core; such files stay readable."""
     torch.save({'value': np.float64(1.5)}, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
     old = (tmp_path / 'a.pth').read_bytes().replace(b'numpy._core.multiarray', b'numpy.core.multiarray')
@@ -53,7 +53,7 @@ def test_missing_file_and_folder(tmp_path):
 
 
 @pytest.mark.parametrize('name', malicious.FILES)
-def test_bad_file_is_refused_unexecuted(tmp_path, name):
+def test_malicious_file_is_rejected_without_execution(tmp_path, name):
     path, expected = malicious.make(name, tmp_path, tmp_path / 'marker')
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(path)

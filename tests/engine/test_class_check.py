@@ -14,7 +14,7 @@ def data(*classes: str) -> SimpleNamespace:
     return SimpleNamespace(metainfo={'classes': classes})
 
 
-def test_a_head_with_another_number_of_classes_is_named(repo_root):
+def test_head_with_wrong_number_of_classes_raises(repo_root):
     model = build(narrow_deformable_detr(repo_root, 'deformable-detr'))  # 7 classes
     check_classes(model, {'train_dataloader': data(*'abcdefg'), 'val_dataloader': data(*'abcdefg')})
     with pytest.raises(
@@ -23,10 +23,10 @@ def test_a_head_with_another_number_of_classes_is_named(repo_root):
         check_classes(model, {'train_dataloader': data('cat', 'dog', 'cow')})
 
 
-def test_data_sets_that_number_classes_differently_are_named():
+def test_datasets_with_different_class_order_raise():
     with pytest.raises(ConfigError, match='train_dataloader and val_dataloader number'):
         check_classes(nn.Identity(), {'train_dataloader': data('a', 'b'), 'val_dataloader': data('b', 'a')})
 
 
-def test_what_has_no_classes_is_passed_over():
+def test_components_without_classes_are_skipped():
     check_classes(nn.Linear(2, 2), {'train_dataloader': [1, 2], 'val_dataloader': data('a')})

@@ -35,7 +35,7 @@ def test_amp_state_survives_a_checkpoint():
     assert second.optimizer.param_groups[0]['lr'] == 0.1
 
 
-def test_registries_without_parts_of_ours_find_mmengines():
+def test_registries_fall_back_to_mmengines_components():
     """mmengine warns at each build from a registry that the default scope has no child of."""
     for registry in (LOOPS, PARAM_SCHEDULERS):
         assert registry.children['ddetr'].get('mmengine.Nothing') is None
@@ -62,7 +62,7 @@ def test_torchvision_weights_come_from_the_cache(cache):
     assert torch.equal(found['fc.bias'], torch.arange(3.0))
 
 
-def test_without_network_the_error_says_which_file_goes_where(cache):
+def test_error_without_network_tells_which_file_to_put_where(cache):
     with pytest.raises(CheckpointError) as error:
         CheckpointLoader.load_checkpoint('torchvision://resnet18')
     assert 'https://download.pytorch.org/models/resnet18-f37072fd.pth' in str(error.value)
@@ -93,12 +93,12 @@ def test_the_backbones_that_mmdetections_configs_name_come_from_the_cache(cache)
         ('package://ddetr/a.pth', "package 'ddetr' has no file 'a.pth'"),
     ],
 )
-def test_addresses_that_lead_nowhere(address, says):
+def test_unreachable_urls_raise(address, says):
     with pytest.raises(CheckpointError, match=says):
         CheckpointLoader.load_checkpoint(address)
 
 
-def test_a_package_gives_a_checkpoint_without_being_imported(tmp_path, monkeypatch):
+def test_checkpoint_in_a_package_is_read_without_importing_it(tmp_path, monkeypatch):
     (tmp_path / 'weights_inside' / 'models').mkdir(parents=True)
     (tmp_path / 'weights_inside' / '__init__.py').write_text('raise AssertionError("imported")')
     torch.save({'fc.bias': torch.arange(3.0)}, tmp_path / 'weights_inside' / 'models' / 'a.pth')

@@ -18,7 +18,7 @@ def test_options_and_defaults():
     check_config(cfg)
 
 
-def test_mmdetections_scope_is_ours_and_own_seeds_stay(tmp_path):
+def test_mmdet_scope_maps_to_ddetr_and_seeds_are_kept(tmp_path):
     path = tmp_path / 'a.py'
     path.write_text("default_scope = 'mmdet'\nrandomness = dict(seed=3)")
     cfg = load_config(path)
@@ -37,7 +37,7 @@ def test_mmdetections_scope_is_ours_and_own_seeds_stay(tmp_path):
         ('train_dataloader.dataset.pipeline.9.prob', 'has 5 items'),
     ],
 )
-def test_options_that_would_change_nothing(option, says):
+def test_options_without_effect_raise(option, says):
     with pytest.raises(ConfigError) as error:
         load_config(TINY, {option: 1})
     assert option in str(error.value)
@@ -76,7 +76,7 @@ def test_options_that_would_change_nothing(option, says):
         ('custom_hooks', [{'type': 'EMAHok'}], "custom_hooks.0.type='EMAHok'"),
     ],
 )
-def test_wrong_types_and_keys_are_named_with_the_nearest(option, value, says):
+def test_unknown_types_and_keys_suggest_the_closest_name(option, value, says):
     cfg = load_config(TINY)
     cfg.merge_from_dict({option: value})
     with pytest.raises(ConfigError) as error:
@@ -84,14 +84,14 @@ def test_wrong_types_and_keys_are_named_with_the_nearest(option, value, says):
     assert says in str(error.value)
 
 
-def test_a_misspelt_top_level_key(tmp_path):
+def test_misspelt_top_level_key_raises(tmp_path):
     path = tmp_path / 'a.py'
     path.write_text(f"_base_ = {str(TINY)!r}\noptim_wraper = dict(type='OptimWrapper')")
     with pytest.raises(ConfigError, match="unknown config key 'optim_wraper'; did you mean 'optim_wrapper'"):
         check_config(load_config(path))
 
 
-def test_a_part_that_is_not_here_is_named_before_keys_of_others():
+def test_missing_component_is_reported_before_unknown_keys():
     cfg = load_config(TINY)
     cfg.merge_from_dict({'model.backbone.depht': 18, 'model.bbox_head.type': 'FCOSHead'})
     with pytest.raises(ConfigError, match=r"model\.bbox_head\.type='FCOSHead' is not registered"):
@@ -122,7 +122,7 @@ def test_files_that_cannot_be_read(tmp_path, text, says):
     assert str(path) in str(error.value)
 
 
-def test_build_errors_become_one_sentence():
+def test_build_errors_become_one_clear_message():
     def encoder(num_layers):
         return num_layers
 
@@ -138,7 +138,7 @@ def test_build_errors_become_one_sentence():
         encoder(None + 1)  # an error of the code stays what it is
 
 
-def test_unknown_types_of_averages_are_named():
+def test_unknown_average_types_raise():
     hook = {'type': 'EMAHook', 'ema_type': 'ExpMomentumEma'}
     with pytest.raises(ConfigError) as error:
         check_config(load_config(TINY, {'custom_hooks': [hook]}))

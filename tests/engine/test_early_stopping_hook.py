@@ -41,7 +41,7 @@ def test_it_stops_when_the_metric_has_not_improved(resume_after):
     assert validations_until_stop(SCORES, resume_after, patience=3, min_delta=0.1) == 5
 
 
-def test_a_misspelt_metric_is_an_error_that_names_those_there_are():
+def test_misspelt_metric_raises_and_lists_the_known_ones():
     hook = EarlyStoppingHook('coco/mAP')
     with pytest.raises(
         ConfigError, match="monitor='coco/mAP' is not among the metrics: coco/bbox_mAP, coco/bbox_AR"

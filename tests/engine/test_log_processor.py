@@ -76,7 +76,7 @@ def mlflow_scalars(work_dir: Path) -> set[str]:
         ('MLflow', 'mlflow', mlflow_scalars),
     ],
 )
-def test_an_experiment_tracker_gets_every_term(tracker, module, read, tiny_run, tmp_path):
+def test_experiment_tracker_receives_every_loss_term(tracker, module, read, tiny_run, tmp_path):
     pytest.importorskip(module)
     options = [f'visualizer.vis_backends.0.type={tracker}VisBackend']
     if tracker == 'MLflow':
@@ -88,7 +88,7 @@ def test_an_experiment_tracker_gets_every_term(tracker, module, read, tiny_run, 
     )
 
 
-def test_two_trainings_begun_in_one_second_have_logs_of_their_own(tiny_run, tmp_path, monkeypatch):
+def test_runs_started_in_the_same_second_have_separate_logs(tiny_run, tmp_path, monkeypatch):
     now = time.time()
     monkeypatch.setattr('mmengine.runner.runner.time.time', lambda: now)
     for name in ('a', 'b'):

@@ -22,7 +22,7 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize('case', [case for case in CASES if case.name in CHEAP], ids=lambda case: case.name)
-def test_a_resumed_training_is_the_uninterrupted_one(data, case):
+def test_resumed_training_equals_uninterrupted_training(data, case):
     found = check_resume(CONFIG, data, case)
     assert set(found.interrupted) == {75}
     assert set(found.resumed) == {0}
@@ -50,7 +50,7 @@ def test_differences_are_found(tmp_path):
     assert difference((1, 'x'), (1, 'y')) == float('inf')
 
 
-def test_another_number_of_processes_goes_on_at_the_right_image(data, tmp_path):
+def test_resume_with_another_number_of_processes_continues_at_the_right_image(data, tmp_path):
     """One process with 2 images for 4 iterations and the window before, then two processes with 1 each, or with 2."""
     one = Training(CONFIG, {**data, **ACCUMULATION, 'default_hooks.checkpoint.save_best': None})
     assert one.run(tmp_path, custom_hooks=[{'type': 'AskToEnd', 'iteration': 9}]) == [75]
@@ -74,7 +74,7 @@ def test_another_number_of_processes_goes_on_at_the_right_image(data, tmp_path):
     assert torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['meta']['iter'] == 6
 
 
-def test_a_checkpoint_of_mmengine_goes_on_in_mid_epoch(data, tmp_path):
+def test_checkpoint_of_mmengine_resumes_mid_epoch(data, tmp_path):
     """Without the position that our checkpoints have: at the right batch all the same."""
     training = Training(CONFIG, data)
     assert training.run(tmp_path, custom_hooks=[{'type': 'AskToEnd', 'iteration': 8}]) == [75]
@@ -87,7 +87,7 @@ def test_a_checkpoint_of_mmengine_goes_on_in_mid_epoch(data, tmp_path):
     assert apart['weights'] == apart['optimizer'] == 0
 
 
-def test_a_vanished_checkpoint_is_named(tiny_run, tmp_path):
+def test_missing_checkpoint_raises(tiny_run, tmp_path):
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_3.pth')
     options = TrainOptions(str(tmp_path), 'auto')
     with pytest.raises(
@@ -100,7 +100,7 @@ def test_a_vanished_checkpoint_is_named(tiny_run, tmp_path):
         train_detector(tiny_run.config, options)
 
 
-def test_accumulated_batches_on_two_processes_are_one_large_batch(tmp_path):
+def test_accumulation_on_two_processes_equals_one_large_batch(tmp_path):
     """A third of the images is empty, so that some parts have no object; windows of an epoch are 4 + 2 images."""
     data = batch_check.data_options(tmp_path, 6)
     whole = batch_check.train_parts(CONFIG, data, batch_check.WHOLE, 2, tmp_path / 'whole')

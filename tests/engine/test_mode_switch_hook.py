@@ -23,13 +23,13 @@ def _runner(dataset, max_epochs, loop=EpochBasedTrainLoop):
 @pytest.mark.parametrize(
     ('last', 'epochs', 'first'), [(15, 40, 25), (0.25, 40, 30), (15, 10, 0), (0, 10, 10)]
 )
-def test_last_epochs_are_trained_without(last, epochs, first):
+def test_last_epochs_are_trained_without_mixing(last, epochs, first):
     dataset = _Mix()
     YOLOXModeSwitchHook(last, ['Mosaic']).before_train(_runner(dataset, epochs))
     assert dataset.skipped == (('Mosaic',), first)
 
 
-def test_trainings_that_cannot_switch_are_refused():
+def test_runs_that_cannot_switch_raise():
     with pytest.raises(ConfigError, match='needs a MultiImageMixDataset'):
         YOLOXModeSwitchHook().before_train(_runner([], 40))
     with pytest.raises(ConfigError, match='goes by iterations'):

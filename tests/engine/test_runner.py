@@ -59,7 +59,7 @@ def test_a_failing_save_leaves_the_earlier_checkpoint(line_runner, tmp_path, mon
     assert not list(tmp_path.glob('*unfinished*')) + list(tmp_path.glob('.*unfinished*'))
 
 
-def test_compile_is_of_the_forward_only(line_runner):
+def test_only_the_forward_is_compiled(line_runner):
     """mmengine compiles `train_step`, in which dynamo stumbles over the optimizer wrapper."""
     runner = line_runner(cfg={'compile': {'backend': 'eager'}})
     before = runner.model.linear.bias.item()
@@ -84,7 +84,7 @@ def test_details_stay_out_of_the_terminal():
     assert shown == ['Epoch(train) [1][1/4] eta: 0:00:05', 'Config: broken']
 
 
-def test_resume_refuses_weights_and_says_what_to_do(tiny_run, tmp_path):
+def test_resume_from_weights_raises_and_tells_what_to_do(tiny_run, tmp_path):
     content = torch.load(tiny_run.checkpoint, weights_only=False)
     torch.save({'state_dict': content['state_dict'], 'meta': content['meta']}, tmp_path / 'weights.pth')
     options = TrainOptions(work_dir=str(tmp_path), resume=str(tmp_path / 'weights.pth'))
@@ -92,7 +92,7 @@ def test_resume_refuses_weights_and_says_what_to_do(tiny_run, tmp_path):
         train_detector(tiny_run.config, options)
 
 
-def test_load_from_takes_weights_only_and_says_so(tiny_run, tmp_path):
+def test_load_from_reads_only_weights_and_logs_it(tiny_run, tmp_path):
     options = TrainOptions(
         work_dir=str(tmp_path),
         cfg_options={
@@ -111,7 +111,7 @@ def test_load_from_takes_weights_only_and_says_so(tiny_run, tmp_path):
         assert torch.equal(value, loaded[name]), name
 
 
-def test_load_from_spares_the_pretrained_backbone(tiny_run, tmp_path):
+def test_load_from_skips_loading_the_pretrained_backbone(tiny_run, tmp_path):
     """Without network a run that takes all weights from a file must not ask for others first."""
     options = {
         'load_from': str(tiny_run.checkpoint),
@@ -133,7 +133,7 @@ def test_load_from_spares_the_pretrained_backbone(tiny_run, tmp_path):
         )
 
 
-def test_resume_into_another_model_is_refused(tiny_run, tmp_path):
+def test_resume_into_another_model_raises(tiny_run, tmp_path):
     options = TrainOptions(
         work_dir=str(tmp_path),
         resume=str(tiny_run.checkpoint),
@@ -143,7 +143,7 @@ def test_resume_into_another_model_is_refused(tiny_run, tmp_path):
         train_detector(tiny_run.config, options)
 
 
-def test_a_copied_work_dir_is_resumed_in_itself(tiny_run, tmp_path):
+def test_copied_work_dir_resumes_from_its_own_checkpoint(tiny_run, tmp_path):
     """`last_checkpoint` and the best checkpoint's name hold absolute paths, of the folder copied from."""
     copy = tmp_path / 'copy'
     shutil.copytree(tiny_run.work_dir, copy)

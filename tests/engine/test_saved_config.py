@@ -15,7 +15,7 @@ def _with(text):
 
 
 @pytest.mark.parametrize('name', ['detr_shapes', 'faster-rcnn_shapes', 'dino-4scale_swin-t_8xb2-12e_coco'])
-def test_what_testing_needs_comes_back_as_it_was(name):
+def test_saved_config_restores_everything_needed_for_testing(name):
     cfg = load_config(name)
     saved = saved_config(_with(cfg.pretty_text), 'a.pth')
     assert set(saved) == set(KEPT) & set(cfg)
@@ -50,7 +50,7 @@ def test_names_with_a_scope_are_read(tiny_run):
         ('x = 1', 'has no model'),
     ],
 )
-def test_a_config_that_wants_to_run_code_is_refused(tiny_run, tmp_path, monkeypatch, text, says):
+def test_config_that_executes_code_is_rejected(tiny_run, tmp_path, monkeypatch, text, says):
     marker = tmp_path / 'marker'
     (tmp_path / 'evil.py').write_text(f'open({os.fspath(marker)!r}, "w").close()')
     monkeypatch.syspath_prepend(tmp_path)
@@ -68,7 +68,7 @@ def test_weights_alone_need_a_config():
         saved_config({'state_dict': {}}, 'a.pth')
 
 
-def test_a_work_directory_stands_for_its_best_checkpoint(tmp_path):
+def test_work_directory_resolves_to_its_best_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match='is a folder without a checkpoint'):
         find_checkpoint(tmp_path)
     for age, name in enumerate(['best_coco_bbox_mAP_epoch_3.pth', 'epoch_9.pth', 'epoch_10.pth']):

@@ -16,12 +16,12 @@ def test_milestones_follow_the_number_of_epochs(epochs, milestones):
     assert config['milestones'] == [0.8]
 
 
-def test_shares_of_iterations_and_integers():
+def test_fractions_of_iterations_and_integers():
     config = {'by_epoch': False, 'begin': 0.0, 'end': 0.25, 'T_max': 30, 'milestones': [5, 1.0], 'gamma': 0.1}
     assert resolve_shares(config, 3, 200) == {**config, 'begin': 0, 'end': 50, 'milestones': [5, 200]}
 
 
-def test_a_share_above_one_is_named():
+def test_fraction_above_one_raises():
     with pytest.raises(ConfigError, match=r'param_scheduler.end=1.5 is not a valid fraction'):
         resolve_shares({'end': 1.5}, 3, 200)
 
@@ -44,7 +44,7 @@ def test_a_share_above_one_is_named():
         ('finetune/dino-4scale_r50_finetune', 10, [8]),
     ],
 )
-def test_learning_rate_drops_where_the_recipe_says(config, epochs, drops):
+def test_learning_rate_drops_at_the_milestones_of_the_recipe(config, epochs, drops):
     options = {} if epochs is None else {'train_cfg.max_epochs': epochs}
     cfg = load_config(ROOT / f'configs/{config}.py', options)
     total = cfg.train_cfg.max_epochs

@@ -114,7 +114,7 @@ def _classes(ann_file):
     return [category['name'] for category in json.loads(ann_file.read_text())['categories']]
 
 
-def test_equals_pycocotools_run_by_hand(any_file, tmp_path):
+def test_equals_a_direct_run_of_pycocotools(any_file, tmp_path):
     detections = _noisy_detections(any_file)
     truth = COCO(str(any_file))
     categories = sorted(truth.getCatIds())
@@ -194,7 +194,7 @@ def test_perfect_detections_have_ap_1_whatever_the_ids(tmp_path, first_id):
     assert swapped['coco/bbox_mAP'] == 0
 
 
-def test_no_detection_at_all_is_zero_not_an_error(tmp_path, logged):
+def test_no_detections_give_zero_ap_without_an_error(tmp_path, logged):
     ann_file, detections = _tiny(tmp_path)
     none = {i: tuple(part[:0] for part in found) for i, found in detections.items()}
 
@@ -238,7 +238,7 @@ def _evaluate_samples(metainfo, samples):
 
 
 @pytest.mark.parametrize('num_images', [128, 5])
-def test_the_samples_give_what_the_file_gives(any_file, num_images):
+def test_evaluation_from_samples_equals_evaluation_from_the_file(any_file, num_images):
     """To the last digit: crowds, areas of masks, boxes that stick out of their image."""
     detections = _noisy_detections(any_file, num_images)
     for _, scores, _ in detections.values():  # of equal scores, the order of images decides
@@ -256,7 +256,7 @@ def test_the_samples_give_what_the_file_gives(any_file, num_images):
     assert 0.1 < ours['coco/bbox_mAP'] < 0.9
 
 
-def test_samples_of_concatenated_datasets_keep_apart(tmp_path):
+def test_samples_of_concatenated_datasets_are_not_mixed_up(tmp_path):
     """Images of the same id in two files; one of them has nothing detected, so that mixing them up would show."""
     _, detections = _tiny(tmp_path)
     annotations = {1: Annotations.of([{'bbox': [40, 5, 60, 35], 'bbox_label': 0}])}
@@ -391,7 +391,7 @@ def test_predictions_are_written_in_cocos_format(tmp_path):
     assert written[1]['score'] == pytest.approx(0.8)
 
 
-def test_wrong_arguments_are_named(tmp_path):
+def test_wrong_arguments_raise(tmp_path):
     ann_file, detections = _tiny(tmp_path)
 
     for arguments, sentence in (
@@ -430,7 +430,7 @@ def _evaluate_share(rank, world_size, ann_file, detections, folder, from_samples
 
 @pytest.mark.parametrize('library', ['faster-coco-eval'], indirect=True)
 @pytest.mark.parametrize('from_samples', [False, True])
-def test_two_processes_give_what_one_gives(any_file, tmp_path, from_samples):
+def test_two_processes_give_the_same_result_as_one(any_file, tmp_path, from_samples):
     detections = _noisy_detections(any_file, num_images=31)
     alone = _evaluate(detections, _classes(any_file), ann_file=str(any_file))
 

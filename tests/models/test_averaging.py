@@ -47,6 +47,6 @@ def test_buffers_are_copied():
     assert average.module.num_batches_tracked == 3
 
 
-def test_a_gamma_that_divides_by_nothing_is_an_error():
+def test_gamma_that_would_divide_by_zero_raises():
     with pytest.raises(ConfigError, match='gamma=0 is not positive'):
         ExpMomentumEMA(nn.Linear(1, 1), gamma=0)

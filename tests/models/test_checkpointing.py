@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same numbers from less memory, in every family of detectors."""
+"""Activation checkpointing: same results with less memory, for every detector family."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def train_once(config, state, amp=False):
 
 @pytest.mark.parametrize('amp', [False, True], ids=['fp32', 'bf16'])
 @pytest.mark.parametrize('family', FAMILIES)
-def test_losses_and_gradients_are_bit_equal_and_less_is_kept(repo_root, family, amp):
+def test_losses_and_gradients_are_bit_equal_and_use_less_memory(repo_root, family, amp):
     config = model_config(repo_root, family, frozen_stages=1)
     state = MODELS.build(config).state_dict()
     losses, gradients, _, kept = train_once(config, state, amp)

@@ -67,7 +67,7 @@ def test_fixed_size_padding_is_for_training_only():
     assert (in_training['inputs'][:, :, 45:] == 0).all()
 
 
-def test_a_batch_beyond_the_fixed_size_is_named():
+def test_batch_larger_than_the_fixed_size_raises():
     preprocessor = DetDataPreprocessor(batch_augments=[{'type': 'BatchFixedSizePad', 'size': (32, 96)}])
     _, batch = _batch((33, 50))
 

@@ -1,4 +1,4 @@
-"""One large batch and the same in parts have the same gradient; tools/analysis/batch_check.py trains with them."""
+"""One large batch and the same batch in parts have the same gradient; see also tools/analysis/batch_check.py."""
 
 from collections import Counter
 
@@ -54,7 +54,7 @@ def gradient(model, parts: list[tuple[int, ...]], known: bool = True) -> torch.T
     'config',
     ['deformable-detr-refine-twostage', 'h-deformable-detr', 'dino', 'detr', 'faster-rcnn'],
 )
-def test_parts_have_the_gradient_of_the_whole(repo_root, double, config):
+def test_accumulated_parts_have_the_gradient_of_the_full_batch(repo_root, double, config):
     cfg = Config.fromfile(repo_root / f'configs/quickstart/{config}_shapes.py').model
     cfg.backbone.update(norm_eval=True, base_channels=16)
     if config == 'faster-rcnn':  # more regions than an image has proposals, which are not equally many
@@ -85,7 +85,7 @@ def test_softmax_weights_background_of_all_parts():
     torch.testing.assert_close(found, (minus_log[2, 1] + 0.1 * background) / ((4 + 0.1 * 12) / 2))
 
 
-def test_counts_that_only_predictions_tell():
+def test_counts_that_depend_on_predictions():
     here = EffectiveBatch((1, 2), accumulated=2, counts={'regions': 7})
     assert here.total('regions', 3) == 7
     assert here.share(7) == 3.5

@@ -1,4 +1,4 @@
-"""Training steps in float16 and bfloat16, in every family of detectors: low precision inside, float32 in the losses."""
+"""Training steps in float16 and bfloat16 for every detector family: losses stay in float32."""
 
 import logging
 import math
@@ -105,7 +105,7 @@ def test_other_dtypes_are_an_error():
 
 
 @pytest.mark.parametrize(('capability', 'warnings'), [('AVX2', 1), ('AVX512', 0), ('DEFAULT', 0)])
-def test_a_cpu_that_emulates_the_dtype_is_warned_of(monkeypatch, capability, warnings):
+def test_cpu_that_emulates_the_dtype_gives_a_warning(monkeypatch, capability, warnings):
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     said = []

@@ -1,4 +1,4 @@
-"""Inputs of the op, and the op written out as loops: slow, and nothing to misread."""
+"""Inputs of the op, and a slow but simple implementation with loops."""
 
 import math
 from typing import NamedTuple

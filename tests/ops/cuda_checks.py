@@ -1,4 +1,4 @@
-"""What the GPU kernels have to satisfy, on a GPU (test_cuda.py) or emulated (test_cuda_emulated.py)."""
+"""Checks of the CUDA kernels, run on a GPU (test_cuda.py) or emulated (test_cuda_emulated.py)."""
 
 from typing import NamedTuple
 

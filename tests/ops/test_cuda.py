@@ -119,7 +119,7 @@ def test_integer_and_cpu_shapes_and_strided_tensors():
 
 
 @pytest.mark.parametrize('empty', [{'batch': 0}, {'queries': 0}, {'points': 0}, {'shapes': ((0, 0),)}])
-def test_nothing_to_do_gives_zeros(empty):
+def test_empty_inputs_give_zeros(empty):
     case = make_case(empty, torch.float32, 0)
     likes = [case.grad_output, *(t for t in case.inputs if t.is_floating_point())]
     for one, like in zip(run(torch.ops.ddetr_ops, case, device='cuda'), likes, strict=True):
@@ -127,7 +127,7 @@ def test_nothing_to_do_gives_zeros(empty):
         assert not one.any()
 
 
-def test_tensors_on_different_devices_are_named():
+def test_tensors_on_different_devices_raise():
     inputs = make_inputs()
     with pytest.raises(RuntimeError, match='sampling_locations must be on the same device as value'):
         ms_deform_attn(inputs.value.cuda(), *inputs[1:])

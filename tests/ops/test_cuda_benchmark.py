@@ -1,4 +1,4 @@
-"""ops/gpu_benchmark.py as far as it goes without a GPU: inputs, candidates, table."""
+"""The parts of ops/gpu_benchmark.py that need no GPU: inputs, candidates, table."""
 
 import importlib.util
 import os
@@ -23,7 +23,7 @@ def _geometry(offsets, queries=None):
 
 
 @pytest.mark.parametrize(('offsets', 'queries'), [('fresh', None), ('3', None), ('6', 300)])
-def test_fused_inputs_stand_for_the_classic_ones(offsets, queries):
+def test_fused_inputs_are_equivalent_to_classic_ones(offsets, queries):
     i = benchmark.make_inputs(_geometry(offsets, queries), FP32, 'cpu', 1)
     assert i.value.shape == (1, 840, 8, 16)
     assert i.locations.shape == (1, queries or 840, 8, 3, 4, 2)

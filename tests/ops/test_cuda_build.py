@@ -1,4 +1,4 @@
-"""What nvcc makes of the kernels, and what the library asks of PyTorch. Needs no GPU."""
+"""Compiled kernels and the library's symbols; no GPU needed."""
 
 import importlib.util
 import os
@@ -90,7 +90,7 @@ def _symbols(*nm_arguments: str) -> set[str]:
 
 
 @pytest.mark.skipif(not (shutil.which(CXX) and shutil.which('nm')), reason='there is no C++ compiler with nm')
-def test_everything_it_asks_of_pytorch_is_in_the_cpu_half(tmp_path):
+def test_symbols_needed_from_pytorch_are_in_its_cpu_library(tmp_path):
     """So that `_C_cuda` loads under a PyTorch without CUDA: the CUDA half is looked up at the first call only."""
     torch_folder = Path(torch.__file__).parent
     target = str(tmp_path / 'bindings.o')

@@ -112,7 +112,7 @@ def test_levels_with_different_numbers_of_points(emulated, num_points, reference
         assert_matches(run(emulated, case, deterministic), reference(case), case)
 
 
-def test_more_levels_of_different_points_than_the_launch_parameters_hold_are_named(emulated):
+def test_more_uneven_levels_than_launch_parameters_can_hold_raise(emulated):
     inputs = make_fused_inputs(shapes=((1, 1),) * 33, points=2, queries=2, dtype=torch.float32)
     inputs = inputs._replace(
         sampling_offsets=inputs.sampling_offsets.flatten(3, 4)[:, :, :, :65],
@@ -164,7 +164,7 @@ def test_overlapping_levels_are_summed_in_order(emulated):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_a_driver_older_than_the_runtime_is_named(emulated):
+def test_driver_older_than_the_runtime_raises(emulated):
     case = make_case(KNOWN | {'queries': 3}, torch.float32, 0)
     emulated.set_driver_version(12060)
     try:
@@ -232,7 +232,7 @@ def test_locations_on_and_beyond_the_borders(emulated):
     assert torch.isfinite(grad_locations).all()
 
 
-def test_weights_that_are_not_finite_show_where_they_count(emulated):
+def test_non_finite_weights_propagate_where_they_are_used(emulated):
     inputs, counts = special_points()
     for weight in (math.nan, math.inf):
         case = Case(
@@ -259,7 +259,7 @@ def test_a_level_that_does_not_fit_the_tokens_gives_nan(emulated, bad, determini
 @pytest.mark.parametrize(
     'empty', [{'batch': 0}, {'queries': 0}, {'shapes': ((0, 3), (0, 0))}, {'points': 0}, {'heads': 0}]
 )
-def test_nothing_to_do_gives_zeros(emulated, empty):
+def test_empty_inputs_give_zeros(emulated, empty):
     for reference_dim in (0, 4):
         case = make_case(empty, torch.float32, reference_dim)
         got = run(emulated, case)
@@ -270,7 +270,7 @@ def test_nothing_to_do_gives_zeros(emulated, empty):
             assert not one.any()
 
 
-def test_rows_that_are_not_aligned_to_16_bytes(emulated):
+def test_rows_not_aligned_to_16_bytes(emulated):
     case = make_case(KNOWN | {'queries': 3}, torch.float32, 0)
     value = torch.cat([torch.zeros(1), case.inputs.value.flatten()])[1:].view_as(case.inputs.value)
     assert value.data_ptr() % 16 != 0
@@ -278,7 +278,7 @@ def test_rows_that_are_not_aligned_to_16_bytes(emulated):
     assert_matches(run(emulated, shifted), reference(case), case)
 
 
-def test_views_that_are_not_contiguous(emulated):
+def test_non_contiguous_views(emulated):
     case = make_case(KNOWN | {'queries': 3}, torch.float32, 0)
     inputs = case.inputs
     value = inputs.value.transpose(1, 2).contiguous().transpose(1, 2)
@@ -316,7 +316,7 @@ BAD_INPUTS = {
 
 
 @pytest.mark.parametrize(('change', 'message'), BAD_INPUTS.values(), ids=BAD_INPUTS)
-def test_what_does_not_add_up_is_named(emulated, change, message):
+def test_inconsistent_arguments_raise(emulated, change, message):
     case = make_case({}, torch.float32, 0)
     with pytest.raises(RuntimeError, match=message):
         run(emulated, case._replace(inputs=change(case.inputs)))

@@ -34,7 +34,7 @@ SANITIZER = '#!/bin/bash\nif [ "$2" = "$FAIL_TOOL" ]; then exit 9; fi\nshift 4\n
 
 @pytest.fixture
 def check(tmp_path):
-    """Runs a copy of the script with the fake tools; the status, the report and the parts' results."""
+    """Run a copy of the script with fake tools; return status, report and results of the parts."""
     (tmp_path / 'ops' / 'ddetr_ops').mkdir(parents=True)
     shutil.copy(SCRIPT, tmp_path / 'ops')
     tools = tmp_path / 'tools'
@@ -79,7 +79,7 @@ def test_all_parts_pass(check):
     ],
     ids=['machine', 'tests', 'sanitizer', 'benchmark', 'hanging benchmark'],
 )
-def test_parts_run_though_others_fail(check, variables, failing):
+def test_parts_run_even_if_others_fail(check, variables, failing):
     status, report, results = check(**variables)
     assert status == 1
     assert results == dict.fromkeys(PARTS, 'passed') | failing

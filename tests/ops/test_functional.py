@@ -237,12 +237,12 @@ def test_points_across_a_border_see_zeros_outside():
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf'), 1e30, -1e30])
-def test_locations_that_are_no_number_contribute_nothing(bad):
+def test_nan_locations_contribute_nothing(bad):
     assert sample(bad, 1) == (0.0, [0.0, 0.0], 0.0)
     assert sample(1, bad) == (0.0, [0.0, 0.0], 0.0)
 
 
-def test_weights_that_are_no_number_stay_with_their_query_head_and_map():
+def test_nan_weights_only_affect_their_query_head_and_level():
     inputs = make_inputs(batch=1, queries=3, dtype=torch.float32)
     locations = inputs.sampling_locations.clamp(0.2, 0.8).contiguous()
     weights = inputs.attention_weights.clone()
@@ -256,7 +256,7 @@ def test_weights_that_are_no_number_stay_with_their_query_head_and_map():
     assert sample(-1.5, 1, weight=float('nan')) == (0.0, [0.0, 0.0], 0.0)  # outside: never looked at
 
 
-def test_values_that_are_no_number_are_not_read_from_outside_the_point():
+def test_nan_values_outside_the_sampled_cell_are_not_read():
     value = RAMP.clone()
     value[0, 0] = float('nan')
     assert sample(-3, -3, value) == (0.0, [0.0, 0.0], 0.0)
@@ -303,7 +303,7 @@ def test_expanded_views_get_summed_gradients():
     torch.testing.assert_close(grad, 2 * torch.autograd.grad(once.sum(), value)[0])
 
 
-def test_float32_locations_go_with_a_bfloat16_value():
+def test_float32_locations_work_with_a_bfloat16_value():
     inputs = make_inputs(dtype=torch.float32, channels=32)
     value = inputs.value.bfloat16()
     exact = ms_deform_attn(value.double(), *inputs[1:3], *(t.double() for t in inputs[3:]))
@@ -314,7 +314,7 @@ def test_float32_locations_go_with_a_bfloat16_value():
 
 
 @needs_kernels
-def test_values_beyond_2_to_the_31_elements_are_read_where_they_lie():
+def test_values_beyond_2_to_the_31_elements_are_addressed_correctly():
     """4.3 GiB of address space, of which two pages are ever touched."""
     shapes, starts = levels_of(((1024, 4096), (1, 2)))
     value = torch.empty(1, 2**22 + 2, 2, 257, dtype=torch.bfloat16)
@@ -356,13 +356,13 @@ GOOD = make_inputs()
         (wrong(level_start_index=GOOD.level_start_index[:2]), 'one entry for each of the 3 levels'),
     ],
 )  # fmt: skip
-def test_wrong_input_is_named(inputs, message):
+def test_wrong_input_raises(inputs, message):
     with pytest.raises(RuntimeError, match=message):
         ms_deform_attn(*inputs)
 
 
 @needs_kernels
-def test_wrong_input_of_the_fused_form_is_named():
+def test_wrong_input_of_the_fused_form_raises():
     inputs = make_fused_inputs()
     with pytest.raises(
         RuntimeError, match=r'reference_points must have the shape \(B, Q, L, 2 or 4\), got \(2, 6, 3, 3\)'
@@ -372,13 +372,13 @@ def test_wrong_input_of_the_fused_form_is_named():
         ms_deform_attn_fused(*inputs[:5], inputs.attention_logits[..., :8])
 
 
-def test_shapes_that_are_no_integers_are_named():
+def test_non_integer_shapes_raise():
     with pytest.raises(TypeError, match=r'must be int64 or int32 tensors, got torch.float32'):
         ms_deform_attn(*GOOD._replace(spatial_shapes=GOOD.spatial_shapes.float()))
 
 
 @needs_kernels
-def test_wrong_gradient_is_named():
+def test_wrong_gradient_raises():
     backward = torch.ops.ddetr_ops.ms_deform_attn_backward
     with pytest.raises(
         RuntimeError, match=r'grad_output must have the shape .* = \(2, 6, 16\), got \(2, 6, 15\)'

@@ -21,7 +21,7 @@ PACKAGE = Path(ddetr_ops.__file__).parent
         ('_C.so', b'not a library', 'does not load.*(header|too short)'),
     ],
 )
-def test_without_its_library_the_op_names_the_cause_once_and_still_computes(name, content, cause, tmp_path):
+def test_op_without_its_library_warns_once_and_still_computes(name, content, cause, tmp_path):
     """A copy of the package without, or with a broken, library; in a process of its own."""
     shutil.copytree(PACKAGE, tmp_path / 'ddetr_ops', ignore=shutil.ignore_patterns('_C*', '__pycache__'))
     if name is not None:

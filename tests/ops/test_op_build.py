@@ -47,7 +47,7 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize(('compiler', 'reason'), PROBLEMS)
-def test_a_build_without_a_working_compiler_fails_and_names_the_cause(compiler, reason, source):
+def test_build_without_a_working_compiler_fails_with_the_cause(compiler, reason, source):
     run = _build_in_place(source, CXX=compiler)
     assert run.returncode != 0
     last = run.stderr.splitlines()[-1]
@@ -57,7 +57,7 @@ def test_a_build_without_a_working_compiler_fails_and_names_the_cause(compiler, 
 
 
 @pytest.mark.parametrize(('compiler', 'reason'), PROBLEMS)
-def test_the_fallback_is_allowed_by_a_variable_and_records_the_cause(compiler, reason, source):
+def test_fallback_is_enabled_by_a_variable_and_records_the_cause(compiler, reason, source):
     stale = source / 'ddetr_ops' / ('_C' + op_build.library_suffix())
     stale.write_bytes(b'of an earlier build')
     run = _build_in_place(source, CXX=compiler, DDETR_OPS_ALLOW_FALLBACK='1')
@@ -67,7 +67,7 @@ def test_the_fallback_is_allowed_by_a_variable_and_records_the_cause(compiler, r
     assert 'FORCE_CUDA was 0' in (source / 'ddetr_ops' / '_C_cuda.missing.txt').read_text()
 
 
-def test_cuda_that_is_asked_for_fails_whatever_the_fallback(source):
+def test_requested_cuda_build_fails_even_with_the_fallback(source):
     """The C++ compiler is /usr/bin/true: its library is "built" before CUDA's turn comes."""
     run = _build_in_place(
         source, CXX='true', FORCE_CUDA='1', CUDA_HOME='/nowhere', DDETR_OPS_ALLOW_FALLBACK='1'
@@ -78,7 +78,7 @@ def test_cuda_that_is_asked_for_fails_whatever_the_fallback(source):
     )
 
 
-def test_source_distribution_holds_all_that_a_build_reads(source):
+def test_source_distribution_contains_everything_a_build_needs(source):
     run = subprocess.run(
         [sys.executable, '-c', 'from setuptools import build_meta; print(build_meta.build_sdist("dist"))'],
         cwd=source, capture_output=True, text=True,
@@ -98,7 +98,7 @@ def test_license_is_the_projects():
 
 
 @pytest.mark.skipif(shutil.which('nm') is None, reason='there is no nm')
-def test_libraries_hold_no_python_symbol():
+def test_libraries_contain_no_python_symbols():
     """Hence the wheel's tag: any Python 3, no ABI."""
     libraries = list(Path(ddetr_ops.__file__).parent.glob('*.so'))
     if not libraries:
@@ -164,7 +164,7 @@ def test_jobs_do_not_need_linux(monkeypatch):
 
 
 # ---- PyTorch ----
-def test_without_pytorch_the_build_says_what_to_install(monkeypatch):
+def test_build_without_pytorch_tells_what_to_install(monkeypatch):
     monkeypatch.setattr(op_build.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(op_build.BuildError, match=r'PyTorch is not installed .* Install torch>=2\.10'):
         op_build.find_torch()
@@ -187,7 +187,7 @@ def make_nvcc(folder: Path, archs: str = '75 80 90') -> Path:
     return nvcc
 
 
-def test_nvcc_is_sought_in_cuda_home_before_path(tmp_path, monkeypatch):
+def test_nvcc_is_looked_up_in_cuda_home_before_path(tmp_path, monkeypatch):
     monkeypatch.setattr(op_build, 'visible_archs', lambda: ())
     home, on_path = make_nvcc(tmp_path / 'home'), make_nvcc(tmp_path / 'path')
     environ = {'PATH': str(on_path.parent)}
@@ -201,7 +201,7 @@ def test_nvcc_is_sought_in_cuda_home_before_path(tmp_path, monkeypatch):
         op_build.find_nvcc(environ)
 
 
-def test_cuda_is_built_where_it_is_asked_for_or_a_gpu_is_visible(tmp_path, monkeypatch):
+def test_cuda_is_built_if_requested_or_a_gpu_is_visible(tmp_path, monkeypatch):
     nvcc = str(make_nvcc(tmp_path))
     for visible, force, built in [
         ((), '1', True), ((), '0', False), ((), None, False), (('9.0',), None, True), (('9.0',), '0', False),
@@ -226,7 +226,7 @@ def test_cuda_without_nvcc_is_an_error(force, message, monkeypatch):
         op_build.plan_cuda({**force}, 'win32')
 
 
-def test_default_architectures_are_those_that_nvcc_knows():
+def test_default_architectures_are_those_supported_by_nvcc():
     assert op_build.choose_archs(None, (), {'80', '90', '87'}) == ['8.0', '9.0+PTX']
     assert op_build.choose_archs(None, ('8.6', '9.0'), {'86', '90'}) == ['8.6', '9.0+PTX']
     with pytest.raises(op_build.BuildError, match=r'knows none of 7\.5, .*: set TORCH_CUDA_ARCH_LIST'):
@@ -234,7 +234,7 @@ def test_default_architectures_are_those_that_nvcc_knows():
 
 
 @pytest.mark.parametrize('visible', [('12.0',), ()])
-def test_architectures_that_nvcc_does_not_know_are_an_error(visible):
+def test_architectures_unsupported_by_nvcc_raise(visible):
     wish = None if visible else '9.0;12.0a'
     with pytest.raises(op_build.BuildError, match=r'not compile for 12\.0.*, only for 90, 100\. Choose'):
         op_build.choose_archs(wish, visible, {'90', '100'})
@@ -257,7 +257,7 @@ def test_an_nvcc_that_lists_nothing_is_an_error():
         op_build.known_archs('false')
 
 
-def test_nvcc_is_told_what_it_needs():
+def test_nvcc_gets_the_required_flags():
     commands = op_build.cuda_commands(op_build.CudaPlan('/cuda/bin/nvcc', ['9.0']), TORCH)
     compile_ = commands.compile_one('a.cu', 'a.o')
     assert compile_[0] == '/cuda/bin/nvcc'
@@ -269,7 +269,7 @@ def test_nvcc_is_told_what_it_needs():
     ]  # fmt: skip
 
 
-def test_a_failed_compiler_is_quoted_by_its_first_error():
+def test_compiler_failure_quotes_the_first_error():
     script = 'echo "a.cpp:1: warning: odd"; echo "a.cpp:2: error: bad"; echo "a.cpp:3: error: worse"; exit 3'
     with pytest.raises(op_build.BuildError, match=r'^sh failed with status 3: a\.cpp:2: error: bad\.$'):
         op_build._run(['sh', '-c', script])

@@ -1,4 +1,4 @@
-"""A detector in a file outside the package goes through every command that ours go through."""
+"""A detector outside the package works with every command."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def test_resumes(trained):
     assert (folder / 'run/epoch_3.pth').exists()
 
 
-def test_is_tested_and_drawn(trained, tmp_path):
+def test_can_be_tested_and_visualised(trained, tmp_path):
     config, folder, checkpoint = trained
     output = run_command(
         sys.executable,
@@ -69,7 +69,7 @@ def test_is_tested_and_drawn(trained, tmp_path):
     assert json.loads(first.read_text())['detections'][0]['class'] in SHAPES
 
 
-def test_is_fine_tuned_to_other_classes(trained, tmp_path):
+def test_can_be_fine_tuned_on_other_classes(trained, tmp_path):
     config, _, checkpoint = trained
     three = tmp_path / 'three.py'
     data = "dict(dataset=dict(metainfo=dict(classes=('star', 'ring', 'cross'))))"
@@ -110,7 +110,7 @@ def test_checkpoints_are_identified_and_converted_both_ways(trained, tmp_path):
     assert all(torch.equal(model.state_dict()[name], value) for name, value in ours.items())
 
 
-def test_is_counted_and_benchmarked(trained):
+def test_flops_and_speed_can_be_measured(trained):
     config, *_ = trained
     output = run_command(
         sys.executable, 'tools/analysis/model_table.py', config, '--size', '64', '64', '--parts'
@@ -127,7 +127,7 @@ def test_is_counted_and_benchmarked(trained):
 
 
 def test_learns(trained):
-    """Its loss falls when it sees the same batch again and again."""
+    """The loss decreases when training on the same batch repeatedly."""
     from ddetr.analysis.batches import random_batch
 
     model = MODELS.build(load_config(trained[0]).model).train()
@@ -143,8 +143,8 @@ def test_learns(trained):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_the_page_shows_this_file():
-    """Every Python block of docs/add_a_detector.md stands in the detector's file or its config."""
+def test_docs_page_quotes_this_file():
+    """Every Python block of docs/add_a_detector.md is part of the detector's file or its config."""
     files = [(CONFIG.parent / name).read_text() for name in ('grid_detector.py', 'grid_shapes.py')]
     page = (ROOT / 'docs/add_a_detector.md').read_text()
     blocks = re.findall(r'```python\n(.*?)```', page, flags=re.DOTALL)

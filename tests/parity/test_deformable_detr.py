@@ -79,7 +79,7 @@ def run(pair):
 
 
 def their_losses(theirs, outputs, labels) -> dict[str, torch.Tensor]:
-    """Hugging Face's unweighted terms under our names and with the paper's weights."""
+    """Return Hugging Face's loss terms under our names, with the paper's weights."""
     terms = dict(outputs.loss_dict)
     if theirs.config.two_stage:  # their model leaves the proposals' loss out, their criterion can compute it
         criterion = DeformableDetrImageLoss(
@@ -147,7 +147,7 @@ def test_every_loss_term_and_the_gradient_of_every_parameter(pair):
 
 
 def tied_parameters(ours, theirs, name: str) -> set[torch.nn.Parameter]:
-    """Our parameters that are one and the same tensor in Hugging Face's model.
+    """Parameters of ours that share a tensor in Hugging Face's model.
 
     It shares the class branches among the layers of refined models too, where the paper gives each its own.
     """

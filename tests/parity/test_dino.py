@@ -76,7 +76,7 @@ def test_logits_and_boxes_of_every_decoder_layer_and_of_the_encoder(outputs, gol
     torch.testing.assert_close(preds.proposals.boxes_cxcywh_norm, golden['interm_boxes91'], atol=1e-4, rtol=0)
 
 
-def test_detections_are_the_originals(outputs, golden):
+def test_detections_equal_the_original(outputs, golden):
     """Bit for bit from the stored logits and boxes; ours are clipped to the image."""
     model, preds, _ = outputs
     stored = preds._replace(cls_logits=golden['logits91'][None], boxes_cxcywh_norm=golden['boxes91'][None])
@@ -93,7 +93,7 @@ def test_detections_are_the_originals(outputs, golden):
                 torch.testing.assert_close(found.bboxes, boxes, rtol=0, atol=1e-4)
 
 
-def test_denoising_queries_have_the_originals_form(golden):
+def test_denoising_queries_equal_the_original(golden):
     given = DenoisingQueries(
         golden['dn/query_labels'], golden['dn/query_boxes'], int(golden['dn/num_groups'])
     )

@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope='module')
 def pair(repo_root) -> Pair:
-    """Both models with weights that spread proposals, classes and boxes, which fresh ones hardly do."""
+    """Both models with weights that spread proposals, classes and boxes, unlike the initial weights."""
     torch.manual_seed(0)
     theirs = fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1, min_size=160, max_size=256
@@ -119,7 +119,7 @@ def assert_same_set(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
-def test_proposals_and_detections_are_torchvisions(pair, sizes, double):
+def test_proposals_and_detections_equal_torchvision(pair, sizes, double):
     images, targets = batch(sizes)
     pair = Pair(*(copy.deepcopy(model).double() for model in pair))
     kept = {}
@@ -149,7 +149,7 @@ def test_proposals_and_detections_are_torchvisions(pair, sizes, double):
 
 
 @pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
-def test_losses_and_gradients_are_torchvisions(pair, sizes):
+def test_losses_and_gradients_equal_torchvision(pair, sizes):
     images, targets = batch(sizes)
     theirs = pair.theirs.train()
     theirs.backbone.eval()  # batch norms as ours, which `norm_eval` keeps in eval mode

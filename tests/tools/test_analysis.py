@@ -1,4 +1,4 @@
-"""The measuring command lines, as somebody would call them, on small detectors."""
+"""The analysis commands, run on small detectors."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ SINGLE_SCALE = ROOT / 'configs/deformable_detr/deformable-detr-single-scale_r50_
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run a tool in this process; what it printed."""
+    """Run a tool in this process; return its output."""
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
@@ -27,7 +27,7 @@ def call(monkeypatch, capsys):
     return run
 
 
-def test_model_table_puts_published_figures_beside_known_configs(call):
+def test_model_table_shows_published_figures_for_known_configs(call):
     printed = call('model_table.py', TINY, SINGLE_SCALE, '--size', 800, 1067, '--format', 'csv')
     tiny, single_scale = list(csv.reader(io.StringIO(printed)))[1:]
     model = build_for_counting(load_config(TINY))
@@ -58,7 +58,7 @@ def test_model_table_averages_over_an_annotation_file_and_lists_parts(call, tmp_
     assert sum(parts.values()) == pytest.approx(mean / 1e9, abs=0.005 * len(parts))
 
 
-def test_model_table_names_a_missing_annotation_file(call, capsys):
+def test_model_table_reports_a_missing_annotation_file(call, capsys):
     with pytest.raises(SystemExit, match='2'):
         call('model_table.py', TINY, '--ann-file', 'nowhere.json')
     assert 'nowhere.json does not exist' in capsys.readouterr().err
@@ -144,7 +144,7 @@ def config_root(tmp_path):
     return tmp_path
 
 
-def test_mmdet_configs_says_how_far_each_comes(call, tiny_run, config_root):
+def test_mmdet_configs_reports_progress_of_each_config(call, tiny_run, config_root):
     out = config_root / 'table.csv'
     printed = call(
         'mmdet_configs.py', config_root, '--data-root', tiny_run.data_root, '--size', 96, 64, '--format', 'csv',
@@ -165,7 +165,7 @@ def test_mmdet_configs_says_how_far_each_comes(call, tiny_run, config_root):
     ]
 
 
-def test_mmdet_configs_shows_faults_that_explain_nothing(call, capsys, tiny_run, config_root):
+def test_mmdet_configs_shows_unexplained_errors(call, capsys, tiny_run, config_root):
     path = config_root / 'detr/another_backbone.py'
     path.write_text(path.read_text().replace("type='CSPDarknet'", 'depth=19'))
     printed = call('mmdet_configs.py', config_root, '--data-root', tiny_run.data_root, '--only', 'detr/*.py')
@@ -204,7 +204,7 @@ def test_memory_compares_a_step_with_and_without_checkpointing(call):
     ('part', 'keys'),
     [('backbone', {'model.backbone.with_cp': True}), ('encoder', {'model.encoder.num_cp': 2})],
 )
-def test_memory_checkpoints_every_layer_of_a_part(part, keys):
+def test_memory_checkpoints_every_layer_of_a_component(part, keys):
     tool = runpy.run_path(str(ROOT / 'tools/analysis/memory.py'))
     cfg = load_config(TINY)
     cfg.model.encoder.num_layers = 2

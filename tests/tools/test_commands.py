@@ -1,4 +1,4 @@
-"""The commands as a user starts them: in processes of their own."""
+"""The commands, run in separate processes like by a user."""
 
 import json
 import os
@@ -48,8 +48,8 @@ def test_testing_agrees_with_training_and_with_pycocotools(tiny_run, run, tmp_pa
     assert sorted(path.name for path in shown.iterdir()) == [f'{i:012d}.jpg' for i in range(1, 5)]
 
 
-def test_resuming_goes_on_at_the_right_iteration(tiny_run, run, tmp_path):
-    """Twice 4 iterations are done: the third epoch follows, with the schedule's learning rate, and nothing else."""
+def test_resuming_continues_at_the_right_iteration(tiny_run, run, tmp_path):
+    """After 2 epochs of 4 iterations, only the third epoch runs, with the scheduled learning rate."""
     work_dir = tmp_path / 'resumed'
     work_dir.mkdir()
     (work_dir / 'epoch_2.pth').write_bytes(tiny_run.checkpoint.read_bytes())
@@ -65,7 +65,7 @@ def test_resuming_goes_on_at_the_right_iteration(tiny_run, run, tmp_path):
     assert content['optimizer']['state'][0]['step'] == 12
 
 
-def test_two_runs_are_the_same_run(tiny_run, run, tmp_path):
+def test_two_runs_are_identical(tiny_run, run, tmp_path):
     run(
         sys.executable, 'tools/train.py', tiny_run.config, '--work-dir', tmp_path,
         '--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=9',
@@ -121,7 +121,7 @@ def test_slurm_starts_torchrun_on_each_machine(tiny_run, run, tmp_path):
         ({'NNODES': '3', 'GPUS_PER_NODE': '2'}, ['--work-dir', 'x'], ('3', 'gpu:2', '2', '--work-dir x')),
     ],
 )
-def test_slurm_takes_mmdetections_calls(run, tmp_path, env, arguments, asked):
+def test_slurm_script_accepts_mmdetections_arguments(run, tmp_path, env, arguments, asked):
     (tmp_path / 'srun').write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" > {tmp_path}/said\n')
     (tmp_path / 'srun').chmod(0o755)
     path = f'{tmp_path}:{os.environ["PATH"]}'
@@ -133,7 +133,7 @@ def test_slurm_takes_mmdetections_calls(run, tmp_path, env, arguments, asked):
     assert ' '.join(said).rstrip().endswith(f'config.py {processes} {options}'.rstrip())
 
 
-def test_slurm_refuses_machines_of_different_size(run):
+def test_slurm_rejects_nodes_of_different_size(run):
     output = run('bash', 'tools/slurm_train.sh', 'gpus', 'job', 'config.py', expect=2, GPUS='12')
     assert 'GPUS=12 is no multiple of GPUS_PER_NODE=8' in output
 
@@ -157,7 +157,7 @@ def test_image_demo(tiny_run, run, tmp_path):
         (['tools/test.py', '{config}', 'nothing.pth'], 'checkpoint nothing.pth does not exist'),
     ],
 )
-def test_wrong_input_is_one_sentence_and_leaves_nothing(tiny_run, run, tmp_path, arguments, says):
+def test_wrong_input_gives_one_clear_error_and_leaves_no_files(tiny_run, run, tmp_path, arguments, says):
     work_dir = tmp_path / 'work'
     command = [argument.format(config=tiny_run.config) for argument in arguments]
     output = run(sys.executable, *command, '--work-dir', work_dir, expect=2)
@@ -166,7 +166,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(tiny_run, run, tmp_path,
     assert not work_dir.exists()
 
 
-def test_training_on_a_dataset_without_objects_is_one_sentence(tiny_run, run, tmp_path):
+def test_training_on_a_dataset_without_objects_gives_one_clear_error(tiny_run, run, tmp_path):
     ann_file = tmp_path / 'empty.json'
     train = json.loads((tiny_run.data_root / 'annotations' / 'instances_train2017.json').read_text())
     ann_file.write_text(json.dumps({**train, 'annotations': []}))

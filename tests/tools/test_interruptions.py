@@ -1,4 +1,4 @@
-"""Trainings that are killed, asked to end, restarted and queued again, as a cluster does it to the commands."""
+"""Training runs that are killed, signalled, restarted and requeued, as on a cluster."""
 
 import os
 import re
@@ -23,7 +23,7 @@ SAVED_OFTEN = ('default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpo
 
 
 class Running:
-    """A command that runs, with what it has said so far."""
+    """A running command and its output so far."""
 
     def __init__(self, *command, **env):
         self.process = subprocess.Popen(
@@ -45,7 +45,7 @@ class Running:
 
 @pytest.fixture(scope='module')
 def two_processes(tiny_run, tmp_path_factory):
-    """A training by two processes, 2 iterations an epoch, that was left alone."""
+    """Uninterrupted run with two processes and 2 iterations per epoch."""
     work_dir = tmp_path_factory.mktemp('two')
     command = Running('bash', 'tools/dist_train.sh', tiny_run.config, '2', '--work-dir', work_dir)
     assert command.end() == 0, command.said
@@ -66,7 +66,7 @@ def test_sigterm_to_the_launcher_saves_and_ends_with_75(tiny_run, two_processes,
 
 
 def test_a_dead_process_group_is_restarted_from_its_last_checkpoint(tiny_run, two_processes, tmp_path):
-    """A checkpoint of an earlier run in the same folder is none of its own."""
+    """A checkpoint of an earlier run in the same folder does not belong to the run."""
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_9.pth')
     os.utime(tmp_path / 'last_checkpoint', (0, 0))
     command = Running(
@@ -84,8 +84,8 @@ def test_a_dead_process_group_is_restarted_from_its_last_checkpoint(tiny_run, tw
     assert apart['weights'] == apart['optimizer'] == apart['logs'] == 0
 
 
-def test_processes_that_would_resume_from_different_places_stop(tiny_run, tmp_path):
-    """As on machines whose work directories have the same name but are not the same."""
+def test_processes_stop_if_they_would_resume_from_different_checkpoints(tiny_run, tmp_path):
+    """Machines whose work directories have the same name but different contents."""
     config = tmp_path / 'local.py'
     config.write_text(f'_base_ = {str(tiny_run.config)!r}\nwork_dir = "{tmp_path}/{{{{$RANK:0}}}}"\n')
     (tmp_path / '0').mkdir()
@@ -95,7 +95,7 @@ def test_processes_that_would_resume_from_different_places_stop(tiny_run, tmp_pa
     assert 'the processes would go on from different checkpoints (epoch_2.pth, the beginning)' in command.said
 
 
-def test_only_a_restart_goes_on_by_itself(tiny_run, tmp_path, monkeypatch):
+def test_only_a_restart_resumes_automatically(tiny_run, tmp_path, monkeypatch):
     """With `load_from` of its own: the training begins with it, and its restart with the last checkpoint."""
     nothing = {'train_cfg.max_epochs': 2, 'load_from': str(tiny_run.checkpoint)}
     (tmp_path / 'last_checkpoint').write_text(str(tiny_run.checkpoint))
@@ -111,7 +111,7 @@ def test_only_a_restart_goes_on_by_itself(tiny_run, tmp_path, monkeypatch):
         assert runner.iter == (8 if begins else 4)
 
 
-def test_random_kills_leave_a_checkpoint_to_go_on_from(tmp_path):
+def test_random_kills_leave_a_resumable_checkpoint(tmp_path):
     found = check_kills(
         str(ROOT / 'tests/configs/tiny_shapes.py'), data_options(tmp_path), tmp_path,
         [int(signal.SIGKILL), int(signal.SIGTERM)], seed=3,
@@ -120,7 +120,7 @@ def test_random_kills_leave_a_checkpoint_to_go_on_from(tmp_path):
     assert not any(value for one in found for value in one.apart.values()), found
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(tiny_run, run, tmp_path):
+def test_full_disk_gives_one_clear_error_and_keeps_the_last_checkpoint(tiny_run, run, tmp_path):
     """Files of more than 1,024,000 bytes cannot be written; the sentence is that of the file system."""
     (tmp_path / 'epoch_2.pth').write_bytes(tiny_run.checkpoint.read_bytes())
     (tmp_path / 'last_checkpoint').write_text('epoch_2.pth')
@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(tiny_run, ru
     assert not list(tmp_path.glob('.*'))
 
 
-def test_an_unwritable_work_dir_is_one_sentence(tiny_run, tmp_path):
+def test_unwritable_work_dir_gives_one_clear_error(tiny_run, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(ConfigError, match=r'work directory \S+/file/run cannot be written: Not a directory'):
         train_detector(tiny_run.config, TrainOptions(str(tmp_path / 'file' / 'run')))
@@ -160,7 +160,7 @@ def cluster(tmp_path):
     return f'{tmp_path}:{os.environ["PATH"]}'
 
 
-def test_slurm_jobs_that_can_be_queued_again(run, cluster, tmp_path):
+def test_requeueable_slurm_jobs(run, cluster, tmp_path):
     run(
         'bash', 'tools/slurm_train.sh', 'gpus', 'job', 'config.py', 'work', '--amp',
         PATH=cluster, GPUS='16', REQUEUE='1', GRACE='90',
@@ -175,7 +175,7 @@ def test_slurm_jobs_that_can_be_queued_again(run, cluster, tmp_path):
 
 @pytest.mark.parametrize('number', [signal.SIGUSR1, signal.SIGTERM])
 @pytest.mark.parametrize('code', ['75', '1'])
-def test_a_job_that_was_asked_to_end_is_queued_again(cluster, tmp_path, number, code):
+def test_preempted_job_is_requeued(cluster, tmp_path, number, code):
     job = Running('bash', 'tools/requeue.sh', 'task', PATH=cluster, SLURM_JOB_ID='7', STEP_ENDS_WITH=code)
     while not (tmp_path / 'srun.runs').exists() or not (tmp_path / 'srun.runs').read_text():
         assert job.process.poll() is None
@@ -186,7 +186,7 @@ def test_a_job_that_was_asked_to_end_is_queued_again(cluster, tmp_path, number, 
     assert (tmp_path / 'srun.said').read_text() == '--kill-on-bad-exit=1\ntask\n'
 
 
-def test_a_job_that_ends_by_itself_is_not_queued_again(cluster, tmp_path):
+def test_finished_job_is_not_requeued(cluster, tmp_path):
     job = Running('bash', 'tools/requeue.sh', 'task', PATH=cluster, SLURM_JOB_ID='7', STEP_S='0')
     assert job.end() == 0
     assert not (tmp_path / 'scontrol.said').exists()

@@ -1,4 +1,4 @@
-"""The command that draws sampling points, on a model that was really trained."""
+"""The command that draws sampling points, on a trained model."""
 
 import runpy
 import sys
@@ -50,7 +50,7 @@ def test_a_picture_of_each_kind(draw, tmp_path, options):
         (['--token', '5000', '1'], 'pixel (5000, 1) is outside the image'),
     ],
 )
-def test_bad_options_are_named_in_one_sentence(draw, capsys, options, sentence):
+def test_invalid_options_give_one_clear_error(draw, capsys, options, sentence):
     with pytest.raises(SystemExit, match='2'):
         draw(*options)
     assert sentence in capsys.readouterr().err
@@ -77,7 +77,7 @@ def test_panels_show_all_points_once_however_they_are_split():
         )
 
 
-def test_a_figure_says_how_much_weight_lies_outside_the_image(tmp_path):
+def test_figure_shows_attention_weight_outside_the_image(tmp_path):
     panel = Panel(
         'layer', np.array([[5.0, 5.0], [-3.0, 5.0]]), np.array([0.75, 0.25]), np.array([0, 1]), None
     )

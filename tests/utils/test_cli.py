@@ -27,7 +27,7 @@ def test_input_errors_are_one_line(capsys):
     assert capsys.readouterr().err == 'error: image a.jpg does not exist\n'
 
 
-def test_input_errors_of_a_loaders_worker_too(capsys):
+def test_input_errors_in_loader_workers_are_one_line(capsys):
     with pytest.raises(SystemExit):
         run_cli(lambda: list(DataLoader(_Broken(), num_workers=1)))
     assert capsys.readouterr().err == 'error: image a.jpg does not exist\n'
@@ -82,7 +82,7 @@ def test_config_options_are_words_numbers_lists_and_dicts(text, value):
         'key=' + '[' * 5000 + ']' * 5000,
     ],
 )
-def test_other_config_options_are_one_sentence_and_nothing_is_executed(pair, capsys):
+def test_invalid_config_options_give_one_clear_error_and_execute_nothing(pair, capsys):
     with pytest.raises(SystemExit, match='2'):
         _options(pair)
     out, err = capsys.readouterr()

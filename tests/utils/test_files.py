@@ -24,7 +24,7 @@ def test_json(tmp_path):
     assert json.loads((tmp_path / 'a.json').read_text()) == {'a': [1, 2.5]}
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / '.epoch_1.pth.77.unfinished').write_text('half')
     (tmp_path / 'epoch_1.pth').write_text('whole')
     remove_unfinished(tmp_path)

@@ -1,4 +1,4 @@
-"""What keeps the launchers of several machines together."""
+"""Coordination of the launchers of several machines."""
 
 import os
 import socket
@@ -15,14 +15,14 @@ from ddetr.utils import machines
 from ddetr.utils.machines import LAUNCHER_PID, MACHINE_LOST, Lifeline, Meeting
 
 
-def test_meeting_is_read_from_the_variables_of_the_launch_scripts():
+def test_rendezvous_is_read_from_the_launch_scripts_variables():
     assert Meeting.from_environment({}) == (1, 0, '127.0.0.1', 29500)
     given = {'NNODES': '2', 'NODE_RANK': '1', 'MASTER_ADDR': '10.0.0.1', 'PORT': '7'}
     assert Meeting.from_environment(given) == (2, 1, '10.0.0.1', 7)
 
 
-def test_addresses_are_those_of_the_network_to_machine_0():
-    """Machine 0 goes by the name that the others were given, and no interface is chosen for the loopback network."""
+def test_addresses_belong_to_the_network_of_machine_0():
+    """Machine 0 has the name given to the others, and no interface is chosen for the loopback network."""
     assert Meeting(2, 0, 'node0', 7).local_address() == 'node0'
     other = Meeting(2, 1, '127.0.0.1', 7)
     assert other.local_address() == '127.0.0.1'
@@ -47,12 +47,12 @@ def lifelines(monkeypatch):
 
 
 def close(line):
-    """As the kernel does when the process is gone."""
+    """Simulate the kernel when the process is gone."""
     for connection in list(line._connections):
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def test_a_launcher_that_is_gone_ends_the_other(lifelines):
+def test_lost_launcher_ends_the_other(lifelines):
     lines, ends = lifelines
     close(lines[1])
     assert ends[0].get(timeout=10) == ('machine 127.0.0.1', MACHINE_LOST)
@@ -60,7 +60,7 @@ def test_a_launcher_that_is_gone_ends_the_other(lifelines):
 
 
 @pytest.mark.parametrize('failed', [True, False])
-def test_a_launcher_that_leaves_says_whether_it_failed(lifelines, failed):
+def test_leaving_launcher_reports_whether_it_failed(lifelines, failed):
     lines, ends = lifelines
     lines[0].leave(failed)
     if failed:

@@ -1,4 +1,4 @@
-"""What is drawn, measured in the pictures."""
+"""Drawn boxes and labels, measured in the pictures."""
 
 from itertools import product
 
@@ -80,7 +80,7 @@ def test_boxes_may_be_filled():
     assert filled[50, 50].tolist() == [100, 100, 100]
 
 
-def test_boxes_that_leave_the_picture_are_drawn_at_its_edge():
+def test_boxes_beyond_the_image_are_drawn_at_its_border():
     image = np.full((480, 640, 3), 100, dtype=np.uint8)
     picture = draw_boxes(image, np.array([[-80, -80, 900, 900]]), [''], [(255, 0, 0)])
     assert picture.shape == image.shape
@@ -116,7 +116,7 @@ def test_other_scripts_and_long_names():
     assert (picture == class_color(1)).all(-1).sum() > 2000  # shortened rather than left out
 
 
-def test_long_strips_are_not_blown_up():
+def test_elongated_images_are_not_enlarged():
     strip = np.zeros((20, 1000, 3), dtype=np.uint8)
     none = InstanceData(bboxes=np.zeros((0, 4)), labels=np.zeros(0, dtype=int))
     assert DetLocalVisualizer().draw_instances(strip, none).shape == (32, 1600, 3)

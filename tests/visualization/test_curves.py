@@ -34,7 +34,7 @@ def test_picture(work_dir):
     assert picture.shape[:2] == (2 * 390, 1050)  # 2.6 x 7 inches each at 150 dpi
 
 
-def test_the_axis_says_what_a_step_is(work_dir):
+def test_axis_states_the_unit_of_a_step(work_dir):
     out = work_dir / 'a.svg'
     for key, unit in (('loss', 'iteration'), ('coco/bbox_mAP', 'epoch')):
         draw_curves(work_dir, [key], out)
@@ -49,7 +49,7 @@ def test_the_axis_says_what_a_step_is(work_dir):
     assert '<!-- iteration -->' in out.read_text()
 
 
-def test_what_was_not_logged_is_named(work_dir, tmp_path_factory):
+def test_scalars_that_were_not_logged_raise(work_dir, tmp_path_factory):
     with pytest.raises(InputError, match=r"no scalar 'los'; it has coco/bbox_mAP, loss"):
         draw_curves(work_dir, ['los'], work_dir / 'a.png')
     with pytest.raises(InputError, match='work directory'):

@@ -12,7 +12,7 @@ FONT_PX, HEIGHT_PX = 13, 20  # about as drawn on 720 x 480
 
 
 def _area_shared(places) -> float:
-    """Pixels that two labels cover, of all pairs."""
+    """Number of pixels covered by two labels, summed over pairs."""
     low = np.maximum(places[:, None, :2], places[None, :, :2])
     high = np.minimum(places[:, None, 2:], places[None, :, 2:])
     return float(np.triu((high - low).clip(0).prod(-1), 1).sum())
@@ -55,7 +55,7 @@ def test_no_label_covers_another_on_real_images(coco_root):
     assert naive > 10_000  # all of them above their boxes cover each other
 
 
-def test_crowds_leave_labels_out_rather_than_cover_others():
+def test_labels_are_omitted_rather_than_overlapping_in_crowds():
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 400, (300, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(2, 60, (300, 2))], 1)
@@ -79,6 +79,6 @@ def test_labels_stay_inside_the_picture(boxes):
     assert (place.xyxy <= 100).all()
 
 
-def test_a_label_larger_than_the_picture_has_no_place():
+def test_label_larger_than_the_picture_is_not_placed():
     assert place_labels(np.array([[0, 0, 9, 9]]), np.array([[40, 15]]), (30, 100)) == [None]
     assert place_labels(np.zeros((0, 4)), np.zeros((0, 2)), (30, 100)) == []

@@ -65,7 +65,7 @@ def test_small_images_are_enlarged_with_their_boxes(visualizer):
     assert _near(picture, 5 * 40, 5 * 80, RED)
 
 
-def test_truth_and_detections_side_by_side(visualizer, tmp_path):
+def test_ground_truth_and_detections_side_by_side(visualizer, tmp_path):
     image = np.full((500, 600, 3), 128, dtype=np.uint8)
     truth = _instances([100, 200, 300, 400], labels=np.array([0])).to_tensor()
     found = _instances(

@@ -1,10 +1,9 @@
-"""The web demo: a real server process, requests by hand, and Debian's Chromium."""
+"""The web demo: a real server process, raw requests, and Chromium."""
 
 import http.client
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -53,7 +52,7 @@ def hundred_megapixels() -> bytes:
 
 
 class Server:
-    """The demo in a process of its own, and requests to it whose paths nothing normalises."""
+    """The demo in a separate process, and requests with unnormalised paths."""
 
     def __init__(self, checkpoint: Path, examples: Path) -> None:
         options = [part for key, value in SERVER.items() for part in (f'--{key}', value)]
@@ -125,19 +124,6 @@ def model(checkpoint):
     return init_detector(CONFIG, checkpoint, 'cpu')
 
 
-@pytest.fixture(scope='module')
-def browser():
-    sync_api = pytest.importorskip('playwright.sync_api', reason='pip install playwright')
-    chromium = shutil.which('chromium') or shutil.which('chromium-browser')
-    if chromium is None:
-        pytest.skip('there is no chromium: apt install chromium')
-    camera = ['--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream']
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox', *camera])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def tab(browser, server):
     """A page of the demo; no request leaves the server, nothing is written to the console, no dialog opens."""
@@ -169,7 +155,7 @@ def detected(model, data: bytes):
     return look_at(model, np.ascontiguousarray(image))
 
 
-def test_detections_are_those_of_look_at(server, model):
+def test_detections_equal_look_at(server, model):
     answer = server.detect(picture())
     look = detected(model, picture())
     found = look.sample.pred_instances
@@ -186,7 +172,7 @@ def test_detections_are_those_of_look_at(server, model):
         assert layers[-1]['iou'] == pytest.approx(1)
 
 
-def test_what_is_kept_of_a_look_draws_the_same_points(checkpoint, model):
+def test_reduced_look_draws_the_same_points(checkpoint, model):
     demo = Demo(DetInferencer(CONFIG, checkpoint, 'cpu'))
     kept = demo.detect('a.png', picture()).look
     for mine, full in zip(kept.detection(3), detected(model, picture()).detection(3), strict=True):
@@ -218,18 +204,18 @@ def test_selections_run_no_model(server, model):
     assert json.loads(server.ask(f'/api/images/{answer["id"]}')[2])['seconds'] == answer['seconds']
 
 
-def test_bad_requests_get_one_sentence_and_the_server_goes_on(server):
+def test_bad_requests_get_an_error_message_and_the_server_keeps_running(server):
     job = server.detect(picture())['id']
     for path, status, says in (
         (f'/api/images/{job}/picture?score_thr=x', 422, "score_thr='x' is not a number"),
-        (f'/api/images/{job}/picture?labels=6', 422, "labels='6' is not a whole number from 0 to 5"),
+        (f'/api/images/{job}/picture?labels=6', 422, "labels='6' is not an integer from 0 to 5"),
         (f'/api/images/{job}/picture?top_k=-1', 422, "top_k='-1'"),
         (f'/api/images/{job}/picture?width=99999', 422, 'from 16 to 4096'),
-        (f'/api/images/{job}/points/0?layer=3', 422, 'There is no layer 3: there are 2'),
-        (f'/api/images/{job}/points/0?split=all', 422, 'split is one of'),
-        (f'/api/images/{job}/points/999', 404, 'There is no detection 999'),
-        ('/api/images/AAAAAAAAAAAAAAAAAAAAAA', 404, 'no longer kept'),
-        ('/api/examples/7', 404, 'There is no example 7'),
+        (f'/api/images/{job}/points/0?layer=3', 422, 'Layer 3 does not exist: there are 2 layers'),
+        (f'/api/images/{job}/points/0?split=all', 422, 'split must be'),
+        (f'/api/images/{job}/points/999', 404, 'Detection 999 does not exist'),
+        ('/api/images/AAAAAAAAAAAAAAAAAAAAAA', 404, 'has expired'),
+        ('/api/examples/7', 404, 'Example 7 does not exist'),
     ):
         answer = server.ask(path)
         assert answer[0] == status, answer
@@ -239,7 +225,7 @@ def test_bad_requests_get_one_sentence_and_the_server_goes_on(server):
         (b'GIF89a no image', 'This is not an image in JPEG, PNG, WebP, BMP or TIFF format.'),
         (picture()[:20], 'This is not an image'),
         (hundred_megapixels(), '10000 x 10000 = 100 megapixels; at most 2 are allowed'),
-        (os.urandom(1_000_001), 'larger than the 1 MB allowed'),
+        (os.urandom(1_000_001), 'exceeds the limit of 1 MB'),
     ):
         status, _, body = server.ask('/api/images', 'POST', data)
         assert status == 422
@@ -281,7 +267,7 @@ def test_no_request_reaches_a_file_or_comes_from_another_site(server, checkpoint
 
 
 def test_ten_clients_at_once(server, model):
-    """Each gets the detections of its own image."""
+    """Each client gets the detections of its own image."""
     images = [picture(seed) for seed in range(10)]
     with ThreadPoolExecutor(10) as clients:
         answers = list(clients.map(server.detect, images))
@@ -291,7 +277,7 @@ def test_ten_clients_at_once(server, model):
     assert len({answer['id'] for answer in answers}) == 10
 
 
-def test_the_queue_has_an_end_and_results_are_dropped_by_age():
+def test_queue_is_bounded_and_old_results_are_evicted():
     go = threading.Event()
 
     class Slow:
@@ -407,7 +393,7 @@ def test_several_images_examples_paste_and_webcam(tab):
 
 
 def test_ten_tabs_at_once(browser, server, model):
-    """Each shows the detections of its own image."""
+    """Each tab shows the detections of its own image."""
     tabs = [browser.new_page() for _ in range(10)]
     for number, tab in enumerate(tabs):
         tab.set_default_timeout(TIMEOUT_MS)
@@ -426,7 +412,7 @@ def test_ten_tabs_at_once(browser, server, model):
         tab.close()
 
 
-def test_errors_are_said_in_the_browser(tab):
+def test_errors_are_shown_in_the_browser(tab):
     files = [
         {'name': 'broken.jpg', 'mimeType': 'image/jpeg', 'buffer': b'no image'},
         {'name': 'huge.png', 'mimeType': 'image/png', 'buffer': hundred_megapixels()},
@@ -438,13 +424,13 @@ def test_errors_are_said_in_the_browser(tab):
     assert texts == [
         'broken.jpg: This is not an image in JPEG, PNG, WebP, BMP or TIFF format.',
         'huge.png: The image has 10000 x 10000 = 100 megapixels; at most 2 are allowed.',
-        'heavy.png: The file is larger than the 1 MB allowed.',
+        'heavy.png: The file exceeds the limit of 1 MB.',
     ]
     upload(tab, ('good.png', picture()))
 
 
 @pytest.mark.parametrize(('width', 'scheme'), [(1280, 'light'), (400, 'dark')])
-def test_the_page_fits_and_can_be_read(browser, server, width, scheme):
+def test_page_fits_the_window_and_is_legible(browser, server, width, scheme):
     tab = browser.new_page(viewport={'width': width, 'height': 900}, color_scheme=scheme)
     tab.set_default_timeout(TIMEOUT_MS)
     tab.goto(server.url)
@@ -462,7 +448,7 @@ def test_the_page_fits_and_can_be_read(browser, server, width, scheme):
     tab.close()
 
 
-def test_detectors_without_deformable_attention_say_so():
+def test_detectors_without_deformable_attention_get_a_clear_message():
     """DETR refines boxes but samples nothing; Faster R-CNN has no queries at all."""
     for config, layers in (('detr_shapes', True), ('faster-rcnn_shapes', False)):
         model = init_detector(config, device='cpu')
@@ -471,19 +457,19 @@ def test_detectors_without_deformable_attention_say_so():
         assert demo.num_layers(found) == 0
         assert bool(demo.refinement(found, 0)) is layers
         with pytest.raises(
-            InputError, match='has no decoder with deformable attention: there are no sampling'
+            InputError, match='has no decoder with deformable attention, so there are no sampling'
         ):
             demo.points(found, 0, PointsView())
 
 
-def test_wrong_starts_are_one_sentence(checkpoint, tmp_path, capsys):
+def test_wrong_start_options_give_one_clear_error(checkpoint, tmp_path, capsys):
     other = tmp_path / 'other.pth'
     torch.save({'state_dict': {'somebody.elses.weight': torch.zeros(2)}}, other)
     for arguments, says in (
         ([CONFIG, other], str(other)),
         ([CONFIG, checkpoint, '--examples', tmp_path / 'nowhere'], 'nowhere does not exist'),
-        ([CONFIG, checkpoint, '--max-megapixels', '0'], '--max-megapixels 0: give a number above 0'),
-        ([CONFIG, checkpoint, '--host', '192.0.2.1'], '--host 192.0.2.1 --port 7860 cannot be used'),
+        ([CONFIG, checkpoint, '--max-megapixels', '0'], '--max-megapixels 0: must be above 0'),
+        ([CONFIG, checkpoint, '--host', '192.0.2.1'], '--host 192.0.2.1 --port 7860 is not available'),
     ):
         with pytest.raises(SystemExit, match='2'):
             main(['demo', *map(str, arguments)])

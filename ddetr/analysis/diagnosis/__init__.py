@@ -1,4 +1,4 @@
-"""Why does a detector not learn? Checks of a set-up, with its most likely cause first."""
+"""Diagnosis of detectors that do not learn: checks of the training setup, most likely cause first."""
 
 from .findings import Finding, Measured, Severity
 from .report import Diagnosis, diagnose, write_page

@@ -1,4 +1,4 @@
-"""Check of the boxes' numbers: are they what the dataset's format says?"""
+"""Check that box coordinates follow the dataset's format."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from .contents import Array
 from .findings import Finding, Measured, Unchecked
 from .subject import Subject, Written
 
-TOLERANCE_PX = 2.0  # annotation tools count pixels from 0 or 1, and round
-MANY = 0.15  # of the boxes, at which a fault is no single mistake
+TOLERANCE_PX = 2.0  # annotation tools count pixels from 0 or 1 and round
+MANY = 0.15  # fraction of boxes above which a fault is systematic
 NEARLY_ALL = 0.97
 
 
 def check_boxes(subject: Subject) -> Measured:
-    """Compare boxes with their images, as annotated and as the model sees them."""
+    """Compare boxes with their images, both as annotated and as the model sees them."""
     written = [box for box in subject.written if box.size_wh is not None]
     seen = [box for example in subject.examples for box in _seen(example)]
     if not seen and not written:
@@ -41,7 +41,7 @@ def check_boxes(subject: Subject) -> Measured:
 
 
 def judge(written: Sequence[Written], where: str) -> tuple[Finding | None, str]:
-    """The fault that most of the boxes share, if any, and what was measured."""
+    """Return the fault shared by most boxes, if any, and the measurements."""
     boxes = np.array([box.box_xyxy_px for box in written], dtype=float)  # (N, 4)
     sizes = np.array([box.size_wh for box in written], dtype=float)  # (N, 2)
     start, end = boxes[:, :2], boxes[:, 2:]
@@ -97,7 +97,7 @@ def _as_centres(outside: float, centred: float, example: str, where: str) -> Fin
 
 
 def _seen(example: Example) -> list[Written]:
-    """Boxes of the model's image, with its flip undone."""
+    """Return the boxes of the model's input image with its flip undone."""
     height, width = example.inputs.shape[-2:]
     boxes = example.boxes_xyxy_px.copy()
     direction = example.sample.get('flip_direction') or '' if example.sample.get('flip') else ''
@@ -109,7 +109,7 @@ def _seen(example: Example) -> list[Written]:
 
 
 def _share(holds: Array, any_side: bool = False) -> float:
-    """Share of boxes for which it holds in both directions, or in any."""
+    """Return the fraction of boxes for which the condition holds in both directions, or in any."""
     return float((holds.any(1) if any_side else holds.all(1)).mean())
 
 

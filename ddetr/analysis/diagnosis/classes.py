@@ -1,4 +1,4 @@
-"""Checks of class names and numbers: datasets, detector, checkpoint."""
+"""Checks that datasets, detector and checkpoint agree on class names and numbers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from .contents import Array
 from .findings import Finding, Measured, Severity, Unchecked
 from .subject import Subject, model_batch, start_model
 
-MANY_MATCHES = 20  # detections of known truth that a confusion is judged by
+MANY_MATCHES = 20  # matched detections needed to judge confusions
 LONG_SIDE_PX = 512
 
 
 def check_names(subject: Subject) -> Measured:
-    """Do detector, datasets and labels agree on the classes?"""
+    """Check that detector, datasets and labels agree on the classes."""
     names, number = subject.classes, getattr(subject.model, 'num_classes', None)
     facts = [f'{len(names)} classes in the training data: {_listed(names)}; the detector has {number}']
     datasets = {'train_dataloader': subject.train, 'val_dataloader': subject.val}
@@ -74,7 +74,7 @@ def _unused(subject: Subject, counts: Counter) -> list[Finding]:
 
 
 def _of_checkpoint(subject: Subject) -> list[Finding]:
-    """Fault of the names of a checkpoint whose rows are kept."""
+    """Check the class names of a checkpoint whose classifier rows are kept."""
     source = subject.checkpoint or subject.cfg.get('load_from')
     if subject.checkpoint:
         learned: Sequence[str] = read_weights(subject.checkpoint).classes or ()
@@ -105,7 +105,7 @@ def _of_checkpoint(subject: Subject) -> list[Finding]:
 
 
 def check_confusion(subject: Subject) -> Measured:
-    """Which classes does a trained detector give to the boxes of each class?"""
+    """Check which classes a trained detector predicts for the boxes of each class."""
     source = subject.checkpoint or subject.cfg.get('load_from')
     if not source:
         raise Unchecked('needs trained weights: --checkpoint')
@@ -148,7 +148,7 @@ def check_confusion(subject: Subject) -> Measured:
 
 @torch.no_grad()
 def matched_labels(model: Any, examples: Sequence[Example]) -> Array:
-    """(M, 2) of (label, predicted class) of the boxes that a detector finds, whatever it calls them."""
+    """Return (M, 2) pairs (label, predicted class) of boxes that a detector finds, regardless of class."""
     pairs = []
     for example in examples:
         batch = model_batch(model, [example], LONG_SIDE_PX, training=False)
@@ -158,7 +158,7 @@ def matched_labels(model: Any, examples: Sequence[Example]) -> Array:
         if not len(found.bboxes) or not len(truth):
             continue
         iou = box_iou(truth, found.bboxes)  # (G, N)
-        # of the detections on a box, the surest
+        # the detection with the highest score on each box
         best = (iou.gt(0.5) * found.scores).max(1)
         labels = sample.gt_instances.labels
         pairs += [

@@ -1,4 +1,4 @@
-"""Do labels depend on what the boxes show? A small classifier of crops answers, compared with shuffled labels."""
+"""Test whether labels depend on box contents, with a small classifier of crops compared with shuffled labels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,21 +7,21 @@ import cv2
 import numpy as np
 from scipy.stats import rankdata
 
-PATCH = 32  # pixels of the square that crops are resized to
-SHUFFLES = 16  # of the labels, for what chance gives
-COMPONENTS = 64  # of the descriptors that the classifier sees
+PATCH = 32  # side of resized crops in pixels
+SHUFFLES = 16  # permutations of the labels to estimate chance level
+COMPONENTS = 64  # principal components used by the classifier
 FOLDS = 4
-LEAST_BOXES = 8  # of a class, for it to be looked at
-RING = 0.35  # width of the surroundings that a crop is compared with, relative to the box
-CELLS, DIRECTIONS = 4, 8  # of the histograms of gradients
+LEAST_BOXES = 8  # per class, required to include it
+RING = 0.35  # width of the context around a crop, relative to the box
+CELLS, DIRECTIONS = 4, 8  # of the gradient histograms
 
 Array = np.ndarray
 
 
 class Separability(NamedTuple):
-    """How well a classifier tells the labels of boxes that it was not trained on, against chance.
+    """Accuracy of a classifier on the labels of held-out boxes, compared with chance.
 
-    The measure is the area under the ROC curve, mean over the classes: 0.5 is chance, 1 is perfect.
+    The metric is the area under the ROC curve, averaged over classes: 0.5 is chance, 1 is perfect.
     """
 
     auc: float
@@ -36,7 +36,7 @@ class Separability(NamedTuple):
 
     @property
     def is_chance(self) -> bool:
-        """No better than chance, by data that would show more than a weak dependence."""
+        """Whether the result is no better than chance although the data suffice to show more than a weak dependence."""
         excess = self.auc - self.chance
         return (self.sigmas < 2.5 or excess < 0.04) and excess + 2 * self.spread < 0.1
 
@@ -45,11 +45,11 @@ class Separability(NamedTuple):
 
 
 def describe(image: Array, boxes_xyxy_px: Array) -> Array:
-    """Descriptors (N, D) of crops: colours, gradients, contrast to the surroundings, size.
+    """Compute descriptors (N, D) of crops: colours, gradients, contrast to the context, size.
 
     Args:
-        image: (H, W, 3) uint8.
-        boxes_xyxy_px: (N, 4); clipped to the image.
+        image: Image, (H, W, 3) uint8.
+        boxes_xyxy_px: Boxes (N, 4), clipped to the image.
     """
     lab = cv2.cvtColor(image, cv2.COLOR_BGR2LAB)
     height, width = image.shape[:2]
@@ -78,13 +78,13 @@ def describe(image: Array, boxes_xyxy_px: Array) -> Array:
 def separability(
     features: Array, labels: Array, groups: Array, within_groups: bool = False
 ) -> Separability | None:
-    """Cross-validate a ridge classifier of the labels; None without two classes of enough boxes and images.
+    """Cross-validate a ridge classifier of the labels; None without two classes with enough boxes and images.
 
     Args:
-        features: (N, D).
-        labels: (N,) int.
-        groups: (N,) int, the image of each box: a classifier is tested on other images than it was trained on.
-        within_groups: Compare with labels that are shuffled among the boxes of each image, instead of all boxes.
+        features: Descriptors (N, D).
+        labels: Labels (N,) int.
+        groups: Image of each box, (N,) int; training and test folds have no image in common.
+        within_groups: Compare with labels shuffled among the boxes of each image instead of all boxes.
     """
     classes = _frequent(labels)
     kept = np.isin(labels, classes)
@@ -115,8 +115,8 @@ def transfer(
     """Train on one set of boxes and rank those of another.
 
     Returns:
-        The (K,) classes that both have enough boxes of, and (K, K) areas under the ROC curve: how well what was
-        learned of class i (row) tells the other set's class j (column) from its other classes.
+        Classes (K,) with enough boxes in both sets, and areas under the ROC curve (K, K): how well the classifier of
+        class i (row) separates class j (column) of the other set from its other classes.
     """
     classes = np.intersect1d(_frequent(labels), _frequent(other_labels))
     own, theirs = np.isin(labels, classes), np.isin(other_labels, classes)
@@ -133,7 +133,7 @@ def one_hot(labels: Array, classes: Array) -> Array:
 
 
 class _Ridge:
-    """Ridge regression of several targets on the first principal components of the features."""
+    """Multi-target ridge regression on the first principal components of the features."""
 
     def __init__(self, features: Array) -> None:
         self.mean = features.mean(0)
@@ -150,7 +150,7 @@ class _Ridge:
         return self.inverse @ (targets - targets.mean(0))
 
     def project(self, features: Array) -> Array:
-        """(M, D_in) -> (M, D), what the weights apply to."""
+        """Project features (M, D_in) to the principal components (M, D)."""
         return ((features - self.mean) / self.scale) @ self.axes
 
 
@@ -179,7 +179,7 @@ def _shuffled(labels: Array, groups: Array | None, rng: np.random.Generator) -> 
 
 
 def _gradients(grey: Array) -> Array:
-    """Histograms of gradient directions in each cell of a square patch, after Dalal and Triggs (2005)."""
+    """Histograms of gradient orientations per cell of a square patch, after Dalal and Triggs (2005)."""
     dy, dx = np.gradient(grey.astype(np.float32))
     strength = np.hypot(dx, dy)
     direction = (np.arctan2(dy, dx) % np.pi * (DIRECTIONS / np.pi)).astype(int) % DIRECTIONS
@@ -196,7 +196,7 @@ def _crop(image: Array, x1: float, y1: float, x2: float, y2: float) -> Array:
 
 
 def transplanted(boxes: Sequence[Array], sizes_hw: Sequence[tuple[int, int]], step: int = 1) -> list[Array]:
-    """Each image's boxes brought to the next image's size, by relative coordinates: boxes that show nothing."""
+    """Move each image's boxes to the next image by relative coordinates, as boxes unrelated to the content."""
     count = len(boxes)
     moved = []
     for index in range(count):

@@ -1,4 +1,4 @@
-"""What the checks of a diagnosis report."""
+"""Records returned by the checks."""
 
 from collections.abc import Callable
 from enum import IntEnum
@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 
 class Severity(IntEnum):
-    """How surely a finding keeps a detector from learning; the lower comes first."""
+    """How likely a finding prevents learning; lower values are reported first."""
 
     CAUSE = 0
-    NOTE = 1  # worth knowing; no reason for an AP of 0 by itself
+    NOTE = 1  # worth knowing, but not enough to explain an AP of 0
 
 
 class Finding(NamedTuple):
-    """One fault of a set-up."""
+    """One fault of a training setup."""
 
-    name: str  # of the cause, one of `CAUSES`
+    name: str  # cause, one of `CAUSES`
     title: str  # the cause in one sentence
     evidence: str  # what was measured
     cure: str  # what to change
@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 class Measured(NamedTuple):
     """Result of one check."""
 
-    facts: tuple[str, ...]  # what was measured, also where nothing is wrong
+    facts: tuple[str, ...]  # measurements, reported even if nothing is wrong
     findings: tuple[Finding, ...] = ()
 
 
@@ -36,5 +36,5 @@ class Check(NamedTuple):
     run: Callable[..., Measured]  # takes the `Subject`
 
 
-class Unchecked(Exception):  # noqa: N818 (no error: the report says why)
-    """A check has nothing to look at in this set-up; the message says why."""
+class Unchecked(Exception):  # noqa: N818 (not an error; the report gives the reason)
+    """Raised by a check that does not apply to this setup; the message gives the reason."""

@@ -1,4 +1,4 @@
-"""Checks of labels and boxes against what the images show."""
+"""Checks of labels and boxes against image content."""
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -7,14 +7,14 @@ from .contents import Array, separability, transfer
 from .findings import Finding, Measured, Unchecked
 from .subject import Subject, described
 
-GAIN = 0.2  # of the area under the ROC curve by exchanging classes, at which they are exchanged
-UNKNOWN = 0.55  # area under the ROC curve below which classes are not recognised
-SIGMAS = 4  # of the gain, that are no chance even for the best of many assignments
-RIGHT = 0.7  # area under the ROC curve at which a class is recognised
+GAIN = 0.2  # gain in AUC by swapping classes above which they count as swapped
+UNKNOWN = 0.55  # AUC below which classes are not recognised
+SIGMAS = 4  # standard deviations of the gain that rule out chance, even for the best of many assignments
+RIGHT = 0.7  # AUC at which a class is recognised
 
 
 def check_contents(subject: Subject) -> Measured:
-    """Do boxes lie on objects, and do the labels depend on what is in them?"""
+    """Check that boxes lie on objects and that labels depend on their contents."""
     boxes = subject.described
     if len(boxes.labels) == 0:
         raise Unchecked('no image of the training set has a box')
@@ -61,13 +61,13 @@ def _shuffled(evidence: str, among: str) -> Finding:
 
 
 def check_mapping(subject: Subject) -> Measured:
-    """Do training and validation data mean the same by a label?"""
+    """Check that labels have the same meaning in training and validation data."""
     train = subject.described
     if subject.val is None or not (val := described(subject.val_examples)).labels.size:
-        raise Unchecked('there are no validation data with boxes')
+        raise Unchecked('there is no validation data with boxes')
     classes, auc = transfer(train.features, train.labels, val.features, val.labels)
     if len(classes) < 2:
-        raise Unchecked('training and validation data share fewer than two classes of enough boxes')
+        raise Unchecked('training and validation data share fewer than two classes with enough boxes')
     same = float(auc.diagonal().mean())
     facts = (
         f'{len(classes)} classes learned from training boxes, recognised in validation boxes with AUC {same:.2f}',
@@ -75,7 +75,7 @@ def check_mapping(subject: Subject) -> Measured:
     known = [separability(part.features, part.labels, part.images) for part in (train, val)]
     alone = [part.auc for part in known if part is not None and not part.is_chance]
     if len(alone) < len(known):
-        return Measured(facts)  # shuffled, or unlike: nothing to compare
+        return Measured(facts)  # shuffled labels or too different data: nothing to compare
     counts = (val.labels[:, None] == classes).sum(0)
     if moved := _exchanged(auc, counts):
         return Measured(facts, (_exchange(subject, classes, auc, moved),))
@@ -93,11 +93,11 @@ _CURE = (
 
 
 def _exchanged(auc: Array, counts: Array) -> list[tuple[int, int]]:
-    """Classes (i, j) of which the training's i is the validation's j: whole cycles of the best assignment.
+    """Return pairs (i, j) where training class i is validation class j: complete cycles of the best assignment.
 
     Args:
-        auc: (K, K), as `transfer` gives it.
-        counts: (K,) boxes of each class in the validation data; few make the areas uncertain.
+        auc: Areas under the ROC curve (K, K) from `transfer`.
+        counts: Number of boxes (K,) per class in the validation data; the areas are uncertain if it is small.
     """
     columns = linear_sum_assignment(-auc)[1]
     moved: list[tuple[int, int]] = []

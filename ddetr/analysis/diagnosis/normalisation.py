@@ -1,4 +1,4 @@
-"""Check of colours: does the model see images as its pretrained weights expect them?"""
+"""Check that images are normalised as the pretrained weights expect."""
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,16 +20,16 @@ from .subject import Subject, model_batch, start_model
 
 MEAN_TOLERANCE, STD_TOLERANCE = 12.0, 1.3  # on the scale 0 to 255; a factor
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-PLAUSIBLE_STD = (0.1, 5.0)  # of what networks are given
+PLAUSIBLE_STD = (0.1, 5.0)  # of network inputs
 PLAUSIBLE_MEAN = 4.0
-LOSS_GAIN = 0.85  # times the loss, at which trained weights prefer another normalisation
-CLEAR_COLOURS = 0.5  # correlation with the file, at which the order of channels is known
-PROBES = 8  # images on which the losses are compared
+LOSS_GAIN = 0.85  # loss ratio at which trained weights prefer another normalisation
+CLEAR_COLOURS = 0.5  # correlation with the file at which the channel order is certain
+PROBES = 8  # images used to compare losses
 LONG_SIDE_PX = 320
 
 
 class Colours(NamedTuple):
-    """How images are given to a network: (channel - mean) / std of pixels from 0 to 255, in this order."""
+    """Normalisation of network inputs: (channel - mean) / std of pixels from 0 to 255, in this channel order."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -40,11 +40,11 @@ class Colours(NamedTuple):
         return f'{self.order} with mean ({mean}) and std ({std})'
 
     def differs(self, other: 'Colours') -> str:
-        """In what, in words; '' for the same within the tolerance."""
+        """Describe the difference; '' if equal within the tolerance."""
         ratio = np.divide(self.std, other.std)
         if (ratio > STD_TOLERANCE).any() or (ratio < 1 / STD_TOLERANCE).any():
             return 'the scale (std)'
-        # as seen by one channel: both means in the order of the first
+        # compare per channel: both means in the order of the first
         theirs = other.mean if self.order == other.order else other.mean[::-1]
         if self.order != other.order:
             return 'the order of the channels (RGB and BGR)'
@@ -55,7 +55,7 @@ IMAGENET = Colours(IMAGENET_MEAN, IMAGENET_STD, 'RGB')
 
 
 def check_normalisation(subject: Subject) -> Measured:
-    """Compare what the model sees with what its weights were trained on, or with what any network needs."""
+    """Compare the model's input with what its weights were trained on, or with the range any network needs."""
     seen, known = seen_by(subject)
     facts = [
         f'the model sees {seen}'
@@ -101,7 +101,7 @@ def _is_imagenet(mean: Sequence[float]) -> bool:
 
 
 def seen_by(subject: Subject) -> tuple[Colours, bool]:
-    """What the pipeline and the data preprocessor do to colours, measured; whether the order is certain."""
+    """Measure the normalisation by pipeline and data preprocessor; also return whether the order is certain."""
     order, mean, std = _of_preprocessor(subject.model)
     correlation = _likeness_to_file(subject.examples)
     pipeline = 'RGB' if correlation < -CLEAR_COLOURS else 'BGR'
@@ -110,7 +110,7 @@ def seen_by(subject: Subject) -> tuple[Colours, bool]:
 
 
 def _of_preprocessor(model: Any) -> tuple[list[int], tuple[float, ...], tuple[float, ...]]:
-    """Order of channels, mean and std of any data preprocessor: from what it makes of plain images."""
+    """Infer channel order, mean and std of any data preprocessor from its output on uniform images."""
 
     def output(colour: Sequence[int]) -> Array:
         image = torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 64, 64).contiguous()
@@ -131,7 +131,7 @@ def _of_preprocessor(model: Any) -> tuple[list[int], tuple[float, ...], tuple[fl
 
 
 def _likeness_to_file(examples: Sequence[Example]) -> float:
-    """Correlation of the first minus the last channel between pipeline and file (BGR); 0 where it cannot be known."""
+    """Correlate (first - last channel) between pipeline output and file (BGR); 0 if it cannot be determined."""
     pairs = []
     for example in examples[:: max(1, len(examples) // 24)]:
         path = example.sample.get('img_path')
@@ -155,7 +155,7 @@ def _statistics(subject: Subject) -> tuple[float, float]:
 
 
 def expected_by(subject: Subject) -> tuple[Colours, str] | None:
-    """What the weights were trained on, and whose word that is; None for random weights and unknown sources."""
+    """Return the normalisation that the weights were trained with, and its source; None if random or unknown."""
     source = subject.checkpoint or subject.cfg.get('load_from')
     if source:
         colours = of_checkpoint(source)
@@ -186,15 +186,15 @@ def _of_file(name: str) -> tuple[Colours, str] | None:
 
 
 def of_checkpoint(name: str) -> Colours | None:
-    """What a checkpoint's own config says of its data preprocessor; ImageNet's for files without a config."""
+    """Return the normalisation in a checkpoint's own config; ImageNet's for files without a config."""
     try:
         content = read_checkpoint(name)
     except InputError:
-        return None  # said where the model is built
+        return None  # reported when the model is built
     meta = content.get('meta')
     text = meta.get('cfg') if isinstance(meta, Mapping) else None
     if not isinstance(text, str):
-        return IMAGENET  # torchvision's files, and those of the original detectors
+        return IMAGENET  # torchvision's and the original detectors' files
     for value in _calls(text, 'data_preprocessor'):
         if value.get('mean') is not None:
             order = 'RGB' if value.get('bgr_to_rgb') else 'BGR'
@@ -204,7 +204,7 @@ def of_checkpoint(name: str) -> Colours | None:
 
 
 def _calls(text: str, key: str) -> Iterator[dict[str, Any]]:
-    """The `key=dict(...)` of a config's text, literals only: nothing of it is executed."""
+    """Yield each `key=dict(...)` in a config's text, literals only: nothing is executed."""
     try:
         tree = ast.parse(text)
     except SyntaxError:
@@ -221,7 +221,7 @@ def _calls(text: str, key: str) -> Iterator[dict[str, Any]]:
 
 
 def preferred_by_loss(subject: Subject, seen: Colours) -> tuple[Colours | None, list[str]]:
-    """The normalisation under which a trained detector's loss is lowest, if that is clearly another one."""
+    """Return the normalisation with the lowest loss of a trained detector, if clearly not the current one."""
     source = subject.checkpoint or subject.cfg.get('load_from')
     if not source:
         return None, []
@@ -245,7 +245,7 @@ def preferred_by_loss(subject: Subject, seen: Colours) -> tuple[Colours | None, 
 
 @torch.no_grad()
 def _loss(model: Any, examples: Sequence[Example], seen: Colours, wanted: Colours) -> float:
-    """Mean loss of images that are renormalised from what the config gives to what is wanted."""
+    """Return the mean loss of images renormalised from `seen` to `wanted`."""
     total = 0.0
     for example in examples:
         batch = model_batch(model, [example], LONG_SIDE_PX, training=False)

@@ -1,4 +1,4 @@
-"""A longer proof that a set-up learns: train on a few images and evaluate on the same ones."""
+"""Overfitting test: train on a few images and evaluate on the same ones."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ from ddetr.engine.config import dataset_of
 class Overfitted(NamedTuple):
     """Result of overfitting."""
 
-    ap: float  # COCO's box AP on the images that were trained on, in [0, 1]
+    ap: float  # COCO box AP on the training images, in [0, 1]
     pictures: Path  # folder of these images with their boxes
 
 
 def overfit(cfg: Config, num_images: int, max_iters: int, work_dir: Path) -> Overfitted:
-    """Train on `num_images` of a config's training images for `max_iters` iterations, and evaluate on them."""
+    """Train on `num_images` of a config's training images for `max_iters` iterations and evaluate on them."""
     changed = Config({**cfg.to_dict(), **overfit_changes(cfg, num_images, max_iters)})
     work_dir.mkdir(parents=True, exist_ok=True)
     path, pictures = work_dir / 'overfit_config.py', work_dir / 'pictures'
@@ -29,16 +29,16 @@ def overfit(cfg: Config, num_images: int, max_iters: int, work_dir: Path) -> Ove
 
 
 def overfit_changes(cfg: Config, num_images: int, max_iters: int) -> dict[str, Any]:
-    """Changes that make a training config overfit `num_images` of its training images.
+    """Return changes that make a training config overfit `num_images` of its training images.
 
-    The images come without augmentation, at the test pipeline's size; the learning rate is constant until the last
-    fifth of the iterations, after a short warm-up.
+    Images are not augmented and have the size of the test pipeline. After a short warm-up, the learning rate is
+    constant until the last fifth of the iterations.
     """
     pipeline = dataset_of(cfg.test_dataloader)['pipeline']
     images = {**dataset_of(cfg.train_dataloader), 'indices': num_images, 'pipeline': pipeline}
     images['filter_cfg'] = {'filter_empty_gt': True}
     loaders = {
-        # without end: a loader that starts anew after every few images spends its time on that
+        # infinite: restarting the loader after every few images would dominate the run time
         'train_dataloader': {
             **cfg.train_dataloader,
             'dataset': images,
@@ -46,7 +46,7 @@ def overfit_changes(cfg: Config, num_images: int, max_iters: int) -> dict[str, A
         },
         **{f'{split}_dataloader': {**cfg.test_dataloader, 'dataset': images} for split in ('val', 'test')},
     }
-    # the samples' annotations are the ground truth: no file has just these images
+    # evaluate against the samples' own annotations: no annotation file has just these images
     evaluator = {**cfg.test_evaluator, 'ann_file': None}
     last_fifth = max_iters * 4 // 5
     return loaders | {

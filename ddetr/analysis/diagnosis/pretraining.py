@@ -1,4 +1,4 @@
-"""Checks of the weights that a training starts from."""
+"""Checks of the initial weights."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .findings import Finding, Measured, Severity
 from .subject import Subject, start_model
 
-MISSING = 0.05  # of the tensors, above which a partly loaded checkpoint is not what was meant
-RANDOM = 0.5  # of a component's weights, above which it starts at random
-SLOW = 0.5  # times the optimizer's learning rate, below which a component trains slowly
+MISSING = 0.05  # fraction of missing tensors above which a partial load is reported
+RANDOM = 0.5  # fraction of random weights above which a component counts as random
+SLOW = 0.5  # fraction of the optimizer's learning rate below which a component trains slowly
 
 
 def check_weights(subject: Subject) -> Measured:
-    """Which components start from loaded weights, and which from random ones?"""
+    """Check which components start from loaded weights and which from random ones."""
     model, report = subject.model, subject.load_report
     drawn = random_weights(subject)
     parts = {name: _weights(part, name) for name, part in model.named_children()}
@@ -41,7 +41,7 @@ def check_weights(subject: Subject) -> Measured:
 
 
 def random_weights(subject: Subject) -> set[str]:
-    """Names of the weights that are drawn at random: those that another seed changes."""
+    """Return the names of randomly initialised weights: those that change with the seed."""
     other, _ = start_model(subject.cfg, subject.cfg.get('load_from'), seed=1)
     theirs: dict[str, Tensor] = other.state_dict()
     own = subject.model.state_dict()
@@ -50,7 +50,7 @@ def random_weights(subject: Subject) -> set[str]:
 
 
 def _weights(module: nn.Module, prefix: str = '') -> list[str]:
-    """Names of the weights of convolutions and linear layers; biases and norms start as constants."""
+    """Return the names of convolution and linear weights; biases and norms start as constants."""
     names = [name for name, parameter in module.named_parameters() if parameter.ndim > 1]
     return [f'{prefix}.{name}' if prefix else name for name in names]
 
@@ -69,7 +69,7 @@ def _missing(subject: Subject) -> Finding:
 
 
 def _frozen_random(subject: Subject, drawn: set[str]) -> list[Finding]:
-    """Random weights that stay as they are, and norms that never measure what random weights give."""
+    """Find random weights that are frozen, and batch norms whose statistics never adapt to random weights."""
     model = subject.model
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad and name in drawn]
     model.train()
@@ -109,7 +109,7 @@ def _frozen_random(subject: Subject, drawn: set[str]) -> list[Finding]:
 
 
 def _asked_but_random(subject: Subject, drawn: set[str]) -> list[Finding]:
-    """Modules with `init_cfg=dict(type='Pretrained')` whose weights are random all the same."""
+    """Find modules with `init_cfg=dict(type='Pretrained')` whose weights are random anyway."""
     for name, module in subject.model.named_modules():
         config: Any = getattr(module, 'init_cfg', None) or []
         configs = [config] if isinstance(config, dict) else config
@@ -124,7 +124,7 @@ def _asked_but_random(subject: Subject, drawn: set[str]) -> list[Finding]:
 
 
 def _slow_random(subject: Subject, drawn: set[str]) -> Finding | None:
-    """A random backbone with the low learning rate of a pretrained one."""
+    """Find a random backbone with the low learning rate meant for a pretrained one."""
     model = subject.model
     names = {id(p): name for name, p in model.named_parameters()}
     optimizer = build_optim_wrapper(model, subject.cfg.optim_wrapper).optimizer

@@ -1,4 +1,4 @@
-"""All checks of a set-up, their findings in order, as text and as a page with pictures."""
+"""Run all checks of a training setup and report the ordered findings as text and as a page with pictures."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +22,8 @@ from .pretraining import check_weights
 from .subject import Subject
 from .training import check_training
 
-PICTURES = 24  # on the page
-# In the order in which causes are named: a wrong box explains unlearnable labels, and wrong labels a high loss.
+PICTURES = 24  # shown on the page
+# In the order of reporting: wrong boxes explain unlearnable labels, and wrong labels explain a high loss.
 CHECKS = (
     Check('class names', check_names),
     Check('boxes', check_boxes),
@@ -34,7 +34,7 @@ CHECKS = (
     Check('trained classes', check_confusion),
     Check('learning rate and overfitting', check_training),
 )
-# Checks that mean nothing where another one has found a cause: crops of wrong boxes, boxes of impossible labels.
+# Checks that are meaningless once another check has found a cause, such as crops of wrong boxes.
 EXPLAINS = {
     'class names': {check_mapping, check_confusion},
     'boxes': {check_contents, check_mapping, check_confusion},
@@ -42,28 +42,28 @@ EXPLAINS = {
 
 
 class Done(NamedTuple):
-    """A check that was run."""
+    """Result of a check that was run or skipped."""
 
     title: str
     measured: Measured
     seconds: float
-    unchecked: str = ''  # why it was left out
+    unchecked: str = ''  # reason for skipping it
 
 
 class Diagnosis(NamedTuple):
-    """What all checks found."""
+    """Results of all checks."""
 
     done: tuple[Done, ...]
 
     @property
     def findings(self) -> list[Finding]:
-        """The likeliest cause first."""
+        """All findings, most likely cause first."""
         found = [finding for done in self.done for finding in done.measured.findings]
         return sorted(found, key=lambda finding: finding.severity)  # stable: the order of the checks
 
     @property
     def causes(self) -> list[Finding]:
-        """Findings that keep a detector from learning by themselves."""
+        """Findings that prevent a detector from learning on their own."""
         return [finding for finding in self.findings if finding.severity is Severity.CAUSE]
 
     def __str__(self) -> str:
@@ -79,8 +79,8 @@ class Diagnosis(NamedTuple):
             yield f'\n{"possible cause" if finding.severity is Severity.CAUSE else "note"}: {finding.title}'
             yield from _explained(finding)
         if len(self.done) < len(CHECKS):
-            yield '\nCorrect it and run this again: checks that depend on it were left out.'
-        yield '\nWhat was measured:'
+            yield '\nFix it and run this again: dependent checks were skipped.'
+        yield '\nMeasurements:'
         for done in self.done:
             mark = '--' if done.unchecked else '!!' if done.measured.findings else 'ok'
             yield f'  [{mark}] {done.title} ({done.seconds:.0f} s)'
@@ -96,12 +96,12 @@ def _explained(finding: Finding) -> list[str]:
 def diagnose(
     cfg: Config, checkpoint: str | None = None, tell: Callable[[str], None] = lambda line: None
 ) -> tuple[Diagnosis, Subject]:
-    """Run all checks of a set-up.
+    """Run all checks of a training setup.
 
     Args:
-        cfg: Config with its options.
-        checkpoint: Trained weights to be looked at, too.
-        tell: Takes a line of progress before each check.
+        cfg: Config with its options applied.
+        checkpoint: Trained weights to check as well.
+        tell: Callback that receives a progress line before each check.
     """
     subject = Subject(cfg, checkpoint)
     with quiet():
@@ -125,12 +125,12 @@ def _run(subject: Subject, tell: Callable[[str], None]) -> Iterator[Done]:
             measured, unchecked = Measured(()), str(reason)
         yield Done(check.title, measured, time.perf_counter() - start, unchecked)
         if any(finding.severity is Severity.CAUSE for finding in measured.findings):
-            # it takes most of the time, and a loss explains nothing that is not known by now
+            # skip it: it takes most of the time, and the loss would add nothing to the known cause
             explained |= {check_training, *EXPLAINS.get(check.title, ())}
 
 
 def _fault_of_building(subject: Subject) -> Finding | None:
-    """What keeps a set-up from being built, as the training would say it."""
+    """Return the error that prevents the setup from being built, as training would report it."""
     steps: Sequence[tuple[str, Callable[[], object]]] = (
         ('data', lambda: (subject.train, subject.val)),
         ('data', lambda: subject.examples),

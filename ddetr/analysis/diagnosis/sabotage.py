@@ -1,4 +1,4 @@
-"""Six ways to keep a working set-up from learning, to test the diagnosis with."""
+"""Six ways to break a working training setup, to test the diagnosis."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from mmengine.config import Config
 from ddetr.engine.config import dataset_of
 from ddetr.utils.files import write_json
 
-# Name of each, and of the cause that is to be named first; '' for none.
+# Name of each, and the cause that must be reported first; '' for none.
 SABOTAGES = {
     'healthy': '',
     'shuffled labels': 'labels',
@@ -25,7 +25,7 @@ SABOTAGES = {
 
 
 def sabotaged(cfg: Config, name: str, folder: Path) -> Config:
-    """A copy of a config with one fault; changed annotation files are written into `folder`."""
+    """Return a copy of a config with one fault; modified annotation files are written to `folder`."""
     cfg = Config(cfg.to_dict())
     if name in _IN_THE_FILE:
         _rewrite(cfg, folder, _IN_THE_FILE[name])
@@ -48,7 +48,7 @@ def sabotaged(cfg: Config, name: str, folder: Path) -> Config:
 
 
 def _rewrite(cfg: Config, folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the training annotations in a copy of their file."""
+    """Modify a copy of the training annotation file."""
     dataset: Any = dataset_of(cfg.train_dataloader)
     content = json.loads(Path(dataset.get('data_root', ''), dataset['ann_file']).read_text())
     change(content)
@@ -78,7 +78,7 @@ def _write_corners(content: dict[str, Any]) -> None:
 
 
 def _move_ids(content: dict[str, Any]) -> None:
-    """Each category gets the boxes of the next one, in the training data only."""
+    """Assign to each category the boxes of the next one, in the training data only."""
     ids = sorted(category['id'] for category in content['categories'])
     moved = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
     for annotation in content['annotations']:

@@ -1,4 +1,4 @@
-"""The set-up that is diagnosed: its datasets, its images as the model sees them, its model as training starts."""
+"""Training setup under diagnosis: its datasets, its images as the model sees them, and its initial model."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,33 +21,33 @@ from ddetr.weights import LoadReport, load_weights
 
 from .contents import describe
 
-IMAGES = 120  # looked at, of each split
-BOXES_PER_IMAGE = 8  # described; others add little that is new
-LONG_SIDE_PX = 480  # of the images that boxes are described in
+IMAGES = 120  # checked per split
+BOXES_PER_IMAGE = 8  # used for descriptors; more add little information
+LONG_SIDE_PX = 480  # of images for descriptors
 
 
 class Written(NamedTuple):
-    """A box as the annotations have it, before clipping."""
+    """A box as annotated, before clipping."""
 
     box_xyxy_px: tuple[float, float, float, float]
-    size_wh: tuple[int, int] | None  # of its image, by the annotations
+    size_wh: tuple[int, int] | None  # image size according to the annotations
 
 
 class Described(NamedTuple):
-    """Boxes with descriptors of what they show."""
+    """Boxes with descriptors of their content."""
 
     features: Array  # (N, D)
     labels: Array  # (N,)
     images: Array  # (N,)
-    of_other_images: Array  # (N, D), what the same boxes show on another image
+    of_other_images: Array  # (N, D), descriptors of the same boxes on another image
 
 
 class Subject:
-    """A set-up; everything is built when it is first asked for, and once.
+    """A training setup; everything is built once, on first use.
 
     Args:
-        cfg: Config, with `--cfg-options` applied.
-        checkpoint: Trained weights to be looked at, too.
+        cfg: Config with `--cfg-options` applied.
+        checkpoint: Trained weights to check as well.
     """
 
     def __init__(self, cfg: Config, checkpoint: str | None = None) -> None:
@@ -62,7 +62,7 @@ class Subject:
 
     @cached_property
     def val(self) -> Any | None:
-        """The validation dataset, or the test dataset; None without both."""
+        """The validation dataset, otherwise the test dataset; None if there is neither."""
         loader = self.cfg.get('val_dataloader') or self.cfg.get('test_dataloader')
         return build_dataset(loader['dataset']) if loader else None
 
@@ -73,7 +73,7 @@ class Subject:
 
     @cached_property
     def examples(self) -> list[Example]:
-        """Images of the training set, evenly from all of it, with their augmentation."""
+        """Evenly spaced images of the training set, with augmentation."""
         return examples_of(self.train, IMAGES)
 
     @cached_property
@@ -88,27 +88,27 @@ class Subject:
 
     @cached_property
     def written(self) -> list[Written]:
-        """Training boxes as the annotations have them; empty for datasets that do not give them."""
+        """Training boxes as annotated; empty if the dataset does not provide them."""
         return [box for config in _inner(self.cfg.train_dataloader['dataset']) for box in _written(config)]
 
     @cached_property
     def model(self) -> Any:
-        """The detector as training starts; do not train it."""
+        """The detector in its initial state; do not train it."""
         model, self.load_report = start_model(self.cfg, self.cfg.get('load_from'))
         return model
 
     @cached_property
     def start_state(self) -> dict[str, Tensor]:
-        """A copy of the model's tensors as training starts."""
+        """A copy of the model's initial tensors."""
         return copy.deepcopy(self.model.state_dict())
 
     def name_of(self, label: int) -> str:
-        """A class by its name, or its number where there is none."""
+        """Return the name of a class, or its number if it has none."""
         return repr(self.classes[label]) if 0 <= label < len(self.classes) else f'label {label}'
 
 
 def described(examples: Sequence[Example]) -> Described:
-    """Describe boxes of some images, and what they show on the next of these images."""
+    """Compute descriptors of the boxes of some images, and of the same boxes on the next image."""
     rng = np.random.default_rng(0)
     with_boxes = [example for example in examples if len(visible(example))]
     chosen = [rng.permutation(visible(example))[:BOXES_PER_IMAGE] for example in with_boxes]
@@ -131,14 +131,14 @@ def described(examples: Sequence[Example]) -> Described:
 
 
 def visible(example: Example) -> Array:
-    """Indices of an image's boxes that show more than a few pixels of it."""
+    """Return the indices of boxes that cover more than a few pixels."""
     height, width = example.inputs.shape[-2:]
     x1, y1, x2, y2 = example.boxes_xyxy_px.clip(0, [width, height, width, height]).T
     return np.flatnonzero((x2 - x1 >= 4) & (y2 - y1 >= 4))
 
 
 def _inner(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The datasets in wrappers, all of a concatenation's."""
+    """Yield the datasets inside wrappers, including all in a concatenation."""
     if 'datasets' in config:
         for part in config['datasets']:
             yield from _inner(part)
@@ -149,7 +149,7 @@ def _inner(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _written(config: Mapping[str, Any]) -> Iterator[Written]:
-    """In test mode datasets leave their boxes as they are."""
+    """Yield the annotated boxes; in test mode, datasets do not change them."""
     kind = config.get('type')
     kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(kind, type) and issubclass(kind, BaseDataset)):
@@ -164,7 +164,7 @@ def _written(config: Mapping[str, Any]) -> Iterator[Written]:
 
 
 def start_model(cfg: Config, weights: str | None, seed: int = 0) -> tuple[Any, LoadReport | None]:
-    """A detector initialised as a training's Runner does it, with the weights of `load_from`, if any."""
+    """Initialise a detector like the Runner, with the weights of `load_from`, if any."""
     partial = cfg.get('allow_partial', False)
     with quiet(), seeded(seed):
         model: Any = build_detector(cfg)
@@ -177,7 +177,7 @@ def start_model(cfg: Config, weights: str | None, seed: int = 0) -> tuple[Any, L
 def model_batch(
     model: Any, examples: Sequence[Example], long_side: int, training: bool = True
 ) -> dict[str, Any]:
-    """Images as one batch through the model's data preprocessor, brought down to `long_side` pixels for speed."""
+    """Collate images with the model's data preprocessor, shrunk to `long_side` pixels for speed."""
     items = []
     for example in examples:
         height, width = example.inputs.shape[-2:]

@@ -1,4 +1,4 @@
-"""Checks that train: a learning-rate range on a few images, and what the model finds on them afterwards."""
+"""Checks by training: a learning-rate sweep on a few images, and the model's predictions on them afterwards."""
 
 import copy
 import math
@@ -17,40 +17,38 @@ from .findings import Finding, Measured, Severity, Unchecked
 from .subject import Subject, model_batch
 
 IMAGES, BATCH = 4, 2
-FACTORS = (1.0, 0.1, 0.01)  # of the config's learning rate
-LONG_SIDES_PX = (256, 192)  # of the images; the smaller where a step takes long
+FACTORS = (1.0, 0.1, 0.01)  # multiples of the config's learning rate
+LONG_SIDES_PX = (256, 192)  # of the images; the smaller one if steps are slow
 SLOW_STEP_S = 1.5
-LEAST_STEPS, MOST_STEPS = 10, 30  # of each learning rate
+LEAST_STEPS, MOST_STEPS = 10, 30  # per learning rate
 WARM_UP = 3  # steps
-LEARNS = 0.95  # times the first loss: something was learned
-WORSE = 1.25  # times the loss at a lower learning rate
-LARGE_UPDATE = 0.1  # of a weight in one step, relative to the weight; 0.001 to 0.01 is usual
-STUCK = 0.9  # times the first loss after all steps: not even a few images are learned
-FOUND = 0.3  # share of the boxes of these images that a model which overfits them finds at least
-SAME_BOX = 0.95  # IoU of two predictions that are the same
+LEARNS = 0.95  # loss ratio (last to first) below which the model has learned
+WORSE = 1.25  # ratio to the loss at a lower learning rate
+LARGE_UPDATE = 0.1  # relative change of a weight per step; 0.001 to 0.01 is typical
+STUCK = 0.9  # loss ratio after all steps above which not even a few images are learned
+FOUND = 0.3  # minimum recall on these images of a model that overfits them
+SAME_BOX = 0.95  # IoU above which two predictions count as the same
 
 
 class Run(NamedTuple):
     """A short training on a few images."""
 
     factor: float  # of the config's learning rate
-    first: float  # loss of these images before
-    last: float  # and after
+    first: float  # loss before training
+    last: float  # loss after training
     steps: int
-    update: (
-        float  # change of a weight in the first step at the full rate, relative to the weight; median of all
-    )
+    update: float  # median relative change of the weights in the first step at the full rate
 
     def __str__(self) -> str:
         return f'{self.first:.4g} to {self.last:.4g}'
 
 
 class Trainer:
-    """Trains copies of the model from its start, always on the same images.
+    """Train copies of the initial model, always on the same images.
 
     Args:
-        subject: The set-up.
-        seconds: Time for all runs together.
+        subject: Training setup.
+        seconds: Time budget for all runs together.
     """
 
     def __init__(self, subject: Subject, seconds: float) -> None:
@@ -87,7 +85,7 @@ class Trainer:
 
     @torch.no_grad()
     def loss(self) -> float:
-        """Of all images, as in training."""
+        """Return the training loss of all images."""
         return sum(float(self._forward(batch)) for batch in self._batches) / len(self._batches)
 
     @property
@@ -112,7 +110,7 @@ class Trainer:
 
     @property
     def _scale(self) -> float:
-        """What `auto_scale_lr` makes of the learning rate, where the config enables it."""
+        """Learning rate factor of `auto_scale_lr`, if the config enables it."""
         scaling = self.subject.cfg.get('auto_scale_lr') or {}
         if not scaling.get('enable') or not scaling.get('base_batch_size'):
             return 1.0
@@ -127,7 +125,7 @@ class Trainer:
 
 
 def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """Median over tensors of the change relative to what they were."""
+    """Return the relative change of the tensors, as median over tensors."""
     ratios = [
         float((new - old).norm() / old.norm().clamp(min=1e-6)) for old, new in zip(before, after, strict=True)
     ]
@@ -135,7 +133,7 @@ def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 
 
 def _is_too_high(own: Run, lower: Sequence[Run]) -> bool:
-    """Lower rates reach a clearly lower loss, or as low a one with steps that do not replace the weights."""
+    """Whether lower rates reach a clearly lower loss, or a similar one with much smaller updates."""
     best = min(run.last for run in lower)
     if best > LEARNS * own.first:
         return False
@@ -143,7 +141,7 @@ def _is_too_high(own: Run, lower: Sequence[Run]) -> bool:
 
 
 def check_training(subject: Subject, seconds: float = 60.0) -> Measured:
-    """Does the loss fall at the config's learning rate, or at a lower one; are a few images overfitted?"""
+    """Check if the loss falls at the config's or a lower learning rate, and if a few images are overfitted."""
     trainer = Trainer(subject, seconds)
     base = max(group['lr'] for group in trainer._optimizer(1.0).param_groups)
     runs = [trainer.run(factor) for factor in FACTORS]
@@ -153,7 +151,7 @@ def check_training(subject: Subject, seconds: float = 60.0) -> Measured:
     )
     if not math.isfinite(own.first):
         evidence = f'the loss of the first batch is {own.first}'
-        cure = 'look for NaN in images, boxes and weights.'
+        cure = 'look for NaNs in images, boxes and weights.'
         return Measured(
             (fact,), (Finding('training', 'the loss is not finite before any step', evidence, cure),)
         )
@@ -179,7 +177,7 @@ def check_training(subject: Subject, seconds: float = 60.0) -> Measured:
 def _too_high(fact: str, base: float, best: Run) -> Finding:
     return Finding(
         'learning_rate',
-        f'the learning rate is too high: {base:.3g} diverges or jumps about, {base * best.factor:.3g} learns',
+        f'the learning rate is too high: {base:.3g} diverges or oscillates, {base * best.factor:.3g} learns',
         fact,
         f'set optim_wrapper.optimizer.lr={base * best.factor:.3g}; auto_scale_lr scales it by the batch size.',
     )
@@ -195,26 +193,26 @@ def _stuck(fact: str) -> Finding:
         'training',
         'a few images cannot be overfitted at any learning rate',
         fact,
-        'look at the losses one by one, at the gradients of the detector, and at the pictures of its input.',
+        'check the individual losses, the gradients of the detector, and the pictures of its input.',
     )
 
 
 def _collapsed(fact: str) -> Finding:
-    cure = 'train longer; if it stays so, check the matching costs, and the initial positions of the queries.'
+    cure = 'train longer; if it persists, check the matching costs and the initial positions of the queries.'
     return Finding('queries', 'most predictions of an image are the same box', fact, cure, Severity.NOTE)
 
 
 class Found(NamedTuple):
-    """What a model finds on the images that it was trained on, whatever class it says."""
+    """Class-agnostic predictions of a model on its training images."""
 
-    recall: float  # share of the boxes with a prediction of IoU 0.5
+    recall: float  # fraction of boxes with a prediction of IoU >= 0.5
     iou: float  # mean of the best IoU of each box
-    distinct: float  # share of the predictions that are unlike all better ones
+    distinct: float  # fraction of predictions that differ from all better ones
     predictions: float  # per image
 
     @property
     def collapsed(self) -> bool:
-        """Predictions that do not depend on the query."""
+        """Whether predictions do not depend on the query."""
         return self.predictions >= 5 and self.distinct < 0.1
 
     def __str__(self) -> str:
@@ -226,7 +224,7 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def found_on(trainer: Trainer) -> Found:
-    """Predict on the images of a trainer with its model as it is now."""
+    """Predict on the images of a trainer with its current model."""
     model: Any = trainer.model.eval()
     best, distinct, counts = [], 0, 0
     for example in trainer.examples:

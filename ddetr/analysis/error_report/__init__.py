@@ -1,4 +1,4 @@
-"""An error report of one detector or two: what is measured of detections, and the page that shows it."""
+"""Error report of one detector, or of two to compare: metrics of detections, and the HTML page."""
 
 from .page import ReportOptions, write_report
 from .runs import Dataset, Run, evaluate_run, read_dataset

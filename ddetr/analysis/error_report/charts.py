@@ -1,6 +1,6 @@
-"""Bars and heat maps as inline SVG, as `ddetr.visualization.charts` draws lines.
+"""Bar charts and heat maps as inline SVG; line charts are in `ddetr.visualization.charts`.
 
-`Markup.format` escapes every text that comes from data.
+`Markup.format` escapes all text that comes from data.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ MAX_LABEL = 18  # characters
 def bar_chart(
     labels: Sequence[str], values: Sequence[Sequence[float]], colors: Sequence[Sequence[str]]
 ) -> Markup:
-    """Horizontal bars, for each label one for each run; a value below 0 stands for nothing to measure.
+    """Draw horizontal bars, one per label and run; negative values mean undefined.
 
     Args:
-        labels: R of them.
-        values: R x runs.
+        labels: R labels.
+        values: Values, R x runs.
         colors: CSS variables, R x runs.
     """
     top = max((v for row in values for v in row), default=0) or 1
@@ -52,7 +52,7 @@ def bar_chart(
 
 
 def heatmap(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Markup:
-    """Counts, shaded by their share of the row; the last row and column stand apart."""
+    """Draw counts shaded by their fraction of the row; the last row and column are set apart."""
     cell = 34 if len(columns) <= 12 else 24
     left, top = LABEL_WIDTH + 6, 24 + round(4.6 * max(len(shorten(name, MAX_LABEL)) for name in columns))
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -91,5 +91,5 @@ def heatmap(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> 
 
 
 def number(value: float) -> str:
-    """Three digits as pycocotools prints them; a dash where there is nothing to measure."""
+    """Format a number with three digits, like pycocotools; a dash if undefined."""
     return f'{value:.3f}' if value >= 0 else '-'

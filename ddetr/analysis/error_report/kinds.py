@@ -1,4 +1,4 @@
-"""Kinds of errors and the AP that each costs (Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection
+"""Kinds of errors and their cost in AP (Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection
 Errors", 2020, sections 2.2 and 2.3).
 """
 
@@ -12,23 +12,23 @@ from .runs import FOUND, IGNORED, POSITIVE_IOU, Dataset, Run
 
 BACKGROUND_IOU = 0.1
 KINDS = {
-    'classification': 'right place, wrong class',
-    'localisation': 'right class, box too inaccurate (IoU 0.1 to 0.5)',
+    'classification': 'correct location, wrong class',
+    'localisation': 'correct class, box too inaccurate (IoU 0.1 to 0.5)',
     'both': 'wrong class and inaccurate box',
-    'duplicate': 'an object that a better scored detection has found',
+    'duplicate': 'object already found by a detection with a higher score',
     'background': 'no object there (IoU below 0.1)',
-    'missed': 'object without a detection, not even a wrong one of the above',
+    'missed': 'object without any detection, not even one of the errors above',
 }
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(KINDS))
 NONE = -1
 
 
 class Errors(NamedTuple):
-    """What is wrong with the N detections and G objects of a run."""
+    """Errors of the N detections and G objects of a run."""
 
-    kind: np.ndarray  # (N,) index into KINDS, NONE for detections that found their object
-    target: np.ndarray  # (N,) the object that a classification or localisation error is about, -1 for others
-    repairs: np.ndarray  # (N,) bool: of all errors about an object that was not found, the best scored
+    kind: np.ndarray  # (N,) index into KINDS, NONE for correct detections
+    target: np.ndarray  # (N,) object of a classification or localisation error, -1 for others
+    repairs: np.ndarray  # (N,) bool: highest-scoring error on an object that was not found
     missed: np.ndarray  # (G,) bool
 
     def counts(self) -> list[int]:
@@ -37,32 +37,32 @@ class Errors(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Detections as AP sees them."""
+    """Input of the AP computation."""
 
     label: np.ndarray  # (N,)
     scores: np.ndarray  # (N,)
     correct: np.ndarray  # (N,) bool
-    counted: np.ndarray  # (N,) bool, False = left out
+    counted: np.ndarray  # (N,) bool, False = ignored
 
 
 class Costs(NamedTuple):
-    """AP at IoU 0.5 in [0, 1], and what would be gained by removing errors."""
+    """AP at IoU 0.5 in [0, 1], and the gains from removing errors."""
 
     ap50: float
-    by_kind: tuple[float, ...]  # in the order of KINDS, each alone
-    false_positives: float  # all false detections scored below all right ones
-    false_negatives: float  # all objects without a right detection not counted
+    by_kind: tuple[float, ...]  # in the order of KINDS, each fixed separately
+    false_positives: float  # with all false detections ranked below all correct ones
+    false_negatives: float  # with undetected objects not counted
 
 
 def find_errors(run: Run, dataset: Dataset) -> Errors:
-    """Classify every false detection, and the objects that no detection comes near."""
+    """Classify all false detections, and find the objects without any nearby detection."""
     kind, target = np.full(len(run.scores), NONE), np.full(len(run.scores), -1)
     found = run.found_truth(len(dataset.label))
     for detections, objects in _by_image(run, dataset):
         wrong = detections[run.state[detections] != FOUND]
         if len(wrong):
             kind[wrong], target[wrong] = _classify(run, dataset, wrong, objects, found)
-    # detections are sorted by score within an image, and an object's errors are all in its image
+    # detections are sorted by score within an image, and all errors on an object are in its image
     about_unfound = np.flatnonzero((target >= 0) & ~found[target])
     repairs = np.zeros(len(kind), dtype=bool)
     best = np.unique(target[about_unfound], return_index=True)[1]
@@ -73,7 +73,7 @@ def find_errors(run: Run, dataset: Dataset) -> Errors:
 
 
 def _by_image(run: Run, dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The detections and the objects of each image, as indices."""
+    """Yield the indices of the detections and objects in each image."""
     objects = np.flatnonzero(~dataset.crowd)
     starts = np.searchsorted(run.image, np.arange(len(dataset.image_ids) + 1))
     for image in range(len(dataset.image_ids)):
@@ -83,7 +83,7 @@ def _by_image(run: Run, dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarr
 def _classify(
     run: Run, dataset: Dataset, wrong: np.ndarray, objects: np.ndarray, found: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Kind and target of the detections `wrong` of one image with `objects`; the first kind that applies."""
+    """Return kind (the first that applies) and target of the false detections `wrong` in an image with `objects`."""
     none = np.full(len(wrong), -1)
     if not len(objects):
         return np.full(len(wrong), BACKGROUND), none
@@ -104,7 +104,7 @@ def _classify(
 
 
 def error_costs(run: Run, dataset: Dataset, errors: Errors) -> Costs:
-    """The AP at IoU 0.5, and how much it rises when all errors of one kind are corrected."""
+    """Compute the AP at IoU 0.5, and its gain if all errors of one kind are corrected."""
     positives = np.bincount(dataset.label[~dataset.crowd], minlength=len(dataset.classes))
     found, counted = run.state == FOUND, run.state != IGNORED
     base = Ranking(run.label, run.scores, found, counted)
@@ -128,7 +128,7 @@ def error_costs(run: Run, dataset: Dataset, errors: Errors) -> Costs:
 
 
 def _mean_ap(ranking: Ranking, positives: np.ndarray, of_dataset: np.ndarray) -> float:
-    """Mean over the dataset's classes; one without remaining `positives` (K,) counts as 0."""
+    """Mean AP over the dataset's classes; classes without remaining `positives` (K,) count as 0."""
     aps = []
     for k in np.flatnonzero(of_dataset):
         chosen = ranking.counted & (ranking.label == k)
@@ -137,7 +137,7 @@ def _mean_ap(ranking: Ranking, positives: np.ndarray, of_dataset: np.ndarray) ->
 
 
 def average_precision(scores: np.ndarray, correct: np.ndarray, positives: int) -> float:
-    """Interpolated at 101 recalls, as pycocotools does; 0 without positives."""
+    """AP interpolated at 101 recalls, as in pycocotools; 0 without positives."""
     if positives == 0 or not len(scores):
         return 0.0
     hits = correct[np.argsort(-scores, kind='stable')].cumsum()  # (N,)

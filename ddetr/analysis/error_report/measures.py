@@ -1,4 +1,4 @@
-"""What the report measures beside the kinds of errors."""
+"""Metrics of the report other than the kinds of errors."""
 
 import contextlib
 import copy
@@ -17,11 +17,11 @@ BINS = 10
 
 
 class Calibration(NamedTuple):
-    """Detections by score, in `BINS` equal intervals of [0, 1]."""
+    """Calibration of scores, in `BINS` equal intervals of [0, 1]."""
 
     counts: np.ndarray  # (BINS,)
     score: np.ndarray  # (BINS,), mean; NaN for empty bins
-    precision: np.ndarray  # (BINS,), share that found an object
+    precision: np.ndarray  # (BINS,), fraction that match an object
     error: float  # expected calibration error: mean of |score - precision|, weighted by count
 
 
@@ -35,10 +35,10 @@ class CountGroup(NamedTuple):
 
 
 class ImageErrors(NamedTuple):
-    """By image (I,), with detections above a score."""
+    """Errors per image (I,), for detections above a score."""
 
-    missed: np.ndarray  # objects that no detection has found
-    false: np.ndarray  # detections that found none
+    missed: np.ndarray  # objects without a matching detection
+    false: np.ndarray  # detections without a matching object
 
     @property
     def total(self) -> np.ndarray:
@@ -47,7 +47,7 @@ class ImageErrors(NamedTuple):
 
 
 def summary(run: Run) -> np.ndarray:
-    """pycocotools' twelve numbers, in its order (`STATS`, then `RECALLS`); -1 where there is nothing to measure."""
+    """Return pycocotools' twelve numbers in its order (`STATS`, then `RECALLS`); -1 if undefined."""
     evaluation = copy.copy(run.evaluation)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
@@ -55,7 +55,7 @@ def summary(run: Run) -> np.ndarray:
 
 
 def mean_curve(run: Run, iou: float, label: int | None = None) -> np.ndarray | None:
-    """Precision (101,) at recalls 0 to 1, of one class or the mean over classes; None without objects."""
+    """Return precision (101,) at recalls 0 to 1, for one class or averaged over classes; None without objects."""
     params, precision = run.evaluation.params, run.evaluation.eval['precision']  # (T, R, K, A, M)
     at = int(np.flatnonzero(np.isclose(params.iouThrs, iou))[0])
     curves = precision[at, :, :, 0, -1]  # (R, K)
@@ -64,14 +64,14 @@ def mean_curve(run: Run, iou: float, label: int | None = None) -> np.ndarray | N
 
 
 def class_column(dataset: Dataset, run: Run, label: int) -> int:
-    """pycocotools' index of a class: it sorts by category id."""
+    """Return pycocotools' index of a class; it sorts by category id."""
     return list(run.evaluation.params.catIds).index(dataset.category_ids[label])
 
 
 def confusion(run: Run, dataset: Dataset, score_thr: float) -> np.ndarray:
-    """Numbers (K + 1, K + 1) of pairs of an object's class (rows) and a detection's class, the last being nothing.
+    """Count pairs of object class (rows) and detected class (columns), (K + 1, K + 1); the last index means none.
 
-    Detections above the score and objects are paired regardless of class, by IoU of at least 0.5, the highest first.
+    Detections above the score and objects are matched regardless of class at an IoU of at least 0.5, highest first.
     Detections in crowd regions do not count.
     """
     classes = len(dataset.classes)
@@ -97,7 +97,7 @@ def confusion(run: Run, dataset: Dataset, score_thr: float) -> np.ndarray:
 
 
 def calibration(run: Run) -> Calibration:
-    """How often a detection of a score has found an object at IoU 0.5."""
+    """Measure how often detections of a given score match an object at IoU 0.5."""
     counted = run.state != IGNORED
     scores, found = run.scores[counted], run.state[counted] == FOUND
     index = np.clip((scores * BINS).astype(int), 0, BINS - 1)
@@ -110,7 +110,7 @@ def calibration(run: Run) -> Calibration:
 
 
 def ap_by_count(run: Run, dataset: Dataset) -> list[CountGroup]:
-    """AP on the images with 1, 2 to 3, 4 to 7, ... objects; groups without an image are left out."""
+    """Return the AP on images with 1, 2 to 3, 4 to 7, ... objects; empty groups are omitted."""
     objects = dataset.objects_per_image()
     groups, low = [CountGroup('0', int((objects == 0).sum()), -1.0, -1.0)], 1
     while low <= objects.max():
@@ -123,7 +123,7 @@ def ap_by_count(run: Run, dataset: Dataset) -> list[CountGroup]:
 
 
 def _ap_on(run: Run, images: np.ndarray) -> tuple[float, float]:
-    """AP and AP50 on some images: pycocotools accumulates their matches alone."""
+    """Return AP and AP50 on a subset of images, by letting pycocotools accumulate only their matches."""
     whole = run.evaluation
     part, total = copy.copy(whole), len(whole.params.imgIds)
     part.params = copy.deepcopy(whole.params)
@@ -142,7 +142,7 @@ def _ap_on(run: Run, images: np.ndarray) -> tuple[float, float]:
 
 
 def image_errors(run: Run, dataset: Dataset, score_thr: float) -> ImageErrors:
-    """Errors that somebody sees who shows the detections above a score."""
+    """Count the errors that are visible when detections above a score are shown."""
     images = len(dataset.image_ids)
     missed = ~run.found_truth(len(dataset.label), score_thr) & ~dataset.crowd
     false = (run.state == FALSE) & (run.scores >= score_thr)
@@ -152,7 +152,7 @@ def image_errors(run: Run, dataset: Dataset, score_thr: float) -> ImageErrors:
 
 
 def most_confused(matrix: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
-    """(true label, detected label, number) of the most frequent confusions of two classes, most frequent first."""
+    """Return (true label, detected label, count) of the most frequent confusions, most frequent first."""
     between = matrix[:-1, :-1] * ~np.eye(len(matrix) - 1, dtype=bool)
     order = np.argsort(-between, axis=None, kind='stable')[:limit]
     pairs = [divmod(int(flat), len(between)) for flat in order]
@@ -160,6 +160,6 @@ def most_confused(matrix: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
 
 
 def worst_first(totals: np.ndarray, limit: int) -> list[int]:
-    """Images with the most errors, without those that have none."""
+    """Return the images with the most errors, excluding those without errors."""
     order = np.argsort(-totals, kind='stable')[:limit]
     return [int(image) for image in order if totals[image] > 0]

@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that asks no other host for anything and runs no script."""
+"""HTML page of the report: one self-contained file without scripts or network requests."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,46 +17,48 @@ from .charts import number
 from .kinds import KINDS, Costs, Errors, error_costs, find_errors
 from .runs import Dataset, Run
 
-PHOTO_BYTES = 2_200_000  # of all images together; as base64 a third more
-MAX_CLASSES = 30  # of the confusion matrix
-MAX_CURVES = 24  # classes with a curve of their own
+PHOTO_BYTES = 2_200_000  # of all images together; base64 adds a third
+MAX_CLASSES = 30  # in the confusion matrix
+MAX_CURVES = 24  # classes with their own curve
 _CLASS_HEADER = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
 RECALL, PRECISION = Axis('recall'), Axis('precision')
 RUN_COLORS = ('--run0', '--run1')
 
 
 class ReportOptions(NamedTuple):
-    """What the page shows."""
+    """Options of the page."""
 
     title: str = 'Error report'
-    score_thr: float = 0.3  # of detections in the confusion matrix and in the pictures
-    num_images: int = 12  # images with the most errors; as many with the largest differences of two runs
+    score_thr: float = 0.3  # minimum score of detections in the confusion matrix and the pictures
+    num_images: int = (
+        12  # images with the most errors; the same number with the largest differences between two runs
+    )
 
 
 class Judged(NamedTuple):
-    """A run with what is wrong in it."""
+    """A run with its errors and metrics."""
 
     run: Run
     errors: Errors
     costs: Costs
     by_image: measures.ImageErrors
-    stats: np.ndarray  # (12,) of `measures.summary`
-    classes: dict[str, list[float]]  # of `class_table`
+    stats: np.ndarray  # (12,) from `measures.summary`
+    classes: dict[str, list[float]]  # from `class_table`
 
 
 class Row(NamedTuple):
-    """A line of a table."""
+    """A row of a table."""
 
     name: str
     cells: list[str]
-    better: float = 0.0  # of the last run than the first, for the colour
+    better: float = 0.0  # improvement of the last run over the first, for the colour
 
 
 def write_report(dataset: Dataset, runs: Sequence[Run], path: str | Path, options: ReportOptions) -> None:
-    """Write the page on one run, or on two to compare.
+    """Write the page for one run, or for two runs to compare.
 
     Raises:
-        OSError: The images' folder or the page's cannot be used.
+        OSError: The folder of the images or of the page cannot be accessed.
     """
     judged = [_judge(run, dataset, options.score_thr) for run in runs]
     environment = Environment(
@@ -84,7 +86,7 @@ def _judge(run: Run, dataset: Dataset, score_thr: float) -> Judged:
 
 
 def _content(dataset: Dataset, judged: Sequence[Judged], options: ReportOptions) -> dict[str, Any]:
-    """The template's variables."""
+    """Return the variables of the template."""
     runs = [j.run for j in judged]
     facts = [
         f'{len(dataset.image_ids)} images',
@@ -140,7 +142,7 @@ def _difference(first: float, last: float, runs: int) -> str:
 
 
 def _compared(name: str, values: Sequence[float], *before: str) -> Row:
-    """A row with each run's number and, for two, their difference."""
+    """Return a row with the value of each run and, for two runs, their difference."""
     cells = [*before, *map(number, values)]
     if len(values) == 1:
         return Row(name, cells)
@@ -154,7 +156,7 @@ def _stats_rows(judged: Sequence[Judged]) -> list[Row]:
 
 
 def _class_rows(dataset: Dataset, judged: Sequence[Judged]) -> list[Row]:
-    """Classes from the lowest AP to the highest, those without objects last."""
+    """Return rows of classes by ascending AP; classes without objects come last."""
     objects = np.bincount(dataset.label[~dataset.crowd], minlength=len(dataset.classes))
     rows = []
     for label in _by_ap(dataset, judged):
@@ -189,7 +191,7 @@ def _curves(runs: Sequence[Run]) -> Markup:
 
 
 def _class_curves(dataset: Dataset, judged: Sequence[Judged]) -> list[tuple[str, Markup]]:
-    """Precision and recall at IoU 0.5 of the classes with the lowest AP."""
+    """Return precision-recall curves at IoU 0.5 of the classes with the lowest AP."""
     recalls, result = np.linspace(0, 1, 101), []
     for label in _by_ap(dataset, judged)[:MAX_CURVES]:
         lines = []
@@ -203,7 +205,7 @@ def _class_curves(dataset: Dataset, judged: Sequence[Judged]) -> list[tuple[str,
 
 
 def _confusion(dataset: Dataset, run: Run, score_thr: float) -> dict[str, Any]:
-    """A matrix of at most `MAX_CLASSES` classes, those with the most errors, and the most frequent confusions."""
+    """Return the matrix of at most `MAX_CLASSES` classes with the most errors, and the most frequent confusions."""
     matrix = measures.confusion(run, dataset, score_thr)
     classes = len(dataset.classes)
     off = matrix * ~np.eye(classes + 1, dtype=bool)
@@ -227,7 +229,7 @@ def _calibration(runs: Sequence[Run]) -> dict[str, Any]:
         rows.append((run.name, f'{found.error:.3f}'))
         counts.append([f'{n:,}' for n in found.counts])
     names = [f'{i / measures.BINS:.1f}-{(i + 1) / measures.BINS:.1f}' for i in range(measures.BINS)]
-    chart = line_chart(lines, Axis('score'), Axis('share that is right'), diagonal=True)
+    chart = line_chart(lines, Axis('score'), Axis('fraction correct'), diagonal=True)
     return {'chart': chart, 'rows': rows, 'bins': list(zip(names, zip(*counts, strict=True), strict=True))}
 
 
@@ -247,7 +249,7 @@ def _by_count(dataset: Dataset, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 class _Photos:
-    """The images that the page shows, each embedded at its first place."""
+    """Images on the page, each embedded where it first appears."""
 
     def __init__(self, dataset: Dataset, judged: Sequence[Judged], options: ReportOptions) -> None:
         self.dataset, self.judged, self.options = dataset, judged, options
@@ -256,17 +258,17 @@ class _Photos:
         self.embedded: dict[int, pictures.Photo] = {}
 
     def worst(self) -> list[int]:
-        """Images with the most errors of all runs together."""
+        """Images with the most errors, summed over runs."""
         return measures.worst_first(self.total, self.options.num_images)
 
     def changed(self) -> list[int]:
-        """Images where the second run has the fewest errors compared with the first, then where it has the most."""
+        """Images where the second run improves most over the first, then those where it gets worst."""
         change = self.judged[1].by_image.total - self.judged[0].by_image.total
         half = (self.options.num_images + 1) // 2
         return [*measures.worst_first(-change, half), *measures.worst_first(change, half)]
 
     def cards(self, images: Sequence[int]) -> list[dict[str, Any]]:
-        """For each image its file's name, what is wrong, and the pictures with their captions."""
+        """Return the file name, errors and captioned pictures of each image."""
         return [
             {
                 'name': Path(str(self.dataset.image_files[image].get('img_path'))).name,

@@ -1,4 +1,4 @@
-"""Images of the report: each embedded once, with its objects and detections drawn over it side by side."""
+"""Images of the report, each embedded once, with objects and detections drawn side by side."""
 
 import base64
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from ddetr.visualization.labels import Place, label_text, place_labels, shorten
 from .kinds import KINDS, Errors
 from .runs import FOUND, IGNORED, Dataset, Run
 
-WIDTH = 300  # of a picture, in the page's units
+WIDTH = 300  # of a picture, in page units
 LONGEST_PX = 480  # of the embedded image
-MAX_BOXES = 100  # detections of a picture
+MAX_BOXES = 100  # detections per picture
 LETTER, LINE_HEIGHT = 6.0, 14  # of the labels
 MAX_LABEL = 24  # characters
 
@@ -29,7 +29,7 @@ class Box(NamedTuple):
     xywh_px: np.ndarray
     color: str  # a CSS variable
     label: str
-    note: str  # shown under the pointer
+    note: str  # tooltip
     dashed: bool = False
 
 
@@ -41,7 +41,7 @@ class Photo(NamedTuple):
 
 
 def read_photo(file: dict[str, Any], limit_bytes: int) -> Photo:
-    """Read an image (of `Dataset.image_files`) as for testing, and shrink it until its JPEG fits the limit."""
+    """Read an image (of `Dataset.image_files`) as in testing, and shrink it until its JPEG fits the limit."""
     try:
         loaded = LoadImageFromFile().transform(dict(file))
     except (OSError, InputError, KeyError):
@@ -61,7 +61,7 @@ def read_photo(file: dict[str, Any], limit_bytes: int) -> Photo:
 
 
 def draw_photo(photo: Photo, name: str, boxes: Sequence[Box], first: bool) -> Markup:
-    """One picture; the first one of an image embeds it, the others refer to it by `name`."""
+    """Draw one picture; the first one of an image embeds it, others refer to it by `name`."""
     scale = WIDTH / photo.size_px[0]
     height = photo.size_px[1] * scale
     if not photo.data:
@@ -87,7 +87,7 @@ def draw_photo(photo: Photo, name: str, boxes: Sequence[Box], first: bool) -> Ma
 
 
 def truth_boxes(dataset: Dataset, image: int, run: Run, score_thr: float) -> list[Box]:
-    """An image's objects: found or not by detections above a score, crowd regions dashed."""
+    """Return an image's objects, coloured by whether detections above a score find them; crowd regions are dashed."""
     found = run.found_truth(len(dataset.label), score_thr)
     boxes = []
     for g in np.flatnonzero(dataset.image == image):
@@ -101,7 +101,7 @@ def truth_boxes(dataset: Dataset, image: int, run: Run, score_thr: float) -> lis
 
 
 def detection_boxes(dataset: Dataset, image: int, run: Run, errors: Errors, score_thr: float) -> list[Box]:
-    """An image's `MAX_BOXES` best detections above a score, coloured by what is wrong with them, the best last."""
+    """Return an image's `MAX_BOXES` best detections above a score, coloured by kind of error, best last."""
     kinds, boxes = list(KINDS), []
     for n in np.flatnonzero((run.image == image) & (run.scores >= score_thr))[:MAX_BOXES][::-1]:
         label = label_text(dataset.classes[run.label[n]], run.scores[n])

@@ -1,4 +1,4 @@
-"""The test set of a config, and detections on it, matched by pycocotools."""
+"""Test set of a config, and detections on it matched by pycocotools."""
 
 import contextlib
 import io
@@ -24,63 +24,61 @@ from ddetr.structures import Annotations
 from ddetr.utils.errors import InputError
 
 POSITIVE_IOU = 0.5
-FOUND, FALSE, IGNORED = 1, 0, -1  # of detections: matched to an object, to none, to a crowd region
+FOUND, FALSE, IGNORED = 1, 0, -1  # state of a detection: matches an object, nothing, or a crowd region
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A test set's ground truth; I images, G objects, crowd regions included.
+    """Ground truth of a test set with I images and G objects, crowd regions included.
 
-    Images and labels are indices: into `image_ids` and `classes`.
+    Images and labels are indices into `image_ids` and `classes`.
     """
 
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]  # of the classes
-    image_ids: tuple[int | str, ...]  # as the dataset names them, in pycocotools' order
-    image_files: tuple[
-        dict[str, Any], ...
-    ]  # `img_path` and, where the dataset knows them, `height` and `width`
+    category_ids: tuple[int, ...]  # ids of the classes
+    image_ids: tuple[int | str, ...]  # ids in the dataset, in pycocotools' order
+    image_files: tuple[dict[str, Any], ...]  # `img_path` and, if known, `height` and `width`
     image: np.ndarray  # (G,) int64
     label: np.ndarray  # (G,) int64
     boxes_xywh_px: np.ndarray  # (G, 4)
     crowd: np.ndarray  # (G,) bool
-    coco: dict[str, Any]  # the same in COCO's format, image i with id i + 1
+    coco: dict[str, Any]  # the same in COCO format; image i has id i + 1
 
     @property
     def num_objects(self) -> int:
-        """Objects without crowd regions."""
+        """Number of objects without crowd regions."""
         return int((~self.crowd).sum())
 
     def objects_per_image(self) -> np.ndarray:
-        """(I,), without crowd regions."""
+        """Number of objects per image (I,), without crowd regions."""
         return np.bincount(self.image[~self.crowd], minlength=len(self.image_ids))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One detector's detections: N of them, the best 100 of each image and class, image after image, best first."""
+    """N detections of one detector: the best 100 per image and class, sorted by image, then by descending score."""
 
     name: str
-    evaluation: COCOeval  # of all images, accumulated
+    evaluation: COCOeval  # accumulated over all images
     image: np.ndarray  # (N,) int64
     label: np.ndarray  # (N,) int64
     scores: np.ndarray  # (N,)
     boxes_xywh_px: np.ndarray  # (N, 4)
-    state: np.ndarray  # (N,) of FOUND, FALSE, IGNORED at `POSITIVE_IOU`
-    truth: np.ndarray  # (N,) int64, the object found, -1 for none
+    state: np.ndarray  # (N,) FOUND, FALSE or IGNORED at `POSITIVE_IOU`
+    truth: np.ndarray  # (N,) int64, matched object, -1 for none
 
     def found_truth(self, num_truth: int, score_thr: float = -np.inf) -> np.ndarray:
-        """(G,) bool: the objects that a detection with at least this score has found."""
+        """Return a mask (G,) of objects that are matched by a detection with at least this score."""
         found = np.zeros(num_truth, dtype=bool)
         found[self.truth[(self.state == FOUND) & (self.scores >= score_thr)]] = True
         return found
 
 
 def read_dataset(cfg: Config) -> Dataset:
-    """The test set of a config, of any format: its items' `instances` are the ground truth.
+    """Read the test set of a config, in any format: the `instances` of its items are the ground truth.
 
     Raises:
-        InputError: It has no annotations, no names of classes, or two images of one id.
+        InputError: It has no annotations, no class names, or two images with the same id.
     """
     check_config(cfg)
     init_default_scope(cfg.get('default_scope', SCOPE))
@@ -88,7 +86,7 @@ def read_dataset(cfg: Config) -> Dataset:
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
     meta = dataset.metainfo
     if not meta.get('classes'):
-        raise InputError('the test dataset names no classes: give its metainfo `classes`.')
+        raise InputError('the test dataset has no class names: set `classes` in its metainfo.')
     classes = tuple(meta['classes'])
     category_ids = tuple(meta.get('category_ids') or range(1, len(classes) + 1))
     items = [dataset.get_data_info(index) for index in range(len(dataset))]
@@ -105,7 +103,7 @@ def read_dataset(cfg: Config) -> Dataset:
     label_of = {category_id: label for label, category_id in enumerate(category_ids)}
     if not any(not row['iscrowd'] for row in rows):
         raise InputError(
-            f'the {len(ids)} images of the test dataset have no object to compare detections with.'
+            f'the {len(ids)} images of the test dataset have no objects to compare detections with.'
         )
     return Dataset(
         classes,
@@ -133,17 +131,17 @@ def evaluate_run(
     name: str | None = None,
     cfg_options: Mapping = {},
 ) -> Run:
-    """Detections matched to a dataset's objects.
+    """Match detections to a dataset's objects.
 
     Args:
-        source: A `.json` file of detections in COCO's result format, or a checkpoint, which is run on the test set.
+        source: A `.json` file of detections in COCO's result format, or a checkpoint to run on the test set.
         config: Config file of the checkpoint.
         dataset: Ground truth.
-        name: Shown in the report; by default the file's.
-        cfg_options: Changes of the config.
+        name: Name in the report; by default the file name.
+        cfg_options: Changes to the config.
 
     Raises:
-        InputError: The file holds no detections of this dataset, or the checkpoint is not of this config's model.
+        InputError: The file has no detections for this dataset, or the checkpoint does not fit the config's model.
     """
     source = Path(source)
     if source.suffix == '.json':
@@ -159,10 +157,10 @@ def evaluate_run(
 
 
 def read_detections(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
-    """The rows of a result file, their `image_id` numbered as in `dataset.coco`.
+    """Read the rows of a result file, with `image_id` numbered as in `dataset.coco`.
 
     Raises:
-        InputError: Naming the file, the row and what is wrong in it.
+        InputError: The file is invalid; the message names the file, the row and the problem.
     """
     try:
         rows = json.loads(path.read_text())
@@ -181,16 +179,16 @@ def read_detections(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
         where = f'detections {path}: row {index}'
         for key in ('image_id', 'category_id', 'bbox', 'score'):
             if not isinstance(row, dict) or key not in row:
-                raise InputError(f"{where} has no {key!r}: COCO's result format has it in every row.")
+                raise InputError(f"{where} has no {key!r}, which COCO's result format requires in every row.")
         if not isinstance(row['image_id'], int | str) or row['image_id'] not in number_of:
             raise InputError(
-                f'{where} is of image {row["image_id"]!r}, which the test dataset of the config does not have: give '
+                f'{where} has image_id {row["image_id"]!r}, which is not in the test dataset of the config: use '
                 'the config that the detections were made with.'
             )
         if not isinstance(row['category_id'], int) or row['category_id'] not in known:
             raise InputError(
-                f'{where} is of category {row["category_id"]!r}, but the dataset has the categories '
-                f'{_listed(dataset.category_ids)}: give the config that the detections were made with.'
+                f'{where} has category_id {row["category_id"]!r}, but the dataset has the categories '
+                f'{_listed(dataset.category_ids)}: use the config that the detections were made with.'
             )
         numbers = [*row['bbox'], row['score']] if isinstance(row['bbox'], list) else []
         if len(numbers) != 5 or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
@@ -199,13 +197,13 @@ def read_detections(path: Path, dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def check_same_dataset(first: Dataset, second: Dataset) -> None:
-    """InputError unless two configs test on the same images, objects and classes."""
+    """Raise an InputError unless two configs test on the same images, objects and classes."""
     for what in ('classes', 'category_ids'):
         ours, theirs = getattr(first, what), getattr(second, what)
         if ours != theirs:
             raise InputError(
-                f'the two models have different {what}, {_differing(ours, theirs)}: only models of the same classes in '
-                'the same order can be compared.'
+                f'the two models have different {what}, {_differing(ours, theirs)}: only models with the same classes '
+                'in the same order can be compared.'
             )
     ids, others = set(first.image_ids), set(second.image_ids)
     if ids != others:
@@ -221,11 +219,11 @@ def check_same_dataset(first: Dataset, second: Dataset) -> None:
 
 
 def _differing(ours: Sequence[Any], theirs: Sequence[Any]) -> str:
-    """The first place where two lists differ."""
+    """Describe the first difference between two lists."""
     if len(ours) != len(theirs):
         return f'{len(ours)} ({_listed(ours)}) and {len(theirs)} ({_listed(theirs)})'
     place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-    return f'the first at place {place}: {ours[place]!r} and {theirs[place]!r}'
+    return f'the first at index {place}: {ours[place]!r} and {theirs[place]!r}'
 
 
 def _listed(values: Sequence[Any], limit: int = 6) -> str:
@@ -235,12 +233,12 @@ def _listed(values: Sequence[Any], limit: int = 6) -> str:
 
 
 def _evaluate(dataset: Dataset, rows: list[dict[str, Any]]) -> COCOeval:
-    """pycocotools' evaluation, accumulated, with objects and detections numbered from 1.
+    """Run pycocotools' evaluation, with objects and detections numbered from 1.
 
-    Of faster-coco-eval, which gives the same numbers, the matches of single detections cannot be read.
+    faster-coco-eval gives the same numbers, but does not expose the matches of individual detections.
     """
     objects = [{**row, 'id': number} for number, row in enumerate(dataset.coco['annotations'], start=1)]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
+    with contextlib.redirect_stdout(io.StringIO()):  # silence pycocotools
         truth, found = COCO(), COCO()
         truth.dataset, found.dataset = (
             {**dataset.coco, 'annotations': objects},
@@ -263,7 +261,7 @@ def _matched(name: str, evaluation: COCOeval, rows: list[dict[str, Any]], datase
     state, truth = np.full(len(rows), FALSE), np.full(len(rows), -1)
     kept = np.zeros(len(rows), dtype=bool)
     for k in range(len(params.catIds)):
-        for cell in evaluation.evalImgs[k * areas * images : k * areas * images + images]:  # of all sizes
+        for cell in evaluation.evalImgs[k * areas * images : k * areas * images + images]:  # all object sizes
             if cell is None:
                 continue
             index = np.array(cell['dtIds'], dtype=int) - 1

@@ -1,4 +1,4 @@
-"""The doctor: every fault of a detection dataset in one pass.
+"""Dataset doctor: find all faults of a detection dataset in one pass.
 
 report = examine('data/mine')
 print(report.text())

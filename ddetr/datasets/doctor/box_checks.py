@@ -1,4 +1,4 @@
-"""Checks of boxes: their numbers, their place in the image, their size, one another."""
+"""Checks of boxes: numeric values, position in the image, size and overlap."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -9,16 +9,14 @@ from .checks import check
 from .evidence import NEAR_IOU, Boxes, Evidence, where
 from .faults import Example, Picture
 
-OUTSIDE_PX = 1.0  # what rounding, and counting pixels from 1 or from 0, may put outside
+OUTSIDE_PX = 1.0  # tolerance for rounding and for counting pixels from 0 or 1
 TINY_PX = 2.0
-WHOLE = 0.98  # share of the image's width and height from which on a box covers all of it
-SAME_IOU = (
-    0.9  # of two boxes of one class on one object; in COCO, of a parent and the child it holds it is 0.89
-)
-TWO_CLASSES_IOU = 0.9  # of two boxes of different classes on one object
-CROWD_SHARE = 0.1  # of a split's boxes; COCO has 1%
-METRIC_MAX = 100  # detections of an image that COCO's metric looks at
-READING_SHARE = 0.1  # of a split's boxes that do not fit as they are written
+WHOLE = 0.98  # fraction of the image's width and height that counts as covering it
+SAME_IOU = 0.9  # of duplicate boxes of one class; a parent holding a child in COCO reaches 0.89
+TWO_CLASSES_IOU = 0.9  # of boxes of different classes on one object
+CROWD_SHARE = 0.1  # fraction of a split's boxes; 1% in COCO
+METRIC_MAX = 100  # detections per image that COCO's metric evaluates
+READING_SHARE = 0.1  # fraction of a split's boxes that do not fit as written
 NUMBERS = {
     'coco': 'x y width height',
     'voc': 'xmin ymin xmax ymax',
@@ -36,7 +34,9 @@ def _nan(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
         for index in np.flatnonzero(~np.isfinite(boxes.corners).all(axis=1)):
             written = boxes.flat[index].written
-            fractions = boxes.split.format == 'yolo' and np.isfinite(written).all()  # its image has no size
+            fractions = (
+                boxes.split.format == 'yolo' and np.isfinite(written).all()
+            )  # the image size is unknown
             if not fractions and not _is_text(boxes, int(index)):
                 yield boxes.example(int(index))
 
@@ -55,7 +55,7 @@ def _text(evidence: Evidence) -> Iterator[Example]:
 
 
 def _is_text(boxes: Boxes, index: int) -> bool:
-    """Whether a box has text where COCO's format has numbers; the other formats are text."""
+    """Whether a COCO box has strings instead of numbers; the other formats are text anyway."""
     return boxes.split.format == 'coco' and any(isinstance(v, str) for v in boxes.flat[index].written)
 
 
@@ -84,10 +84,10 @@ def _pixels(evidence: Evidence) -> Iterator[Example]:
 
 
 class Reading(NamedTuple):
-    """What the four numbers of a box may mean."""
+    """A possible interpretation of the four numbers of a box."""
 
     name: str
-    corners: Callable[[np.ndarray], np.ndarray]  # (N, 4) as written to (N, 4) x1 y1 x2 y2, in the same unit
+    corners: Callable[[np.ndarray], np.ndarray]  # (N, 4) as written -> (N, 4) x1 y1 x2 y2, in the same unit
 
 
 def _from_corner(v: np.ndarray) -> np.ndarray:
@@ -111,10 +111,10 @@ OTHER_READINGS = {
 
 
 def misread(boxes: Boxes) -> tuple[np.ndarray, Reading] | None:
-    """Boxes (N,) bool that make sense only if their numbers mean something else, and what; None where all are fine.
+    """Return a mask (N,) of boxes that fit only under another interpretation, and that interpretation; None if none do.
 
-    One image is enough for corners in COCO's format, which are wrong in two of four numbers; anything else must hold
-    for the whole split.
+    One image is enough to detect corners in COCO format, where two of four numbers are wrong; any other
+    interpretation must hold for the whole split.
     """
     candidates = boxes.judged & np.isfinite(boxes.image_size).all(axis=1)
     wrong = candidates & ~_fits(boxes.corners, boxes.image_size, tolerance=0.05)
@@ -135,7 +135,7 @@ def misread(boxes: Boxes) -> tuple[np.ndarray, Reading] | None:
 
 
 def _images_all_of(boxes: Boxes, sound: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """(I,) bool, images all of whose boxes are `sound`, and at least half of them `wrong` as they are read."""
+    """(I,) bool, images whose boxes are all `sound` and at least half `wrong` as currently interpreted."""
     count, good, bad = (
         np.bincount(boxes.image, weights=mask, minlength=len(boxes.split.images))
         for mask in (np.ones(len(boxes.flat)), sound, wrong)
@@ -144,7 +144,7 @@ def _images_all_of(boxes: Boxes, sound: np.ndarray, wrong: np.ndarray) -> np.nda
 
 
 def _fits(corners: np.ndarray, image_size: np.ndarray, tolerance: float) -> np.ndarray:
-    """(N,) bool, boxes with an area inside their image, but for a share `tolerance` of its sides."""
+    """(N,) bool, boxes with positive area inside their image, up to a fraction `tolerance` of its sides."""
     slack = np.maximum(tolerance * image_size, OUTSIDE_PX)
     low, high = corners[:, :2], corners[:, 2:]
     return np.all((low >= -slack) & (high <= image_size + slack) & (high > low), axis=1)
@@ -177,7 +177,7 @@ def _no_area(evidence: Evidence) -> Iterator[Example]:
 
 
 def _overlap(boxes: Boxes) -> np.ndarray:
-    """(N, 2) float64, how much of each box's width and height lies inside its image, in pixels; may be negative."""
+    """(N, 2) float64, width and height in pixels of each box's part inside its image; negative if outside."""
     low = np.maximum(boxes.corners[:, :2], 0)
     return np.minimum(boxes.corners[:, 2:], boxes.image_size) - low
 
@@ -231,7 +231,7 @@ def _whole(evidence: Evidence) -> Iterator[Example]:
 
 
 def duplicates(boxes: Boxes, min_iou: float = SAME_IOU) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`close_pairs` of one class, each later box once."""
+    """`close_pairs` of the same class, with each later box only once."""
     first, later, iou = boxes.close_pairs
     same = (boxes.category[first] == boxes.category[later]) & (iou >= min_iou)
     order = np.lexsort((-iou[same], later[same]))  # the nearest first

@@ -8,17 +8,17 @@ from .checks import check
 from .evidence import Evidence
 from .faults import Example
 
-IMBALANCE = 10  # times as many boxes of the most frequent class
-NAMED = 8  # names that one example lists
+IMBALANCE = 10  # ratio to the most frequent class
+NAMED = 8  # maximum number of names listed in an example
 
 
 def plain(name: str) -> str:
-    """A name without what people write in different ways: letter case, blanks, hyphens and underscores."""
+    """Normalise a name: ignore letter case, spaces, hyphens and underscores."""
     return ' '.join(name.casefold().replace('_', ' ').replace('-', ' ').split())
 
 
 def names_of(evidence: Evidence) -> Counter[str]:
-    """The number of boxes of every class name in the whole dataset, 0 included."""
+    """Return the number of boxes per class name in the whole dataset, including zeros."""
     counts: Counter[str] = Counter()
     for boxes in evidence.boxes:
         counts.update(boxes.counts())
@@ -37,7 +37,7 @@ def _one_name(evidence: Evidence) -> Iterator[Example]:
         for name, n in names.items():
             if n > 1:
                 ids = [category.id for category in split.categories if category.name == name]
-                yield Example(f'{split.source}: {n} categories are called {name!r}, ids {listing(ids)}')
+                yield Example(f'{split.source}: {n} categories are named {name!r}, ids {listing(ids)}')
 
 
 @check(
@@ -51,7 +51,7 @@ def _one_id(evidence: Evidence) -> Iterator[Example]:
         for value, n in ids.items():
             if n > 1:
                 names = [category.name for category in split.categories if repr(category.id) == value]
-                yield Example(f'{split.source}: id {value} is that of {listing(names)}')
+                yield Example(f'{split.source}: id {value} is shared by {listing(names)}')
 
 
 @check(
@@ -78,7 +78,7 @@ def _variants(evidence: Evidence) -> Iterator[Example]:
 
 
 def variants(counts: Counter[str]) -> list[list[str]]:
-    """Groups of names that are one name written in several ways, the most frequent first."""
+    """Groups of spellings of the same name, the most frequent first."""
     groups: dict[str, list[str]] = {}
     for name, _ in counts.most_common():
         groups.setdefault(plain(name), []).append(name)
@@ -174,6 +174,6 @@ def _odd_ids(evidence: Evidence) -> Iterator[Example]:
 
 
 def listing(values: list) -> str:
-    """The first few of a list, for a message."""
+    """List the first few values for a message."""
     more = f' and {len(values) - NAMED} more' if len(values) > NAMED else ''
     return ', '.join(map(repr, values[:NAMED])) + more

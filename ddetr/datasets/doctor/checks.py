@@ -1,4 +1,4 @@
-"""The list of checks. A check is a function from the evidence to examples of one fault; `@check` lists it."""
+"""Registry of checks. A check is a function that yields examples of one fault; `@check` registers it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -10,15 +10,15 @@ Find = Callable[[Evidence], Iterable[Example]]
 
 
 class Check(NamedTuple):
-    """One fault: what it is called, how bad it is, and how it is found."""
+    """A kind of fault: its name, its severity, and the function that finds it."""
 
     name: str
     severity: Severity
     find: Find
     consequence: str
     cure: str
-    fix: str  # what `--fix` does; '' where a person has to decide
-    spoils: bool  # many of these make a training worthless
+    fix: str  # what `--fix` does; '' if it needs a human decision
+    spoils: bool  # a large number of these makes training useless
 
 
 CHECKS: list[Check] = []
@@ -27,7 +27,7 @@ CHECKS: list[Check] = []
 def check(
     name: str, severity: Severity, *, consequence: str, cure: str, fix: str = '', spoils: bool = False
 ) -> Callable[[Find], Find]:
-    """List a function that yields one `Example` for each occurrence of the fault `name`."""
+    """Register a function that yields one `Example` per occurrence of the fault `name`."""
 
     def add(find: Find) -> Find:
         CHECKS.append(Check(name, severity, find, consequence, cure, fix, spoils))

@@ -1,4 +1,4 @@
-"""Checks of what is usual in a class: boxes and images that are far from it."""
+"""Checks for boxes and images that are unusual for their class."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,21 +9,21 @@ from .checks import check
 from .evidence import Boxes, Evidence, where
 from .faults import Example, Picture
 
-OUTLIER = 6.0  # robust standard deviations of log area, which must also be a factor in area
-MIN_SIGMA = 0.25  # of log area: classes of one size have no spread to measure
+OUTLIER = 6.0  # robust standard deviations of log area; must also be a minimum factor in area
+MIN_SIGMA = 0.25  # of log area, for classes with almost no spread
 BORDER_PX = 2
-MIN_BOXES = 20  # to speak of what is usual
-UNRESOLVED_SHARE = 0.25  # of a class's boxes
-USUAL_SHARE = 0.9  # of the images that have a class which is then missed in the others
+MIN_BOXES = 20  # needed for statistics of a class
+UNRESOLVED_SHARE = 0.25  # fraction of a class's boxes
+USUAL_SHARE = 0.9  # fraction of images with a class above which its absence is reported
 USUAL_IMAGES = 50
-FEW = 0.25  # of the usual number of a class's boxes in an image
+FEW = 0.25  # fraction of the typical number of boxes of a class in an image
 
 
 class Usual(NamedTuple):
-    """What the boxes of a class are like."""
+    """Statistics of the boxes of a class."""
 
-    log_area: float  # median of the logarithms of square pixels
-    sigma: float  # robust standard deviation of them
+    log_area: float  # median of log area in square pixels
+    sigma: float  # robust standard deviation of log area
 
 
 def _usual_sizes(evidence: Evidence) -> dict[str, Usual]:
@@ -38,13 +38,15 @@ def _usual_sizes(evidence: Evidence) -> dict[str, Usual]:
         values = np.concatenate(parts)
         if len(values) >= MIN_BOXES:
             median = float(np.median(values))
-            spread = 1.4826 * float(np.median(np.abs(values - median)))  # of a normal distribution
+            spread = 1.4826 * float(
+                np.median(np.abs(values - median))
+            )  # equals the standard deviation for a normal distribution
             usual[name] = Usual(median, max(spread, MIN_SIGMA))
     return usual
 
 
 def _at_border(boxes: Boxes) -> np.ndarray:
-    """(N,) bool, boxes that touch the edge of their image, which may cut the object."""
+    """(N,) bool, boxes that touch the image border, where objects may be truncated."""
     low, high = boxes.corners[:, :2], boxes.corners[:, 2:]
     return (low.min(axis=1) <= BORDER_PX) | ((boxes.image_size - high).min(axis=1) <= BORDER_PX)
 
@@ -77,7 +79,7 @@ def _outliers(evidence: Evidence) -> Iterator[Example]:
 
 
 def _scales(evidence: Evidence, boxes: Boxes) -> np.ndarray:
-    """(N,) float64, how much the largest training size enlarges each box's image."""
+    """(N,) float64, scale factor of each box's image at the largest training size."""
     fits = [
         np.minimum(long / boxes.image_size.max(axis=1), short / boxes.image_size.min(axis=1))
         for long, short in evidence.limits.sizes
@@ -86,7 +88,7 @@ def _scales(evidence: Evidence, boxes: Boxes) -> np.ndarray:
 
 
 def _unresolved(evidence: Evidence, boxes: Boxes) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) bool, boxes of less than half a step of the finest features; (N,) float64, their shorter side there."""
+    """(N,) bool, boxes smaller than half a cell of the finest feature level; (N,) float64, resized shorter side."""
     side = boxes.extent.min(axis=1) * _scales(evidence, boxes)
     return boxes.judged & boxes.solid & (side < evidence.limits.stride / 2), side
 
@@ -100,7 +102,7 @@ def _too_small(evidence: Evidence) -> Iterator[Example]:
     for boxes in evidence.boxes:
         mask, side = _unresolved(evidence, boxes)
         for i in np.flatnonzero(mask):
-            why = f': {side[i]:.1f} pixels when resized, features every {evidence.limits.stride}'
+            why = f': {side[i]:.1f} pixels when resized, feature stride {evidence.limits.stride}'
             yield boxes.example(int(i), why, -float(side[i]))
 
 

@@ -1,4 +1,4 @@
-"""From a dataset to the report of all its faults."""
+"""Run all checks on a dataset and build the report."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from ddetr.datasets.formats import find_dataset
 from ddetr.datasets.formats.records import WrittenSplit
 
-from . import (  # noqa: F401 (they list their checks)
+from . import (  # noqa: F401 (imported to register their checks)
     box_checks,
     category_checks,
     class_checks,
@@ -35,16 +35,16 @@ def examine(
     """Find every fault of a dataset.
 
     Args:
-        data: Folder of a dataset in COCO's, VOC's or YOLO's format, or its splits as they were read. For a config,
-            see `ddetr.apis.check_data`.
-        images: Open the images. Without, only what the annotation files and folder listings say is checked.
-        num_queries: Queries of the detector to be trained; by default 300.
-        sizes: Long and short sides in pixels that training fits images into; by default 1333 x 800.
-        stride: Of the detector's finest feature level, in pixels; by default 8.
-        workers: Threads that open images; by default one per CPU.
+        data: Folder of a dataset in COCO, VOC or YOLO format, or its splits as read from disk. For a config, see
+            `ddetr.apis.check_data`.
+        images: Open the images. Otherwise only annotation files and folder listings are checked.
+        num_queries: Number of queries of the detector; by default 300.
+        sizes: Maximum long and short sides of training images in pixels; by default 1333 x 800.
+        stride: Stride of the detector's finest feature level in pixels; by default 8.
+        workers: Number of threads that open images; by default one per CPU.
 
     Raises:
-        InputError: There is no such dataset.
+        InputError: The dataset does not exist.
     """
     default = Limits()
     limits = Limits(
@@ -65,7 +65,7 @@ def examine(
 
 
 def _with_plain_paths(split: WrittenSplit) -> WrittenSplit:
-    """The split with one path for each file, however its annotation file writes it."""
+    """Return the split with normalised paths, so that each file has a single path."""
     images = (image._replace(path=Path(os.path.normpath(image.path))) for image in split.images)
     return split._replace(images=tuple(images))
 

@@ -1,4 +1,4 @@
-"""Checks of files: annotation files that cannot be read, images that are missing, damaged, or other than said."""
+"""Checks of files: unreadable annotations, and missing, damaged or mismatched images."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,7 +16,7 @@ SUFFIXES = {
     'BMP': {'.bmp', '.dib'}, 'WEBP': {'.webp'}, 'TIFF': {'.tif', '.tiff'}, 'GIF': {'.gif'},
 }  # fmt: skip
 IMAGES = frozenset().union(*SUFFIXES.values())
-SMALL_PX = 32  # `min_size` of MMDetection's filter_cfg, which leaves out smaller images
+SMALL_PX = 32  # `min_size` of MMDetection's filter_cfg, which skips smaller images
 MODES = {'L': 'grey', 'LA': 'grey with transparency', 'RGBA': 'with transparency', 'CMYK': 'CMYK', 'P': 'a palette',
          'PA': 'a palette with transparency', '1': 'black and white'}  # fmt: skip
 LABEL_SUFFIX = {'voc': '.xml', 'yolo': '.txt'}
@@ -57,7 +57,7 @@ def _missing(evidence: Evidence) -> Iterator[Example]:
 
 
 def like_named(evidence: Evidence, path: Path) -> Path | None:
-    """The file that a missing image's name may mean: in other letter case, of another suffix or another machine."""
+    """Find the file that a missing image's name may refer to: different case or suffix, or another machine's path."""
     name = path.name.split('\\')[-1]
     for folder in (path.parent, path.parent.joinpath(*path.name.split('\\')[:-1]), *evidence.folders):
         names = evidence.folders.get(folder) or file_names(folder)
@@ -170,12 +170,12 @@ def _rotated(evidence: Evidence) -> Iterator[Example]:
 
 def _fit(image: WrittenImage, facts: ImageFacts) -> str:
     if image.size is None:
-        return 'the annotation file has no size that would tell which way the boxes were drawn'
+        return 'the annotation file has no size, so the orientation of the boxes is unknown'
     if image.size == facts.upright_size:
         return 'the annotation file has the size after rotation'
     if image.size == facts.size:
         return 'the annotation file has the size before rotation'
-    return 'the annotation file has yet another size'
+    return 'the annotation file has a different size'
 
 
 @check(
@@ -261,7 +261,7 @@ def _orphan_label(evidence: Evidence) -> Iterator[Example]:
 
 
 def label_folder(split: WrittenSplit, image: WrittenImage) -> Path:
-    """The folder that holds the label file of an image."""
+    """Return the folder that contains the label file of an image."""
     if split.format == 'yolo':
         return label_file(image.path).parent
     beside = image.path.parent.parent / 'Annotations'

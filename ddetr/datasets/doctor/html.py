@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: pictures are in it, and it asks no other host for anything."""
+"""Self-contained HTML report with embedded pictures; the page makes no network requests."""
 
 import base64
 import html
@@ -21,12 +21,12 @@ from .report import Report
 
 THUMBNAIL_PX = 360  # longer side
 QUALITY = 75  # JPEG
-PICTURES = 6  # examples of a fault with pictures
-BUDGET = 3_300_000  # bytes of all JPEG files; base64 makes them a third longer
-CONTEXT = 6  # sides of a small box that its close-up shows
+PICTURES = 6  # examples per fault that get pictures
+BUDGET = 3_300_000  # total bytes of all JPEG files; base64 adds a third
+CONTEXT = 6  # side of a close-up, in multiples of the box side
 BOX_BGR = (60, 40, 255)
-OTHER_BGR = (230, 120, 0)  # of the second box of a pair
-MARK_PX = 12  # boxes that are shorter in the thumbnail get a circle and a close-up
+OTHER_BGR = (230, 120, 0)  # second box of a pair
+MARK_PX = 12  # smaller boxes in a thumbnail get a circle and a close-up
 
 STYLE = """
 :root { color-scheme: light; }
@@ -56,7 +56,7 @@ dl { margin: .5rem 0; } dt { font-weight: 600; } dd { margin: 0 0 .4rem; }
 
 
 def write_html(report: Report, path: str | Path, title: str = 'Dataset') -> None:
-    """Write a report as one page, whole or not at all."""
+    """Write a report as an HTML page, atomically."""
     text = '\n'.join(_page(report, title))
     write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding='utf-8'))
 
@@ -65,7 +65,7 @@ def _page(report: Report, title: str) -> Iterator[str]:
     name = html.escape(title)
     yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    # nothing is fetched and nothing is run, whatever names the dataset has
+    # names in the dataset are untrusted: allow no requests and no scripts
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     yield f'<title>{name}: dataset report</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>'
@@ -111,7 +111,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def _section(fault: Fault, number: int, budget: int) -> tuple[str, int]:
-    """One fault as HTML, and the bytes of its pictures, at most `budget`."""
+    """Render one fault as HTML; also return the size of its pictures in bytes, at most `budget`."""
     lines = [
         f'<section id="fault{number}" class="{fault.severity}">',
         f'<h2><span class="badge">{fault.severity}</span>{html.escape(fault.name)}: {fault.count}</h2>',
@@ -134,7 +134,7 @@ def _section(fault: Fault, number: int, budget: int) -> tuple[str, int]:
 
 
 def _pictures(example: Example) -> tuple[str, int]:
-    """An example's pictures as HTML, and the size of their files in bytes."""
+    """Render an example's pictures as HTML; also return their size in bytes."""
     files = [file for picture in example.pictures for file in _thumbnails(picture)]
     sources = (f'data:image/jpeg;base64,{base64.b64encode(file).decode()}' for file in files)
     images = ''.join(f'<img alt="" src="{source}">' for source in sources)
@@ -142,7 +142,7 @@ def _pictures(example: Example) -> tuple[str, int]:
 
 
 def _thumbnails(picture: Picture) -> Iterator[bytes]:
-    """JPEG files: the image with its boxes, and a close-up of small boxes and pairs; none if unreadable."""
+    """Yield JPEG files: the image with its boxes, and a close-up of small boxes and pairs; none if unreadable."""
     image = _read(picture.path)
     if image is None:
         return
@@ -159,14 +159,14 @@ def _thumbnails(picture: Picture) -> Iterator[bytes]:
 
 
 def _around(box: BoxXYXY, side: float, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """x1 y1 x2 y2 of the part of an image (H, W, ...) in a square around a box's centre; possibly empty."""
+    """Return x1 y1 x2 y2 of a square around a box's centre, clipped to the image (H, W, ...); possibly empty."""
     cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     low = max(0, round(cx - side / 2)), max(0, round(cy - side / 2))
     return *low, min(shape[1], round(cx + side / 2)), min(shape[0], round(cy + side / 2))
 
 
 def _read(path: Path) -> np.ndarray | None:
-    """(H, W, 3) BGR uint8 as training sees it; None for a file that no picture can be made of."""
+    """Read an image as training does, (H, W, 3) BGR uint8; None if it cannot be decoded."""
     size = image_size(path)
     if size is None:
         return None
@@ -175,16 +175,16 @@ def _read(path: Path) -> np.ndarray | None:
             warnings.simplefilter('ignore')
             image.draft(
                 'RGB', (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX)
-            )  # large JPEG files are decoded at reduced size
+            )  # decodes large JPEG files at reduced size
             upright = to_rgb(ImageOps.exif_transpose(image))
-    except Exception:  # Pillow's plugins raise whatever their parsers meet
+    except Exception:  # Pillow's plugins can raise any exception on malformed files
         return None
     pixels = np.asarray(upright if upright.size == size else upright.resize(size))
     return np.ascontiguousarray(pixels[:, :, ::-1])
 
 
 def _encode(image: np.ndarray, boxes: list[BoxXYXY], part: tuple[int, int, int, int], scale: float) -> bytes:
-    """A part of an image, resized, with boxes; those too small to see get a circle."""
+    """Crop, resize and draw boxes; boxes too small to see get a circle."""
     x1, y1, x2, y2 = part
     size = max(1, round((x2 - x1) * scale)), max(1, round((y2 - y1) * scale))
     mode = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST

@@ -1,4 +1,4 @@
-"""Checks of the ids by which a file in COCO's format refers to its records."""
+"""Checks of the ids in COCO annotation files."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from .checks import check
 from .evidence import Evidence, id_key, where
 from .faults import Example, Picture
 
-NAMED = 5  # ids that one example names
+NAMED = 5  # maximum number of ids in an example
 
 
 def _repeated(values: Iterable[object]) -> dict[object, int]:
@@ -27,12 +27,12 @@ def _image_ids(evidence: Evidence) -> Iterator[Example]:
         repeated = _repeated(id_key(image.id) for image in split.images)
         for image in split.images:
             if (key := id_key(image.id)) in repeated:
-                text = f'{where(split, image)}: id {image.id!r} is that of {repeated[key]} images'
+                text = f'{where(split, image)}: id {image.id!r} is shared by {repeated[key]} images'
                 yield Example(text, (Picture(image.path),))
 
 
 def _restarted(split: WrittenSplit) -> bool:
-    """Whether annotation ids repeat because every image numbers its own from the same start on."""
+    """Whether annotation ids repeat because the numbering restarts in every image."""
     starts = [id_key(image.boxes[0].id) for image in split.images if image.boxes]
     return len(starts) > 1 and Counter(starts).most_common(1)[0][1] > len(starts) / 2
 

@@ -1,4 +1,4 @@
-"""Opening every image of a dataset once, in several processes."""
+"""Facts about the images of a dataset, each opened once, in several threads."""
 
 import hashlib
 import io
@@ -15,21 +15,21 @@ from PIL import Image
 
 from ddetr.utils.progress import track
 
-SIDE = 16  # of the small picture and the hash
+SIDE = 16  # side of the thumbnail and the hash
 TRUSTED = {'JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'MPO'}  # formats that Pillow and OpenCV both read
 ORIENTATION = 274  # EXIF tag
 
 
 class ImageFacts(NamedTuple):
-    """What an image file itself says."""
+    """Facts read from an image file."""
 
     problem: str = ''  # 'missing', 'empty', 'unreadable' or 'truncated'
-    detail: str = ''  # of the problem, in the decoder's words
+    detail: str = ''  # message of the decoder
     size: tuple[int, int] | None = None  # width, height of the stored pixels, before EXIF rotation
-    orientation: int = 1  # EXIF; 1 is upright, 5 to 8 exchange width and height
+    orientation: int = 1  # EXIF; 1 is upright, 5 to 8 swap width and height
     format: str = ''  # 'JPEG', 'PNG', ...
     mode: str = ''  # Pillow's: 'RGB', 'L', 'CMYK', 'I;16', ...
-    digest: bytes = b''  # of the file
+    digest: bytes = b''  # hash of the file
     small: np.ndarray | None = None  # (SIDE, SIDE, 3) uint8 RGB
     hash: np.ndarray | None = None  # (SIDE * SIDE / 8,) uint8, difference hash
 
@@ -40,7 +40,7 @@ class ImageFacts(NamedTuple):
 
 
 def read_facts(path: Path) -> ImageFacts:
-    """Open one image and decode it whole, at reduced size where the format can."""
+    """Open one image and decode it completely, at reduced size if the format supports it."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -50,7 +50,7 @@ def read_facts(path: Path) -> ImageFacts:
     digest = hashlib.blake2b(data, digest_size=16).digest()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # Pillow warns of damaged metadata and of very large images
+            warnings.simplefilter('ignore')  # Pillow warns about damaged metadata and very large images
             image = Image.open(io.BytesIO(data))
             header = ImageFacts(
                 size=image.size,
@@ -59,7 +59,7 @@ def read_facts(path: Path) -> ImageFacts:
                 mode=image.mode,
                 digest=digest,
             )
-    except Exception as error:  # Pillow's plugins raise whatever their parsers meet
+    except Exception as error:  # Pillow's plugins can raise any exception on malformed files
         return ImageFacts('unreadable', _words(error), digest=digest)
     try:
         with warnings.catch_warnings():
@@ -78,7 +78,7 @@ def read_facts(path: Path) -> ImageFacts:
 def read_all_facts(paths: Sequence[Path], workers: int | None = None) -> dict[Path, ImageFacts]:
     """Open all images in `workers` threads, by default one per CPU, with progress lines.
 
-    Decoders release Python's lock, and threads start at once where new processes would import PyTorch first.
+    Threads suffice because decoders release the GIL, and unlike new processes they need not import PyTorch first.
     """
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         facts = pool.map(read_facts, paths)
@@ -94,7 +94,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode; 16 bits are spread between the darkest and the brightest pixel."""
+    """Convert any mode to 8-bit RGB; 16-bit values are stretched between the darkest and the brightest pixel."""
     if image.mode.startswith(('I', 'F')):  # Pillow clips 16 bits at 255
         values = np.asarray(image, dtype=np.float64)
         spread = max(float(np.ptp(values)), 1.0)
@@ -103,9 +103,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _difference_hash(pixels: Image.Image) -> np.ndarray:
-    """One bit for each of SIDE x SIDE neighbours: whether the picture becomes brighter to the right (dHash).
+    """Difference hash (dHash): one bit for each of SIDE x SIDE pixels, set if its right neighbour is brighter.
 
-    Resizing, recompression and slight changes of light keep nearly all bits.
+    Resizing, recompression and slight changes in brightness keep nearly all bits.
     """
     grey = np.asarray(pixels.convert('L').resize((SIDE + 1, SIDE), Image.Resampling.BOX), dtype=np.int16)
     return np.packbits(grey[:, 1:] > grey[:, :-1])

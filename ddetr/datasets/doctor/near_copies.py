@@ -1,4 +1,4 @@
-"""Finding images that show the same, by comparing all with all."""
+"""Detection of near-duplicate images by pairwise comparison."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,23 +8,23 @@ import numpy as np
 
 from .image_facts import SIDE, ImageFacts
 
-NEAR_BITS = 40  # of SIDE * SIDE; among COCO's images the nearest two differ in 68
-NEAR_CORRELATION = 0.9  # of the small pictures; keeps pages and skies apart, whose few details differ
+NEAR_BITS = 40  # of SIDE * SIDE; the closest pair of different COCO images differs in 68
+NEAR_CORRELATION = 0.9  # of the thumbnails; separates images with little detail, such as pages and skies
 ROWS = 256  # images compared with all others at a time
-TRIED = 4  # nearest hashes of an image whose pictures are compared
+TRIED = 4  # number of nearest hashes per image whose thumbnails are compared
 
 
 class Copy(NamedTuple):
-    """An image, and an earlier one that shows the same."""
+    """A near-duplicate: an image and the earlier one that it resembles."""
 
     image: Path
     original: Path
-    bits: int  # in which their hashes differ
+    bits: int  # number of differing hash bits
     mirrored: bool
 
 
 def equal_files(facts: dict[Path, ImageFacts]) -> dict[Path, Path]:
-    """Files with the same bytes: each later one, and the first."""
+    """Map each file to the first one with the same bytes."""
     first: dict[bytes, Path] = {}
     later = {}
     for path, image in facts.items():
@@ -34,10 +34,9 @@ def equal_files(facts: dict[Path, ImageFacts]) -> dict[Path, Path]:
 
 
 def near_copies(facts: dict[Path, ImageFacts], splits_of: Callable[[Path], object]) -> list[Copy]:
-    """For each image the most similar earlier ones, in its own and in other splits, mirrored or not.
+    """Find the most similar earlier images of each image, in its own and in other splits, mirrored or not.
 
-    Two pictures are nearly the same if their difference hashes agree in nearly all bits and their small pictures
-    correlate.
+    Two images are near-duplicates if their difference hashes agree in nearly all bits and their thumbnails correlate.
     """
     copies = equal_files(facts)
     known = {p: f for p, f in facts.items() if f.hash is not None and f.small is not None and p not in copies}
@@ -65,7 +64,7 @@ def near_copies(facts: dict[Path, ImageFacts], splits_of: Callable[[Path], objec
 
 
 def _different_bits(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(R, C) uint16, in how many bits the hashes (R, W) and (C, W) uint64 differ."""
+    """(R, C) uint16, Hamming distances between hashes (R, W) and (C, W) uint64."""
     bits = np.zeros((len(rows), len(columns)), dtype=np.uint16)
     for word in range(rows.shape[1]):
         bits += np.bitwise_count(rows[:, word, None] ^ columns[None, :, word])
@@ -73,21 +72,21 @@ def _different_bits(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _tried(bits: np.ndarray, across: np.ndarray) -> list[int]:
-    """The nearest few earlier ones (C,) in an image's own split and in others: frames of a video are all near."""
+    """Pick the nearest earlier images (C,) in an image's own split and in others; all frames of a video are near."""
     near = np.flatnonzero(bits <= NEAR_BITS)
     near = near[np.argsort(bits[near], kind='stable')]
     return [int(i) for kind in (False, True) for i in near[across[near] == kind][:TRIED]]
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of two pictures (H, W, 3); 0 where one is of one colour, which looks like any other such."""
+    """Correlation of two pictures (H, W, 3); 0 if one is uniform, since all uniform pictures look alike."""
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float((a * b).sum()) / norm if norm > a.size else 0.0
 
 
 def _nearest(found: list[tuple[bool, Copy]]) -> list[Copy]:
-    """Of each image the nearest of each kind: in the same split, and in another."""
+    """Keep the nearest copy of each image in its own split and in another."""
     best: dict[tuple[Path, bool], Copy] = {}
     for across, copy in found:
         if copy.bits < best.get((copy.image, across), copy._replace(bits=SIDE * SIDE)).bits:

@@ -1,4 +1,4 @@
-"""Handing a dataset and its faults to programs for looking at datasets."""
+"""Export of a dataset and its faults to dataset viewers."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -14,14 +14,14 @@ from .report import Report
 
 
 def to_fiftyone(report: Report, name: str) -> str:
-    """Make a persistent FiftyOne dataset of the images, their boxes and, as tags, the faults; what to do with it.
+    """Create a persistent FiftyOne dataset with images, boxes and, as tags, faults; return a line on how to open it.
 
     Raises:
-        InputError: FiftyOne is not installed, or has a dataset of this name.
+        InputError: FiftyOne is not installed, or already has a dataset of this name.
     """
     fiftyone = _import_fiftyone()
     if fiftyone.dataset_exists(name):
-        raise InputError(f'FiftyOne has a dataset {name!r} already: choose another name, or delete it there.')
+        raise InputError(f'FiftyOne already has a dataset {name!r}: choose another name, or delete it there.')
     tags: dict[Path, list[str]] = defaultdict(list)
     for fault in report.faults:
         for path in fault.paths:
@@ -49,7 +49,7 @@ def _import_fiftyone() -> ModuleType:
 
 
 def _detections(fiftyone: ModuleType, boxes: Boxes, index: int) -> list[Any]:
-    """One image's boxes that have a place in it; FiftyOne wants x, y, width, height as fractions."""
+    """Convert an image's valid boxes to FiftyOne's format: x, y, width, height as fractions."""
     found = []
     for i in range(*np.searchsorted(boxes.image, [index, index + 1])):
         width, height = boxes.image_size[i]

@@ -1,6 +1,6 @@
-"""Mending what can be mended without looking at the pictures: from faulty splits to clean ones.
+"""Automatic repair of faults that need no human decision.
 
-Every step takes and gives back all splits, and counts in `Repair.done` what it changed.
+Every step takes and returns all splits, and counts its changes in `Repair.done`.
 """
 
 import shutil
@@ -28,34 +28,32 @@ from .split_checks import augmented_copies
 
 OWN_READING = {'coco': SIZED, 'voc': CORNERS, 'yolo': CENTRED}
 JPEG_QUALITY = 95
-COMMON_SUFFIX = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif'}  # of several
+COMMON_SUFFIX = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif'}  # for formats with several suffixes
 SAME_SHAPE = 0.01  # relative difference of aspect ratios
 
 
 def fix(report: Report, folder: str | Path) -> list[str]:
-    """Write a cleaned copy of the dataset of a report, in its format; sentences that say what was changed.
+    """Write a cleaned copy of a report's dataset in the same format; return messages about the changes.
 
     Args:
-        report: From `examine` or `check_data`. Images that it has not opened are opened now.
-        folder: Of the copy; must not exist or be empty.
+        report: Report of `examine` or `check_data`. Images that were not opened are opened now.
+        folder: Folder of the copy; must not exist or be empty.
 
     Raises:
-        InputError: The folder has something in it, or nothing of the dataset is left.
+        InputError: The folder is not empty, or nothing of the dataset is left.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f'{folder} exists and is not empty: name another folder for the cleaned copy.')
+        raise InputError(f'{folder} is not empty: choose another folder for the cleaned copy.')
     splits = report.evidence.splits
     with tempfile.TemporaryDirectory(prefix='ddetr_doctor_') as scratch:
         work = Repair(dict(report.evidence.facts), Path(scratch))
         cleaned = repair(splits, work)
         if not any(image.boxes for split in cleaned for image in split.images):
-            raise InputError(
-                'no image with boxes is left after cleaning: the faults have to be mended by hand.'
-            )
+            raise InputError('no image with boxes is left after cleaning: fix the faults by hand.')
         classes = tuple(category.name for category in cleaned[0].categories)
         notes = write_dataset(_by_name(cleaned), classes, cleaned[0].format, folder)
-    lines = [f'{n} {what}' for what, n in work.done.items()] or ['nothing had to be changed']
+    lines = [f'{n} {what}' for what, n in work.done.items()] or ['no changes needed']
     left = sum(len(split.images) for split in cleaned)
     return [f'Cleaned copy in {folder}: {left} images.', *(f'  {line}' for line in (*lines, *notes))]
 
@@ -69,15 +67,15 @@ def _by_name(splits: list[WrittenSplit]) -> dict[str, WrittenSplit]:
 
 @dataclass
 class Repair:
-    """What is known of the images, and what was changed."""
+    """Facts about the images, and counts of the changes."""
 
     facts: dict[Path, ImageFacts]
-    scratch: Path  # folder for images that are rewritten
+    scratch: Path  # folder for rewritten images
     done: Counter[str] = field(default_factory=Counter)
 
 
 def repair(splits: Sequence[WrittenSplit], work: Repair) -> list[WrittenSplit]:
-    """Clean splits; `work.done` says what was changed, and how often."""
+    """Clean all splits; `work.done` counts the changes by kind."""
     for split in splits:
         work.done['unreadable annotations dropped'] += len(split.unreadable)
         work.done['annotations of unlisted images dropped'] += len(split.lost)
@@ -102,7 +100,7 @@ def repair(splits: Sequence[WrittenSplit], work: Repair) -> list[WrittenSplit]:
 def _each_image(
     splits: Sequence[WrittenSplit], change: Callable[[WrittenSplit, WrittenImage], WrittenImage | None]
 ) -> list[WrittenSplit]:
-    """Replace every image by what `change` makes of it; None drops it."""
+    """Replace every image by the result of `change`; None drops it."""
     result = []
     for split in splits:
         changed = (change(split, image) for image in split.images)
@@ -141,7 +139,7 @@ def _set_sizes(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
         if image.size is not None and image.size in (facts.size, facts.upright_size):
             return image
         real = facts.upright_size
-        assert real is not None  # damaged images are gone
+        assert real is not None  # damaged images were dropped before
         resized = image._replace(size=real)
         if split.format == 'yolo':
             return resized
@@ -186,7 +184,7 @@ def _merge_entries(splits: list[WrittenSplit], work: Repair) -> list[WrittenSpli
 
 
 def _drop_copies(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
-    """Of images that show the same, leave one: that of the test split, else of val, else the first."""
+    """Keep one of each set of duplicate images: in the test split, else in val, else the first."""
     rank = {split.name: index for index, split in enumerate(splits)}  # test comes last
 
     def leave_out(gone: set[tuple[str, Path]], what: str) -> None:
@@ -231,7 +229,7 @@ def _mend_boxes(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
 
 
 def _mended(boxes: Boxes, work: Repair) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (N, 4) in pixels, clipped to the images, and which boxes (N,) bool to keep."""
+    """Return corners (N, 4) in pixels, clipped to the images, and a mask (N,) of boxes to keep."""
     corners, size = boxes.corners.copy(), np.tile(boxes.image_size, 2)
     written = np.array([[number(v) for v in (*box.written, *[None] * 4)[:4]] for box in boxes.flat])
     written = written.reshape(-1, 4)
@@ -261,7 +259,7 @@ def _mended(boxes: Boxes, work: Repair) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_boxes(boxes: Boxes, corners: np.ndarray, keep: np.ndarray) -> WrittenSplit:
-    """The split with other corners, without the boxes that are not kept."""
+    """Return the split with new corners and only the boxes to keep."""
     changed = ~np.isclose(corners, boxes.corners, atol=1e-6).all(axis=1)
     flat = list(boxes.flat)
     for index in np.flatnonzero(keep):
@@ -276,7 +274,7 @@ def _with_boxes(boxes: Boxes, corners: np.ndarray, keep: np.ndarray) -> WrittenS
 
 
 def _mend_categories(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
-    """One list of classes for all splits, and boxes of it only, each object once."""
+    """Unify the classes of all splits, and drop boxes of unknown classes and duplicates."""
     evidence = gather(splits, {}, Limits())
     name_of = _final_names(evidence, work)
     order = [category for split in splits for category in sorted(split.categories, key=_by_id)]
@@ -302,7 +300,7 @@ def _mend_categories(splits: list[WrittenSplit], work: Repair) -> list[WrittenSp
 
 
 def _final_names(evidence: Evidence, work: Repair) -> dict[str, str]:
-    """What each class name becomes."""
+    """Map each class name to its final spelling."""
     counts: Counter[str] = Counter()
     for boxes in evidence.boxes:
         counts.update(boxes.counts())
@@ -319,7 +317,7 @@ def _by_id(category: Category) -> tuple[bool, float, str]:
 
 
 def _regroup(boxes: Boxes, flat: Sequence[WrittenBox], keep: np.ndarray) -> WrittenSplit:
-    """The split with these boxes in place of its own, without those that are not kept."""
+    """Return the split with these boxes instead of its own, restricted to those to keep."""
     new: list[list[WrittenBox]] = [[] for _ in boxes.split.images]
     for index in np.flatnonzero(keep).tolist():
         new[boxes.image[index]].append(flat[index])
@@ -336,7 +334,7 @@ def _drop_duplicates(split: WrittenSplit, work: Repair) -> WrittenSplit:
 
 
 def _rewrite_images(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
-    """Give images the suffix of their content, and upright pixels without a tag."""
+    """Rename images to match their content, and store rotated images upright without the EXIF tag."""
 
     def change(split: WrittenSplit, image: WrittenImage) -> WrittenImage:
         facts, path = work.facts[image.path], image.path
@@ -359,7 +357,7 @@ def _rewrite_images(splits: list[WrittenSplit], work: Repair) -> list[WrittenSpl
 
 
 def _store_upright(image: WrittenImage, facts: ImageFacts, path: Path) -> None:
-    """Write the pixels that the boxes fit, without the tag."""
+    """Write the pixels in the orientation of the boxes, without the EXIF tag."""
     with Image.open(image.path) as opened:
         unrotated = image.size == facts.size and facts.size != facts.upright_size
         pixels = opened if unrotated else ImageOps.exif_transpose(opened)
@@ -368,7 +366,7 @@ def _store_upright(image: WrittenImage, facts: ImageFacts, path: Path) -> None:
 
 
 def _number(splits: list[WrittenSplit], work: Repair) -> list[WrittenSplit]:
-    """Number the images of each split from 1; annotations are numbered when they are written."""
+    """Number the images of each split from 1; annotations are numbered on writing."""
     return [
         split._replace(images=tuple(image._replace(id=i) for i, image in enumerate(split.images, start=1)))
         for split in splits

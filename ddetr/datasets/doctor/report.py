@@ -1,4 +1,4 @@
-"""The report on a dataset, and the same as text for a terminal."""
+"""Report on a dataset, and its text form for the terminal."""
 
 import textwrap
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ from ddetr.utils.tables import render_table
 from .evidence import Evidence
 from .faults import SEVERITIES, Fault, Severity
 
-WIDTH = 110  # characters of a line in the terminal
+WIDTH = 110  # line width in the terminal
 
 
 class ClassSummary(NamedTuple):
     """A class and its boxes."""
 
     name: str
-    boxes: tuple[int, ...]  # in each split
-    side_px: float  # median of the square roots of the boxes' areas; NaN without boxes
+    boxes: tuple[int, ...]  # per split
+    side_px: float  # median of the square roots of box areas; NaN without boxes
 
 
 class SplitSummary(NamedTuple):
-    """A split in numbers."""
+    """Statistics of a split."""
 
     name: str
     format: str
@@ -37,8 +37,8 @@ class Report:
     faults: tuple[Fault, ...]
     splits: tuple[SplitSummary, ...]
     classes: tuple[ClassSummary, ...]
-    evidence: Evidence = field(repr=False)  # what they were found in: records, images
-    notes: tuple[str, ...] = ()  # what was decided when the dataset was read
+    evidence: Evidence = field(repr=False)  # input of the checks: records, images
+    notes: tuple[str, ...] = ()  # decisions made when the dataset was read
 
     @property
     def opened(self) -> int:
@@ -50,7 +50,7 @@ class Report:
         return [fault for fault in self.faults if fault.severity == severity]
 
     def headline(self) -> str:
-        """The numbers of faults by severity in one line."""
+        """Return the number of faults by severity in one line."""
         if not self.faults:
             return 'No faults found.'
         counts = [(len(self.of(severity)), severity) for severity in SEVERITIES]
@@ -58,7 +58,7 @@ class Report:
         return f'{words}, each with its number of occurrences:'
 
     def text(self, examples: int = 3) -> str:
-        """The whole report for a terminal, with up to `examples` examples of each fault."""
+        """Format the report for the terminal, with up to `examples` examples of each fault."""
         blocks = [*self.notes, self.summary(), self.headline()]
         blocks += [_fault_text(fault, examples) for fault in self.faults]
         if not self.opened:
@@ -68,7 +68,7 @@ class Report:
         return '\n\n'.join(blocks)
 
     def summary(self) -> str:
-        """Tables of the splits and the classes."""
+        """Format tables of the splits and the classes."""
         splits = [[s.name, s.format, f'{s.images}', f'{s.boxes}', s.source] for s in self.splits]
         table = render_table(['split', 'format', 'images', 'boxes', 'read from'], splits, 'text')
         shown = sorted(self.classes, key=lambda row: -sum(row.boxes))

@@ -1,4 +1,4 @@
-"""Checks of the splits: empty ones, images that are in several, copies and near-copies."""
+"""Checks of splits: empty splits, images in several splits, duplicates and near-duplicates."""
 
 import re
 from collections import defaultdict
@@ -13,7 +13,7 @@ from .faults import Example, Picture
 from .image_facts import SIDE
 from .near_copies import equal_files
 
-ROBOFLOW_COPY = re.compile(r'\.rf\.[0-9a-zA-Z]{8,}$')  # end of the stem of an augmented copy
+ROBOFLOW_COPY = re.compile(r'\.rf\.[0-9a-zA-Z]{8,}$')  # suffix of the stem of an augmented copy
 
 
 @check(
@@ -137,11 +137,11 @@ def _augmented(evidence: Evidence) -> Iterator[Example]:
     for paths in augmented_copies(evidence.splits):
         if any(_across(evidence, paths[0], path) for path in paths[1:]):
             other = next(path for path in paths[1:] if _across(evidence, paths[0], path))
-            yield _pair(evidence, paths[0], other, 'is made of the same image as')
+            yield _pair(evidence, paths[0], other, 'comes from the same image as')
 
 
 def augmented_copies(splits: tuple[WrittenSplit, ...]) -> list[list[Path]]:
-    """Groups of files whose names, as Roboflow writes them, say that they were made of one image."""
+    """Groups of files whose names, as written by Roboflow, show that they come from the same image."""
     groups: dict[str, list[Path]] = defaultdict(list)
     for split in splits:
         for image in split.images:

@@ -1,4 +1,4 @@
-"""Annotation formats: read them with their faults, detect them in a folder, write them."""
+"""Annotation formats: reading (faulty records included), detection in a folder, writing."""
 
 from .coco import read_coco_split
 from .convert import Converted, convert_dataset

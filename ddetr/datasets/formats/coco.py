@@ -1,4 +1,4 @@
-"""Read COCO's detection format with its faults."""
+"""Reader of COCO's detection format that does not reject faulty records."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from ddetr.utils.errors import InputError
 
 
 def read_coco_split(ann_file: Path, image_dir: Path, name: str) -> WrittenSplit:
-    """Read an annotation file with its faults.
+    """Read an annotation file without rejecting faulty records.
 
     Args:
         ann_file: JSON in COCO's format.
@@ -22,7 +22,7 @@ def read_coco_split(ann_file: Path, image_dir: Path, name: str) -> WrittenSplit:
         The split. Unusable records, or a file that is not JSON, are described in `unreadable`.
 
     Raises:
-        InputError: There is no such file.
+        InputError: The file does not exist.
     """
     unreadable: list[str] = []
     coco = _read_json(Path(ann_file), unreadable)
@@ -62,7 +62,7 @@ def split_of(coco: dict, ann_file: Path, image_dir: Path, name: str, unreadable:
 
 
 def _read_json(path: Path, unreadable: list[str]) -> dict:
-    """Dict in the file; empty, with a message in `unreadable`, if there is none."""
+    """Return the dict in the file; if it is invalid, an empty one with a message in `unreadable`."""
     if not path.is_file():
         raise InputError(f'annotation file {path} {"is a folder" if path.is_dir() else "does not exist"}.')
     try:
@@ -79,7 +79,7 @@ def _read_json(path: Path, unreadable: list[str]) -> dict:
 def _records(
     coco: dict, key: str, needed: tuple[str, ...], path: Path, unreadable: list[str]
 ) -> list[tuple[int, dict]]:
-    """Dicts in the list `key` that have the needed keys, with their indices; others are added to `unreadable`."""
+    """Return indices and dicts in the list `key` that have all needed keys; report others in `unreadable`."""
     listed = coco.get(key)
     if not isinstance(listed, list):
         if coco:

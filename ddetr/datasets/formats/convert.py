@@ -18,7 +18,7 @@ class Converted(NamedTuple):
     summary: str  # of the source
     classes: tuple[str, ...]
     images: Mapping[str, int]  # number by split, as read
-    notes: tuple[str, ...]  # what was left out or decided
+    notes: tuple[str, ...]  # messages about skipped records and decisions
 
 
 def convert_dataset(
@@ -29,7 +29,7 @@ def convert_dataset(
     val_fraction: float = 0.0,
     format: str | None = None,
 ) -> Converted:
-    """Convert the dataset in a folder to another format, completely or not at all.
+    """Convert the dataset in a folder to another format; writes nothing if it fails.
 
     Args:
         data: See `find_dataset`.
@@ -41,8 +41,8 @@ def convert_dataset(
         format: Format of the source, if the folder contains several.
 
     Raises:
-        InputError: See `find_dataset` and `write_dataset`; a fraction of a dataset that has a validation split, or one
-            that leaves a split without images.
+        InputError: See `find_dataset` and `write_dataset`; also if `val_fraction` is given for a dataset with a
+            validation split, or leaves a split without images.
     """
     found = find_dataset(data, format)
     splits = {name: split.read() for name, split in found.splits.items()}
@@ -57,14 +57,14 @@ def convert_dataset(
 def _hold_out(splits: dict[str, WrittenSplit], fraction: float) -> dict[str, WrittenSplit]:
     if 'val' in splits or 'train' not in splits:
         raise InputError(
-            f'--val-fraction {fraction}: the dataset has the splits {", ".join(splits)} already.'
+            f'--val-fraction {fraction}: the dataset already has the splits {", ".join(splits)}.'
         )
     train = splits['train']
     number = round(len(train.images) * fraction)
     if not 0 < number < len(train.images):
         raise InputError(
             f'--val-fraction {fraction} of {len(train.images)} images leaves {len(train.images) - number} to train on '
-            f'and {number} to validate on: give a part between 0 and 1 that leaves both.'
+            f'and {number} to validate on: give a fraction between 0 and 1 that leaves images for both.'
         )
     held_out = set(random.Random(0).sample(range(len(train.images)), number))
     parts = (

@@ -39,7 +39,7 @@ _ALIASES |= {'test': 'test', 'testing': 'test', 'trainval': 'trainval'}
 _IMAGE_FOLDERS = ('JPEGImages', 'images', 'Images', 'imgs', 'img', 'data')
 _XML_FOLDERS = ('Annotations', 'annotations', 'xmls', 'labels')
 _NAME_FILES = ('classes.txt', 'obj.names', 'classes.names', '_darknet.labels')
-_SAMPLE = 20  # image names of an annotation file that are looked for
+_SAMPLE = 20  # number of image names that are looked up per annotation file
 
 
 class FoundSplit(NamedTuple):
@@ -57,10 +57,10 @@ class FoundDataset(NamedTuple):
     root: Path
     format: str  # 'coco', 'voc' or 'yolo'
     splits: dict[str, FoundSplit]  # by name, in the order train, val, test
-    notes: tuple[str, ...] = ()  # sentences about what was left out or decided
+    notes: tuple[str, ...] = ()  # messages about skipped files and decisions
 
     def summary(self) -> str:
-        """One line for people."""
+        """Describe the dataset in one line."""
         parts = ', '.join(f'{name}: {_below(split.source, self.root)}' for name, split in self.splits.items())
         return f'{self.root} is in the format of {_TITLES[self.format]} ({parts})'
 
@@ -72,7 +72,7 @@ def find_dataset(data_root: str | Path, format: str | None = None) -> FoundDatas
     """Detect the annotation format and the splits of a folder.
 
     Supports the layouts of COCO, Pascal VOC and Ultralytics and the exports of Roboflow and Label Studio in these
-    formats; docs/data_formats.md lists them. A dataset without splits is all `train`.
+    formats; docs/data_formats.md lists them. A dataset without splits becomes a single split `train`.
 
     Args:
         data_root: The folder, or a `data.yaml`.
@@ -92,7 +92,7 @@ def find_dataset(data_root: str | Path, format: str | None = None) -> FoundDatas
             f'{root} {"is a file, not" if root.exists() else "does not exist: give"} the folder of a dataset.'
         )
     if format not in (None, *_TITLES):
-        raise InputError(f'format {format!r} is none of {", ".join(_TITLES)}.')
+        raise InputError(f'unknown format {format!r}: choose one of {", ".join(_TITLES)}.')
     notes: list[str] = []
     finders = {'coco': _find_coco, 'voc': _find_voc, 'yolo': _find_yolo}
     found = {name: list(find(root, notes)) for name, find in finders.items() if format in (None, name)}
@@ -105,7 +105,7 @@ def find_dataset(data_root: str | Path, format: str | None = None) -> FoundDatas
             for name, splits in found.items()
         )
         raise InputError(
-            f'{root} holds annotations of more than one format: {listed}. Say which one to read.'
+            f'{root} contains annotations in more than one format: {listed}. Specify which one to read.'
         )
     (name, splits), *_ = found.items()
     return FoundDataset(root, name, _unique(splits, root, notes), tuple(notes))
@@ -125,7 +125,7 @@ def _unique(splits: list[FoundSplit], root: Path, notes: list[str]) -> dict[str,
             )
     if 'trainval' in by_name and 'train' not in by_name:
         by_name['train'] = [by_name['trainval'][0]._replace(name='train')]
-        notes.append('train is the list trainval, since there is no list train.')
+        notes.append('the list trainval is used for training, since there is no list train.')
     return {name: by_name[name][0] for name in SPLITS if name in by_name}
 
 
@@ -134,7 +134,7 @@ def _nothing(root: Path, format: str | None) -> str:
     shown = ', '.join(inside[:8]) + (f' and {len(inside) - 8} more' if len(inside) > 8 else '')
     known = 'COCO (a JSON file), Pascal VOC (XML files) or YOLO (data.yaml or classes.txt, and text files)'
     wanted = f'annotations in the format of {_TITLES[format] if format else known}'
-    return f'{root} has no {wanted}; it holds {shown or "nothing"}.'
+    return f'{root} has no {wanted}; it contains {shown or "nothing"}.'
 
 
 def _below(path: Path, root: Path) -> str:
@@ -168,13 +168,13 @@ def _find_coco(root: Path, notes: list[str]) -> Iterator[FoundSplit]:
     by_split: dict[str, list[Path]] = {}
     for path, split in named:
         by_split.setdefault(split or '', []).append(path)
-    if set(by_split) == {''}:  # one part that nobody named
+    if set(by_split) == {''}:  # a single file without the name of a split
         by_split = {'train': by_split['']}
     elif unnamed := by_split.pop('', []):
         listed = ', '.join(_below(path, root) for path in unnamed)
-        notes.append(f'left out, as their names say no split: {listed}.')
+        notes.append(f'skipped, because their names indicate no split: {listed}.')
     for split, paths in by_split.items():
-        # COCO's own folder also has captions, keypoints and panoptic segments of the same images
+        # the original COCO folder also has captions, keypoints and panoptic annotations of the same images
         detection = [path for path in paths if path.stem.startswith('instances')] or paths
         for path in detection:
             folder = _image_folder(path, root, split)
@@ -295,7 +295,7 @@ def _voc(
 
 
 def _find_yolo(root: Path, notes: list[str]) -> Iterator[FoundSplit]:
-    """A `data.yaml`, or a file with the classes' names and folders of images and labels."""
+    """A `data.yaml`, or a file with class names and folders of images and labels."""
     files = [
         path for suffix in ('yaml', 'yml') for path in sorted(root.glob(f'*.{suffix}')) if _is_data_yaml(path)
     ]
@@ -311,8 +311,8 @@ def _find_yolo(root: Path, notes: list[str]) -> Iterator[FoundSplit]:
     if folders and names is None:
         listed = ', '.join(_below(folder, root) for _, folder in folders)
         raise InputError(
-            f'{root} has labels of YOLO ({listed}) but nothing that names their classes: add data.yaml, or classes.txt '
-            'with one name a line.'
+            f'{root} has YOLO labels ({listed}) but no class names: add data.yaml, or classes.txt '
+            'with one name per line.'
         )
     for split, folder in folders:
         assert names is not None
@@ -344,7 +344,7 @@ def _splits_of_yaml(root: Path, path: Path, notes: list[str]) -> Iterator[FoundS
         entries = data[key] if isinstance(data[key], list) else [data[key]]
         if absent := [entry for entry in entries if not resolve(path, data, str(entry)).exists()]:
             notes.append(
-                f'{path.name} names {absent[0]!r} for {key}, which does not exist; {split} is left out.'
+                f'{path.name} names {absent[0]!r} for {key}, which does not exist; {split} is skipped.'
             )
             continue
         dataset = {'type': 'YOLODataset', 'data_root': str(root), 'ann_file': path.name, 'split': split}
@@ -352,7 +352,7 @@ def _splits_of_yaml(root: Path, path: Path, notes: list[str]) -> Iterator[FoundS
 
 
 def _yolo_folders(root: Path) -> Iterator[tuple[str, Path]]:
-    """Folders of images that have text files in the folder that YOLO looks into, with their splits."""
+    """Folders of images with text files where YOLO expects them, with their splits."""
     both = [(folder.name, folder / 'images', folder / 'labels') for folder in _folders(root)]
     if (images := root / 'images').is_dir():
         both += [(folder.name, folder, root / 'labels' / folder.name) for folder in _folders(images)]
@@ -376,7 +376,7 @@ def _yolo_folders(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _near(images: Path) -> list[Path]:
-    """Where annotation tools put the names: beside the images, their folder or the text files."""
+    """Folders where annotation tools write the class names: beside the images, their folder or the text files."""
     return [images, images.parent, label_file(images / 'any.jpg').parent]
 
 

@@ -1,4 +1,4 @@
-"""Training a config on the dataset in a folder: the config options that this takes."""
+"""Config options that apply a config to the dataset in a folder."""
 
 import inspect
 import logging
@@ -14,7 +14,7 @@ from ddetr.datasets.formats.records import WrittenSplit
 from ddetr.registry import MODELS
 from ddetr.utils.errors import InputError
 
-# Keys of a dataset's config that do not depend on where and what the data is.
+# Keys of a dataset config that do not depend on the data or its location.
 KEPT = frozenset(
     ('pipeline', 'filter_cfg', 'test_mode', 'cache_mode', 'cache_limit_gib', 'serialize_data', 'max_refetch')
 )
@@ -22,23 +22,23 @@ ROBOFLOW = '_annotations.coco.json'
 
 
 def data_options(cfg: Mapping[str, Any], data_root: str | Path, format: str | None = None) -> dict[str, Any]:
-    """Config options that make a config train, validate and test on the dataset in a folder.
+    """Return config options to train, validate and test on the dataset in a folder.
 
-    They set the datasets of all three loaders, in whatever wrappers they are, with the same class names in the same
-    order; take annotation files out of the evaluators; and set every `num_classes` of the model. Classes that the
-    config's `metainfo` names stay, in their order, if the data has all of them. What was found is logged. Without a
-    split `test`, `val` is tested on; without `val`, `test` is validated on.
+    They set the datasets of all three loaders, inside any wrappers, with the same class names in the same order,
+    remove annotation files from the evaluators, and set every `num_classes` of the model. Classes named by the
+    config's `metainfo` are kept, in their order, if the data has all of them. A summary of the dataset is logged. If
+    one of the splits `val` and `test` is missing, the other is used for both.
 
     Args:
         cfg: The config.
         data_root: Folder of the dataset; see `find_dataset`.
-        format: 'coco', 'voc' or 'yolo', where a folder has several.
+        format: 'coco', 'voc' or 'yolo', if the folder has several.
 
     Returns:
         Values by dotted key, for `load_config` or `Config.merge_from_dict`.
 
     Raises:
-        InputError: See `find_dataset`; there is no training split or no other split, or no class.
+        InputError: See `find_dataset`; also if there is no training split, no other split, or no class.
     """
     found = find_dataset(data_root, format)
     chosen, notes = _choose(found)
@@ -66,17 +66,17 @@ def data_options(cfg: Mapping[str, Any], data_root: str | Path, format: str | No
 
 
 def class_names(splits: Mapping[str, WrittenSplit]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of a dataset's classes in the order of their labels, and notes about names left out.
+    """Return a dataset's class names in the order of their labels, and notes about skipped names.
 
-    That is the order of the training split's ids, then names that other splits add. Names without ids are in the order
-    of `classes.txt`, or else alphabetical. Roboflow's COCO files have a category 0 for the whole project, which no box
-    has: it is left out.
+    The order is that of the training split's ids, followed by names that only other splits have. Names without ids are
+    in the order of `classes.txt`, or alphabetical. Roboflow's COCO files have an unused category 0 for the whole
+    project, which is skipped.
     """
     listed = [[category.name for category in split.ordered_categories()] for split in splits.values()]
     with_ids = any(category.id is not None for split in splits.values() for category in split.categories)
     names = list(dict.fromkeys(name for in_split in listed for name in in_split))
     if not with_ids and all(in_split == sorted(in_split) for in_split in listed):
-        names.sort()  # a class that the training split lacks belongs between the others
+        names.sort()  # classes missing from the training split are sorted in as well
     placeholder = {
         c.name
         for split in splits.values()
@@ -93,13 +93,13 @@ def class_names(splits: Mapping[str, WrittenSplit]) -> tuple[tuple[str, ...], tu
     left_out = [name for name in names if name in placeholder - used]
     kept = [name for name in names if name not in left_out]
     notes = [
-        f'category {name!r} with id 0, which Roboflow adds and no box has, is left out.' for name in left_out
+        f'category {name!r} with id 0 is skipped: Roboflow adds it, and no box uses it.' for name in left_out
     ]
     return tuple(kept), tuple(notes)
 
 
 def _classes_of_config(cfg: Mapping[str, Any], known: Sequence[str]) -> tuple[str, ...]:
-    """The classes that the config names for training, if the data has them; else none."""
+    """Return the training classes named in the config if the data has all of them, otherwise none."""
     loader = cfg.get('train_dataloader') or {'dataset': {}}
     _, dataset = _innermost('', loader['dataset'])
     named = tuple((dataset.get('metainfo') or {}).get('classes') or ())
@@ -107,14 +107,14 @@ def _classes_of_config(cfg: Mapping[str, Any], known: Sequence[str]) -> tuple[st
 
 
 def _choose(found: FoundDataset) -> tuple[dict[str, FoundSplit], list[str]]:
-    """The split for each loader, and notes about replaced ones."""
+    """Return the split for each loader, and notes about replaced ones."""
     splits, notes = dict(found.splits), []
     if 'train' not in splits:
         raise InputError(f'{found.summary()}, but has no training split.')
     if len(splits) == 1:
         raise InputError(
-            f'{found.summary()}, but has no validation split: let "tools/data/convert.py {found.root} --to '
-            f'{found.format} --out DIR --val-fraction 0.2" hold out a part of the images.'
+            f'{found.summary()}, but has no validation split: hold out some images with "tools/data/convert.py '
+            f'{found.root} --to {found.format} --out DIR --val-fraction 0.2".'
         )
     for absent, instead in (('val', 'test'), ('test', 'val')):
         if absent not in splits:
@@ -124,7 +124,7 @@ def _choose(found: FoundDataset) -> tuple[dict[str, FoundSplit], list[str]]:
 
 
 def _innermost(path: str, dataset: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """A loader's dataset out of its wrappers, and its key; concatenated datasets are replaced by one."""
+    """Unwrap a loader's dataset and return its key and config; concatenated datasets are replaced by one."""
     while 'dataset' in dataset:
         path, dataset = f'{path}.dataset', dataset['dataset']
     if 'datasets' in dataset:
@@ -133,7 +133,7 @@ def _innermost(path: str, dataset: Mapping[str, Any]) -> tuple[str, Mapping[str,
 
 
 def _without_files(path: str, evaluator: Any) -> dict[str, None]:
-    """Options that take the annotation files out of an evaluator: the ground truth comes with the samples."""
+    """Options that remove annotation files from an evaluator: the ground truth comes with the samples."""
     if isinstance(evaluator, Mapping):
         return {f'{path}.ann_file': None} if evaluator.get('ann_file') else {}
     several = evaluator if isinstance(evaluator, Sequence) and not isinstance(evaluator, str) else ()
@@ -145,10 +145,10 @@ def _without_files(path: str, evaluator: Any) -> dict[str, None]:
 
 
 def class_number_keys(model: Mapping[str, Any]) -> list[str]:
-    """The dotted keys of a config's model that say how many classes there are, `model.bbox_head.num_classes` say.
+    """Return the dotted keys of the number of classes in a config's model, such as `model.bbox_head.num_classes`.
 
-    Those of region proposals, which know one class, are left alone. Where the config has no such key, those that a
-    component of it takes.
+    Region proposal heads, which have one class, are excluded. If the config sets no such key, return the keys that
+    its components accept.
     """
     given = [
         (f'{path}.num_classes', part['num_classes'])
@@ -178,7 +178,7 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _takes_class_number(part: Mapping[str, Any]) -> bool:
-    """Whether a component's constructor has a parameter `num_classes`, other than for one class by default."""
+    """Whether a component's constructor has a parameter `num_classes` whose default is not 1."""
     kind = part.get('type')
     kind = MODELS.get(kind) if isinstance(kind, str) else kind
     parameter = inspect.signature(kind).parameters.get('num_classes') if kind is not None else None

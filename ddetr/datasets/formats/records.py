@@ -1,75 +1,77 @@
-"""What annotation files say, before any of it is checked, clipped or renamed: one form for all formats."""
+"""Format-independent records of annotation files, before any checking, clipping or renaming."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 BoxXYXY = tuple[float, float, float, float]
 
-# Decimals of a pixel: far finer than a text file's digits, and coarser than float64's rounding errors.
+# Decimals of a pixel: far finer than the digits in text files, coarser than float64 rounding errors.
 DECIMALS = 9
 
 
 class Category(NamedTuple):
-    """A class as a file lists it."""
+    """A class as listed in a file."""
 
-    id: int | str | None  # as written; None where the format has names only (VOC)
+    id: int | str | None  # as written; None if the format has only names (VOC)
     name: str
 
     @property
     def key(self) -> int | str:
-        """What boxes of this class refer to: its id, or its name where there are no ids."""
+        """Value by which boxes refer to this class: its id, or its name in formats without ids."""
         return self.name if self.id is None else self.id
 
 
 class WrittenBox(NamedTuple):
-    """One object as a file has it."""
+    """One object as written in a file."""
 
-    category: int | str | None  # the id or name that the file gives it, which may be of no category
-    corners: BoxXYXY  # x1 y1 x2 y2 in pixels by the format's rules; neither clipped nor ordered, possibly NaN
-    written: tuple  # the numbers as they stand in the file, by the format's own convention
+    category: int | str | None  # id or name as written; possibly not a known category
+    corners: (
+        BoxXYXY  # x1 y1 x2 y2 in pixels, decoded by the format's rules; not clipped or ordered, possibly NaN
+    )
+    written: tuple  # the numbers as written in the file, in the format's own convention
     where: str  # for messages: "annotations[12] (id 7)", "object 3", "line 4"
     id: int | str | None = None  # COCO's annotation id
     iscrowd: bool = False
-    difficult: bool = False  # VOC's
-    area: float | None = None  # COCO's, square pixels
+    difficult: bool = False  # VOC
+    area: float | None = None  # COCO, in square pixels
 
 
 class WrittenImage(NamedTuple):
-    """One image as a file has it."""
+    """One image as listed in a file."""
 
     file_name: str  # as written
-    path: Path  # where it should be
+    path: Path  # expected location
     size: (
         tuple[int, int] | None
-    )  # width, height in pixels by the annotation file; None where it says none (YOLO)
+    )  # width, height in pixels from the annotation file; None if it has none (YOLO)
     boxes: tuple[WrittenBox, ...]
     where: str  # for messages: "train.json: images[3] (id 17)", "Annotations/a.xml"
     id: int | str | None = None  # COCO's image id; the name without suffix in the other formats
     header: tuple[int, int] | None = (
-        None  # size by the image itself, where the boxes' pixels depend on it (YOLO)
+        None  # size from the image header, which box coordinates depend on (YOLO)
     )
 
 
 class WrittenSplit(NamedTuple):
-    """One part of a dataset, such as its training images."""
+    """One split of a dataset, such as its training images."""
 
     name: str  # 'train', 'val', 'test'
     format: str  # 'coco', 'voc', 'yolo'
-    source: Path  # the annotation file, list of images or folder that it was read from
+    source: Path  # annotation file, image list or folder that it was read from
     categories: tuple[Category, ...]
     images: tuple[WrittenImage, ...]
-    unreadable: tuple[str, ...] = ()  # one sentence for each file or record that could not be read at all
-    lost: tuple[str, ...] = ()  # one sentence for each object of an image that is not listed (COCO)
+    unreadable: tuple[str, ...] = ()  # one message per unreadable file or record
+    lost: tuple[str, ...] = ()  # one message per object whose image is not listed (COCO)
 
     def ordered_categories(self) -> list[Category]:
-        """By id, numbers before text; as they stand where there are no ids."""
+        """Return the categories by id, numbers before text; in file order if there are no ids."""
         if any(category.id is None for category in self.categories):
             return list(self.categories)
         return sorted(self.categories, key=lambda c: (isinstance(c.id, str), c.id))
 
 
 def xywh_of(box: WrittenBox, format: str) -> list[float]:
-    """A box as x, y, width, height in pixels: exactly as in the file in COCO's format, else rounded to `DECIMALS`."""
+    """Return x, y, width, height in pixels: exactly as written in COCO format, otherwise rounded to `DECIMALS`."""
     if format == 'coco':
         return list(box.written)
     x1, y1, x2, y2 = box.corners
@@ -77,7 +79,7 @@ def xywh_of(box: WrittenBox, format: str) -> list[float]:
 
 
 def clip_corners(corners: BoxXYXY, width: float, height: float) -> BoxXYXY | None:
-    """The part of a box that lies inside the image; None where nothing of it does, or a corner is NaN."""
+    """Clip a box to the image; None if it lies entirely outside or a corner is NaN."""
     x1, y1 = max(corners[0], 0.0), max(corners[1], 0.0)
     x2, y2 = min(corners[2], width), min(corners[3], height)
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None

@@ -1,4 +1,4 @@
-"""Boxes in other units or another order than the format says, which would train to an AP of zero."""
+"""Detection of boxes in the wrong units or coordinate order, which would train to an AP of zero."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ import numpy as np
 from ddetr.datasets.formats.records import WrittenSplit
 from ddetr.utils.errors import BoxUnitsError
 
-FEWEST = 3  # boxes to judge by
-FITTING = 0.95  # share of the boxes that would be inside their images in the other reading
-OUTSIDE = 0.5  # share of the boxes that are outside in the format's own
+FEWEST = 3  # boxes needed for a decision
+FITTING = 0.95  # fraction of boxes inside their images under the alternative convention
+OUTSIDE = 0.5  # fraction of boxes outside under the format's own convention
 MARGIN = 1.0  # pixels
 
 
 def check_units(split: WrittenSplit, sizes: Sequence[tuple[float, float]]) -> None:
-    """Compare all boxes of a split with the sizes of their images, (width, height) each.
+    """Compare all boxes of a split with the sizes (width, height) of their images.
 
     Raises:
-        BoxUnitsError: Most boxes of a file in COCO's format are corners or normalised, or most in YOLO's are in pixels.
+        BoxUnitsError: Most boxes are corners or normalised (COCO format) or in pixels (YOLO format).
     """
     if split.format == 'voc':
         return
@@ -38,15 +38,15 @@ def _of_coco(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
     first, second = boxes[:, :2], boxes[:, 2:]
     if np.nanmax(first + second) <= 1.0 and np.nanmax(sizes) > 1.0:
         return (
-            f'all {len(boxes)} boxes lie within one pixel, they seem to be normalised: "bbox" is [x, y, width, '
-            'height] in pixels, so multiply by the size of the image.'
+            f'all {len(boxes)} boxes lie within one pixel, so they seem to be normalised. "bbox" must be [x, y, width, '
+            'height] in pixels: multiply by the size of the image.'
         )
     outside = (first + second > sizes + MARGIN).any(1)
     corners = ((second > first) & (second <= sizes + MARGIN)).all(1)
     if outside.mean() > OUTSIDE and corners.mean() >= FITTING:
         return (
-            f'{int(outside.sum())} of {len(boxes)} boxes reach out of their images, while as corners (xyxy) they would '
-            'fit: "bbox" is [x, y, width, height], so subtract the first corner from the second.'
+            f'{int(outside.sum())} of {len(boxes)} boxes extend beyond their images, but would fit as corners (xyxy). '
+            '"bbox" must be [x, y, width, height]: subtract the first corner from the second.'
         )
     return None
 
@@ -55,7 +55,7 @@ def _of_yolo(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
     in_pixels = (boxes > 1.0 + MARGIN / np.maximum(np.tile(sizes, 2), 1.0)).any(1)
     if in_pixels.mean() > OUTSIDE:
         return (
-            f'{int(in_pixels.sum())} of {len(boxes)} boxes have numbers above 1, they seem to be in pixels: a line is '
-            '"class x y width height", divided by the size of the image.'
+            f'{int(in_pixels.sum())} of {len(boxes)} boxes have numbers above 1, so they seem to be in pixels. A line '
+            'must be "class x y width height" with coordinates divided by the size of the image.'
         )
     return None

@@ -1,4 +1,4 @@
-"""Pascal VOC's format: one XML file an image."""
+"""Pascal VOC format: one XML file per image."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -11,7 +11,7 @@ from ddetr.datasets.formats.headers import ImageFinder, is_image
 from ddetr.datasets.formats.records import Category, WrittenBox, WrittenImage, WrittenSplit
 from ddetr.utils.errors import InputError
 
-# What `ET.parse` raises: LookupError for encodings that Python does not know.
+# Exceptions of `ET.parse`; LookupError is raised for unknown encodings.
 _UNREADABLE = (ET.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError)
 CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
@@ -19,26 +19,26 @@ CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 def read_voc_split(
     annotations: Path, images: Path, name: str, list_file: Path | None = None, relative_to: Path | None = None
 ) -> WrittenSplit:
-    """Read a folder of XML files, leaving their faults as they are.
+    """Read a folder of XML files without rejecting faulty records.
 
-    One is subtracted from all four corners, as by MMDetection, since VOC numbers pixels from 1. The width is then
-    xmax - xmin. The development kit counts the last pixel as part of the box, which the tools that people annotate
-    with today do not.
+    1 is subtracted from all four coordinates, as in MMDetection, since VOC counts pixels from 1. The width is then
+    xmax - xmin. VOC's development kit includes the last pixel in the box; today's annotation tools do not.
 
     Args:
         annotations: Folder of the XML files.
-        images: Folder of the images, named as the XML files.
-        name: Of the split.
-        list_file: Text with one name a line, without suffix, as in VOC's `ImageSets/Main`. None takes all XML files.
-        relative_to: Folder that messages leave out of paths.
+        images: Folder of the images, which have the same names as the XML files.
+        name: Name of the split.
+        list_file: Text file with one name per line, without suffix, as in VOC's `ImageSets/Main`. None reads all XML
+            files.
+        relative_to: Folder that is omitted from paths in messages.
 
     Returns:
-        The split. XML files that cannot be read are sentences in `unreadable`. The categories are the names in
-        `classes.txt` or CVAT's `labelmap.txt`, where there is such a file, then those of all other objects in the
-        folder `annotations`, other splits' included, in alphabetical order.
+        The split. Unreadable XML files are described in `unreadable`. The categories are the names in `classes.txt` or
+        CVAT's `labelmap.txt`, if there is one, followed by all other object names in the folder `annotations`, across
+        all splits, in alphabetical order.
 
     Raises:
-        InputError: There is no such file or folder.
+        InputError: A file or folder does not exist.
     """
     annotations, images = Path(annotations), Path(images)
     if not annotations.is_dir():
@@ -76,7 +76,7 @@ def read_voc_split(
 
 
 def _listed(list_file: Path, annotations: Path) -> list[Path]:
-    """The XML files of a list; a line may carry the 1 or -1 of VOC's lists of one class, or an image's suffix."""
+    """Return the XML files in a list; lines may have an image suffix, or the 1 or -1 of VOC's per-class lists."""
     if not list_file.is_file():
         raise InputError(
             f'list of images {list_file} {"is a folder" if list_file.is_dir() else "does not exist"}.'
@@ -135,13 +135,13 @@ def _box(element: ET.Element, number: int) -> WrittenBox:
 
 
 def _class_name(element: ET.Element) -> str | None:
-    """The name as it stands, but without the line breaks and indentation of a pretty-printed file."""
+    """Return the class name without the line breaks and indentation of a pretty-printed file."""
     name = element.findtext('name') or ''
     return (name.strip() if '\n' in name else name) or None
 
 
 def _number(text: str | None) -> Decimal:
-    """A number of a file, exactly; NaN for what is none."""
+    """Parse a number exactly; NaN if it is not a number."""
     try:
         number = Decimal(text or 'nan')
     except InvalidOperation:
@@ -160,7 +160,7 @@ def _text(element: ET.Element, key: str) -> str | None:
 
 
 def _class_list(folders: Iterable[Path]) -> list[str]:
-    """The class names of the first file of them, in its order; none without a file."""
+    """Return the class names in the first class list found, in its order; none without one."""
     files = [folder / name for folder in folders for name in ('classes.txt', 'labelmap.txt')]
     path = next((path for path in files if path.is_file()), None)
     if path is None:
@@ -172,7 +172,7 @@ def _class_list(folders: Iterable[Path]) -> list[str]:
 
 
 def _names(root: ET.Element) -> set[str]:
-    """The class names of a file's objects."""
+    """Return the class names of the objects in a file."""
     return {name for element in root.iter('object') if (name := _class_name(element))}
 
 

@@ -1,4 +1,4 @@
-"""Writing a dataset in COCO's, Pascal VOC's or YOLO's format, from the records that all formats are read into."""
+"""Writer of datasets in COCO, Pascal VOC and YOLO format, from format-independent records."""
 
 import math
 import os
@@ -24,7 +24,7 @@ from ddetr.utils.errors import InputError
 from ddetr.utils.files import UNFINISHED, write_json
 from ddetr.utils.progress import track
 
-RELATIVE_DIGITS = 15  # decimals of a part of an image's width
+RELATIVE_DIGITS = 15  # decimals of normalised coordinates
 
 
 class OutBox(NamedTuple):
@@ -32,7 +32,7 @@ class OutBox(NamedTuple):
 
     label: int  # index into the classes
     corners: BoxXYXY  # pixels
-    xywh: tuple[float, ...]  # pixels, the numbers of COCO's format
+    xywh: tuple[float, ...]  # pixels, as in COCO format
     ignored: bool  # crowd or difficult
     area: float | None
 
@@ -40,11 +40,11 @@ class OutBox(NamedTuple):
 class OutImage(NamedTuple):
     """An image to write."""
 
-    name: str  # unique in the dataset, also without its suffix
+    name: str  # unique in the dataset, even without its suffix
     source: Path
     size: tuple[int, int]  # width, height in pixels
     boxes: tuple[OutBox, ...]
-    id: int | str | None  # where the source has COCO's ids
+    id: int | str | None  # COCO id, if the source has one
 
 
 class OutDataset(NamedTuple):
@@ -52,36 +52,36 @@ class OutDataset(NamedTuple):
 
     splits: dict[str, list[OutImage]]
     classes: tuple[str, ...]
-    ids: tuple[int, ...]  # COCO's category ids
+    ids: tuple[int, ...]  # COCO category ids
 
 
 def write_dataset(
     splits: Mapping[str, WrittenSplit], classes: tuple[str, ...], format: str, out: Path, images: str = 'copy'
 ) -> list[str]:
-    """Write splits as a new folder, all of it or nothing.
+    """Write splits to a new folder; nothing is left behind if it fails.
 
-    Boxes are written as they are, neither clipped nor rounded to whole pixels, and read back to within `DECIMALS`
-    decimals of a pixel.
+    Boxes are written as they are, without clipping or rounding to whole pixels, and can be read back accurate to
+    `DECIMALS` decimals of a pixel.
 
     Args:
-        splits: By name.
-        classes: Names in the order of their labels. Boxes of other classes are left out.
+        splits: Splits by name.
+        classes: Names in the order of their labels. Boxes of other classes are skipped.
         format: 'coco', 'voc' or 'yolo'.
         out: Folder that does not exist yet or is empty.
         images: 'copy', 'symlink' or 'hardlink'.
 
     Returns:
-        Sentences about what the format cannot hold, or what was left out.
+        Messages about skipped records and about what the format cannot represent.
 
     Raises:
-        InputError: Another format, or something is in `out` already.
+        InputError: The format is unknown, or `out` is not empty.
     """
     if format not in _FORMATS:
-        raise InputError(f'format {format!r} is none of {", ".join(_FORMATS)}.')
+        raise InputError(f'unknown format {format!r}: choose one of {", ".join(_FORMATS)}.')
     if images not in _PLACE:
-        raise InputError(f'images={images!r} is none of {", ".join(_PLACE)}.')
+        raise InputError(f'unknown images={images!r}: choose one of {", ".join(_PLACE)}.')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f'{out} exists already: name a new folder.')
+        raise InputError(f'{out} already exists: choose a new folder.')
     notes: Counter[str] = Counter()
     dataset = _plan(splits, classes, format, notes)
     write, image_folder = _FORMATS[format]
@@ -109,7 +109,7 @@ def _plan(
     taken: set[str] = set()
     planned: dict[str, list[OutImage]] = {}
     for name, split in splits.items():
-        notes['{} records cannot be read and are left out: see the check of the dataset.'] += len(
+        notes['{} records cannot be read and are skipped: check the dataset for details.'] += len(
             split.unreadable
         )
         label_of = {c.key: classes.index(c.name) for c in split.categories if c.name in classes}
@@ -125,7 +125,7 @@ def _plan(
 
 
 def _category_ids(splits: Mapping[str, WrittenSplit], classes: tuple[str, ...]) -> tuple[int, ...]:
-    """COCO's own ids where the source has them, else 1, 2, ..."""
+    """Return the COCO ids of the source if it has them, otherwise 1, 2, ..."""
     ids = {
         c.name: c.id
         for s in splits.values()
@@ -139,15 +139,15 @@ def _category_ids(splits: Mapping[str, WrittenSplit], classes: tuple[str, ...]) 
 
 
 def _size(image: WrittenImage, format: str, notes: Counter[str]) -> tuple[int, int] | None:
-    """The size that the image's boxes refer to; None for an image that cannot be taken."""
+    """Return the image size that the boxes refer to; None for an image that must be skipped."""
     seen = image_size(image.path)
     if seen is None:
-        notes['{} images are missing or cannot be read, and are left out.'] += 1
+        notes['{} images are missing or cannot be read, and are skipped.'] += 1
         return None
     size = size_for_loading(image.path, image.size)
     if format == 'yolo' and size != seen:
         notes[
-            '{} images with EXIF rotation are annotated unrotated, which YOLO cannot say, and are left out.'
+            '{} images with EXIF rotation have unrotated annotations, which YOLO cannot represent, and are skipped.'
         ] += 1
         return None
     return size
@@ -164,27 +164,27 @@ def _boxes(
     for box in image.boxes:
         label, ignored = label_of.get(box.category), box.iscrowd or box.difficult
         if label is None:
-            notes['{} boxes are of no class that is converted, and are left out.'] += 1
+            notes['{} boxes belong to none of the converted classes, and are skipped.'] += 1
         elif not all(map(math.isfinite, box.corners)):
-            notes['{} boxes have no four numbers, and are left out.'] += 1
+            notes['{} boxes do not consist of four numbers, and are skipped.'] += 1
         elif ignored and format == 'yolo':
-            notes['{} crowd regions or difficult objects are left out: YOLO has no mark for them.'] += 1
+            notes['{} crowd regions or difficult objects are skipped: YOLO has no flag for them.'] += 1
         else:
-            notes['{} crowd regions are marked difficult: VOC has no other mark.'] += (
+            notes['{} crowd regions are marked difficult: VOC has no other flag.'] += (
                 box.iscrowd and format == 'voc'
             )
-            notes['{} difficult objects are marked iscrowd: COCO has no other mark.'] += (
+            notes['{} difficult objects are marked iscrowd: COCO has no other flag.'] += (
                 box.difficult and format == 'coco'
             )
             out = OutBox(label, box.corners, tuple(xywh_of(box, source)), ignored, box.area)
-            notes['{} boxes reach far out of their image: Ultralytics rejects such images.'] += (
+            notes['{} boxes extend far beyond their image: Ultralytics rejects such images.'] += (
                 format == 'yolo' and not all(0 <= number <= 1 for number in _relative(out, size))
             )
             yield out
 
 
 def _unique(path: Path, split: str, taken: set[str]) -> str:
-    """A name that no other image has, also without its suffix."""
+    """Return a file name that is unique even without its suffix."""
     candidates = [path.stem, f'{split}_{path.stem}', f'{path.parent.name}_{path.stem}']
     stem = next((stem for stem in candidates if stem not in taken), None)
     number = 1
@@ -271,7 +271,7 @@ def _write_yolo(dataset: OutDataset, folder: Path) -> None:
 
 
 def _relative(box: OutBox, size: tuple[int, int]) -> tuple[Decimal, ...]:
-    """Center, width and height of a box as parts of the image's width and height."""
+    """Return center, width and height of a box as fractions of the image's width and height."""
     x1, y1, x2, y2 = (Decimal(repr(round(value, DECIMALS))) for value in box.corners)
     width, height = map(Decimal, size)
     numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
@@ -279,12 +279,12 @@ def _relative(box: OutBox, size: tuple[int, int]) -> tuple[Decimal, ...]:
 
 
 def _digits(number: Decimal) -> str:
-    """Without an exponent and without zeros at the end."""
+    """Format a number without an exponent or trailing zeros."""
     text = f'{number:f}'
     return text.rstrip('0').rstrip('.') if '.' in text else text
 
 
-_FORMATS: dict[str, tuple[Callable[[OutDataset, Path], None], str]] = {  # and the folder of a split's images
+_FORMATS: dict[str, tuple[Callable[[OutDataset, Path], None], str]] = {  # writer, folder of a split's images
     'coco': (_write_coco, '{split}'),
     'voc': (_write_voc, 'JPEGImages'),
     'yolo': (_write_yolo, 'images/{split}'),

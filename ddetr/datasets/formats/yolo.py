@@ -1,4 +1,4 @@
-"""YOLO's format: one text file an image, with normalised boxes, and a `data.yaml` with the names."""
+"""YOLO format: one text file per image with normalised boxes, and a `data.yaml` with the class names."""
 
 import math
 from collections import Counter
@@ -16,22 +16,22 @@ SPLIT_KEYS = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test'
 
 
 def read_yolo_split(data_yaml: Path, split: str) -> WrittenSplit:
-    """Read one split of a dataset as Ultralytics defines it, leaving its faults as they are.
+    """Read one split of a dataset in Ultralytics' format without rejecting faulty records.
 
-    Boxes are in pixels of the image's header. Polygons become the box around them. An image without a text file, or
-    with an empty one, has no boxes.
+    Boxes are converted to pixels with the size in the image header. Polygons become their bounding boxes. Images
+    without a text file, or with an empty one, have no boxes.
 
     Args:
-        data_yaml: File with `names` (list or dict) and, for each split, a folder, a list file or several of these,
-            relative to its key `path` or, where nothing is there, to the file itself.
+        data_yaml: File with `names` (list or dict) and, for each split, one or several folders or list files, relative
+            to its key `path` or, if nothing is found there, to the file itself.
         split: 'train', 'val' or 'test'.
 
     Returns:
-        The split. Lines that cannot be read are sentences in `unreadable`. Boxes of images whose header cannot be read
-        have NaN corners.
+        The split. Unreadable lines are described in `unreadable`. Boxes of images with an unreadable header have NaN
+        corners.
 
     Raises:
-        InputError: There is no such file, split, folder or list of images, or the file is not valid YAML.
+        InputError: The file, split, folder or image list does not exist, or the file is not valid YAML.
     """
     data = read_data_yaml(data_yaml)
     key = split_key(data, split)
@@ -44,15 +44,15 @@ def read_yolo_split(data_yaml: Path, split: str) -> WrittenSplit:
 
 
 def split_key(data: dict, split: str) -> str | None:
-    """Under which key a `data.yaml` has a split: 'val', 'valid' and 'validation' are the same."""
+    """Return the key of a split in a `data.yaml`; 'val', 'valid' and 'validation' are equivalent."""
     return next((key for key in SPLIT_KEYS.get(split, (split,)) if data.get(key)), None)
 
 
 def read_yolo_folder(images: Path, names: Path, split: str) -> WrittenSplit:
-    """Read the text files of all images of a folder, with the classes of a `data.yaml` or a file of names.
+    """Read the text files of all images in a folder, with the classes in a `data.yaml` or a text file of names.
 
     Raises:
-        InputError: There is no such folder or file.
+        InputError: The folder or file does not exist.
     """
     if not images.is_dir():
         raise InputError(f'folder of images {images} does not exist.')
@@ -61,7 +61,7 @@ def read_yolo_folder(images: Path, names: Path, split: str) -> WrittenSplit:
 
 
 def is_yaml(path: Path) -> bool:
-    """Whether a name is a YAML file's."""
+    """Whether a path has a YAML suffix."""
     return path.suffix.lower() in ('.yaml', '.yml')
 
 
@@ -76,7 +76,7 @@ def read_yolo_images(
 
 
 def read_data_yaml(path: Path) -> dict:
-    """The dict of a `data.yaml`; InputError if there is no such file or it is not valid."""
+    """Read a `data.yaml`; InputError if it does not exist or is not valid."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f'{path} {"is a folder" if path.is_dir() else "does not exist"}.')
@@ -90,7 +90,7 @@ def read_data_yaml(path: Path) -> dict:
 
 
 def categories_of(data: dict) -> tuple[Category, ...]:
-    """The classes of a `data.yaml`: `names` as list or dict, or `nc` without names."""
+    """Return the classes in a `data.yaml`: `names` as a list or dict, or `nc` without names."""
     names: Any = data.get('names')
     try:
         if isinstance(names, dict):
@@ -105,7 +105,7 @@ def categories_of(data: dict) -> tuple[Category, ...]:
 
 
 def read_names(path: Path) -> tuple[Category, ...]:
-    """The classes in a text file with one name a line; blank lines at its end are none."""
+    """Read the classes from a text file with one name per line; trailing blank lines are ignored."""
     if not path.is_file():
         raise InputError(
             f'file of class names {path} {"is a folder" if path.is_dir() else "does not exist"}.'
@@ -115,10 +115,10 @@ def read_names(path: Path) -> tuple[Category, ...]:
 
 
 def resolve(data_yaml: Path, data: dict, entry: str) -> Path:
-    """Where an entry of `data.yaml` lies.
+    """Resolve a path in a `data.yaml`.
 
-    Exports name the paths of another machine, or `../train/images` for a folder beside the file: where nothing is at
-    the path as written, the longest end of it that lies beside the file is taken.
+    Exported files often contain paths from another machine, or `../train/images` for a folder beside the file. If the
+    path as written does not exist, use its longest suffix that exists beside the file.
     """
     folder = data_yaml.parent
     path = Path(entry)
@@ -132,7 +132,7 @@ def resolve(data_yaml: Path, data: dict, entry: str) -> Path:
 
 
 def _images(path: Path, where: str) -> list[Path]:
-    """The images of a folder, all levels, or of a list file."""
+    """Return the images in a folder (recursively) or a list file."""
     if path.is_dir():
         return images_in(path, recursive=True)
     if not path.is_file():
@@ -144,7 +144,7 @@ def _images(path: Path, where: str) -> list[Path]:
 
 
 def label_file(image: Path) -> Path:
-    """The text file of an image: `labels/` in place of the last `images/` of its path, or beside it."""
+    """Return the text file of an image: in `labels/` instead of the last `images/` in its path, or beside it."""
     parts = list(image.parts[:-1])
     if 'images' in parts:
         last = len(parts) - 1 - parts[::-1].index('images')
@@ -185,7 +185,7 @@ def _boxes(text: str, size: tuple[float, float], where: str, unreadable: list[st
 
 
 def _corners(values: tuple[float, ...], width: float, height: float) -> tuple[float, float, float, float]:
-    """Corners in pixels of a box (center x, center y, width, height) or of the box around a polygon, normalised."""
+    """Convert a normalised box (center x, center y, width, height) or polygon to box corners in pixels."""
     if len(values) == 4:
         x, y, w, h = values
         corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)

@@ -13,22 +13,22 @@ from .boxes import drop_source_keys, select_boxes
 
 @TRANSFORMS.register_module()
 class RandomAffine(BaseTransform):
-    """Rotate, scale, shear and shift the image by random amounts around its centre, on a canvas of fixed size.
+    """Rotate, scale, shear and translate the image randomly around its centre, on a canvas of fixed size.
 
-    A box becomes the box around its four turned corners, which for large angles is larger than the object.
+    A box becomes the bounding box of its four transformed corners, which for large angles is larger than the object.
 
     Args:
-        max_rotate_degree: Largest angle, either way.
-        max_translate_ratio: Largest shift, relative to the canvas, either way.
-        scaling_ratio_range: Scale factor.
-        max_shear_degree: Largest shear angle along x and along y, either way.
-        border: (x, y) pixels added to each side of the canvas; negative ones cut, such as half of `img_scale` after a
-            `Mosaic`.
+        max_rotate_degree: Maximum angle in either direction.
+        max_translate_ratio: Maximum shift in either direction, relative to the canvas.
+        scaling_ratio_range: Range of the scale factor.
+        max_shear_degree: Maximum shear angle along x and along y, in either direction.
+        border: Pixels (x, y) added to each side of the canvas. Negative values crop, such as half of `img_scale` after
+            a `Mosaic`.
         border_val: Colour outside the image.
-        bbox_clip_border: Clip boxes to the canvas; those wholly outside are dropped in any case.
+        bbox_clip_border: Clip boxes to the canvas; boxes entirely outside are always dropped.
 
     Raises:
-        ValueError: A scale that is not positive or does not ascend, or, at `transform`, a border that leaves no pixel.
+        ValueError: A scale is not positive or the range not ascending, or, in `transform`, the border leaves no pixels.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class RandomAffine(BaseTransform):
         bbox_clip_border: bool = True,
     ) -> None:
         if not 0 < scaling_ratio_range[0] <= scaling_ratio_range[1]:
-            raise ValueError(f'RandomAffine({scaling_ratio_range=}): must ascend and be positive.')
+            raise ValueError(f'RandomAffine({scaling_ratio_range=}): must be ascending and positive.')
         self.max_rotate_degree, self.max_shear_degree = max_rotate_degree, max_shear_degree
         self.max_translate_ratio, self.scaling_ratio_range = max_translate_ratio, scaling_ratio_range
         self.border, self.border_val = tuple(border), tuple(border_val)
         self.bbox_clip_border = bbox_clip_border
 
     def _matrix(self, height: int, width: int, new_h: int, new_w: int) -> np.ndarray:
-        """(3, 3) from pixels of the image to pixels of the canvas."""
+        """Draw the (3, 3) transform from image pixels to canvas pixels."""
         angle = math.radians(np.random.uniform(-self.max_rotate_degree, self.max_rotate_degree))
         scale = np.random.uniform(*self.scaling_ratio_range)
         shear_x, shear_y = np.tan(np.radians(np.random.uniform(-1, 1, 2) * self.max_shear_degree))
@@ -70,7 +70,7 @@ class RandomAffine(BaseTransform):
                 f'RandomAffine(border={self.border}) leaves nothing of {width} x {height} pixels.'
             )
         matrix = self._matrix(height, width, new_h, new_w)
-        # boxes count from the outer edge of the first pixel, OpenCV from its centre
+        # box coordinates start at the edge of the first pixel, OpenCV's at its centre
         half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
         of_pixels = (np.linalg.inv(half) @ matrix @ half)[:2]
         results['img'] = cv2.warpAffine(

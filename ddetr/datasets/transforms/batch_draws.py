@@ -1,4 +1,4 @@
-"""Random transforms that decide on an image's size; the images of a batch can share their draws."""
+"""Random transforms that change the image size; the images of a batch can share their draws."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -13,10 +13,10 @@ Transform = Callable[[Any, dict], dict | None]
 
 
 def drawn_for_batch(transform: Transform) -> Transform:
-    """Let a `transform` method draw with the image's `batch_seed`, if it has one, and renew the seed.
+    """Decorate a `transform` method to draw with the image's `batch_seed`, if there is one, and advance the seed.
 
-    Every transform of an image gets a seed of its own, also where one is inside another: what one of them draws, and
-    how often, changes nothing for the next. Other transforms draw as before, from the process's generator.
+    Every transform of an image, nested ones included, gets its own seed, so the draws of one do not affect the next.
+    Undecorated transforms still draw from the process's generator.
     """
 
     @wraps(transform)
@@ -37,20 +37,20 @@ def drawn_for_batch(transform: Transform) -> Transform:
 
 @TRANSFORMS.register_module()
 class RandomChoice(mmcv.RandomChoice):
-    """mmcv's: one of several pipelines."""
+    """mmcv's random choice between pipelines, with shared draws."""
 
     transform = drawn_for_batch(mmcv.RandomChoice.transform)
 
 
 @TRANSFORMS.register_module()
 class RandomChoiceResize(mmcv.RandomChoiceResize):
-    """mmcv's: to one of several scales."""
+    """mmcv's resize to one of several scales, with shared draws."""
 
     transform = drawn_for_batch(mmcv.RandomChoiceResize.transform)
 
 
 @TRANSFORMS.register_module()
 class RandomResize(mmcv.RandomResize):
-    """mmcv's: to a scale between two."""
+    """mmcv's resize to a random scale in a range, with shared draws."""
 
     transform = drawn_for_batch(mmcv.RandomResize.transform)

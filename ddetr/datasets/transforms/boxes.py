@@ -1,23 +1,23 @@
-"""Boxes of a sample: `gt_bboxes` (N, 4) float32 x1 y1 x2 y2 in pixels, and what belongs to each of them."""
+"""Boxes of a sample: `gt_bboxes` (N, 4) float32 x1 y1 x2 y2 in pixels, with their labels and flags."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 BOX_KEYS = ('gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
-# of the one image that a sample was read from; a sample of several images or a warped one has none of them
+# keys that describe a single source image; invalid for mixed or warped samples
 SOURCE_KEYS = ('instances', 'scale_factor', 'flip', 'flip_direction')
 
 
 def keep_boxes(results: dict, keep: np.ndarray) -> None:
-    """Keep the boxes where `keep` (N,) is True, and what belongs to them."""
+    """Keep the boxes where `keep` (N,) is True, with their labels and flags."""
     for key in BOX_KEYS:
         if key in results:
             results[key] = results[key][keep]
 
 
 def select_boxes(results: dict, width: int, height: int, clip: bool = True) -> dict:
-    """Drop the boxes that lie wholly outside a `width` x `height` image, and optionally clip the others to it."""
+    """Drop boxes entirely outside a `width` x `height` image, and optionally clip the others to it."""
     boxes = results['gt_bboxes']
     clipped = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
     results['gt_bboxes'] = (clipped if clip else boxes).astype(np.float32)
@@ -26,7 +26,7 @@ def select_boxes(results: dict, width: int, height: int, clip: bool = True) -> d
 
 
 def set_boxes(results: dict, parts: Sequence[dict], clip: bool) -> dict:
-    """Give a sample the boxes of all `parts`, as far as they lie in its image."""
+    """Set the boxes of a sample to those of all `parts` that lie in its image."""
     for key in BOX_KEYS:
         if key in results:
             results[key] = np.concatenate([part[key] for part in parts])
@@ -35,7 +35,7 @@ def set_boxes(results: dict, parts: Sequence[dict], clip: bool) -> dict:
 
 
 def drop_source_keys(results: dict) -> None:
-    """Remove what is only true of the image as it was read."""
+    """Remove the keys that only describe the image as it was read."""
     for key in SOURCE_KEYS:
         results.pop(key, None)
 
@@ -43,4 +43,4 @@ def drop_source_keys(results: dict) -> None:
 def check_prob(name: str, value: float, key: str = 'prob') -> None:
     """Raise ValueError unless `value` is a probability."""
     if not 0 <= value <= 1:
-        raise ValueError(f'{name}({key}={value}) is no probability between 0 and 1.')
+        raise ValueError(f'{name}({key}={value}) is not a probability between 0 and 1.')

@@ -1,4 +1,4 @@
-"""Random changes of colour. Boxes stay as they are, and so does the image's dtype."""
+"""Random colour augmentations. They change neither the boxes nor the image's dtype."""
 
 import cv2
 import numpy as np
@@ -9,17 +9,17 @@ from ddetr.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class PhotoMetricDistortion(BaseTransform):
-    """Brightness, contrast, saturation, hue and the order of channels, each changed with probability 0.5.
+    """Change brightness, contrast, saturation, hue and channel order, each with probability 0.5.
 
-    The augmentation of SSD (Liu et al., 2016, section 2.2). Contrast changes before or after the colour, equally
-    likely. Values are clipped to 0..255.
+    This is SSD's augmentation (Liu et al., 2016, section 2.2). Contrast is changed before or after saturation and hue,
+    with equal probability. Values are clipped to [0, 255].
 
     Args:
-        brightness_delta: Largest sum, either way, on the scale 0..255.
-        contrast_range: Factor on all values.
-        saturation_range: Factor on the saturation.
-        hue_delta: Largest shift of the hue in degrees, either way.
-        swap_channels: Permute the channels; False where colour tells classes apart.
+        brightness_delta: Maximum brightness shift in either direction, on a scale of 0 to 255.
+        contrast_range: Range of the contrast factor.
+        saturation_range: Range of the saturation factor.
+        hue_delta: Maximum hue shift in degrees, in either direction.
+        swap_channels: Permute the channels; set it to False if colour distinguishes classes.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class PhotoMetricDistortion(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Changes `img` (H, W, 3) BGR."""
         img = results['img'].astype(np.float32)
-        # all draws, in a fixed order, so that one switch changes nothing for the others
+        # always make all draws in a fixed order, so that one option does not affect the others
         chosen = np.random.uniform(size=5) < 0.5
         brightness = np.random.uniform(-self.brightness_delta, self.brightness_delta)
         contrast = np.random.uniform(*self.contrast_range)
@@ -69,8 +69,8 @@ class YOLOXHSVRandomAug(BaseTransform):
     """Shift hue, saturation and value by random amounts, each with probability 0.5 (Ge et al., "YOLOX", 2021).
 
     Args:
-        hue_delta: Largest shift of the hue, either way, in OpenCV's units of 2 degrees.
-        saturation_delta, value_delta: Largest shifts, either way, on the scale 0..255.
+        hue_delta: Maximum hue shift in either direction, in OpenCV's units of 2 degrees.
+        saturation_delta, value_delta: Maximum shifts in either direction, on a scale of 0 to 255.
     """
 
     def __init__(self, hue_delta: int = 5, saturation_delta: int = 30, value_delta: int = 30) -> None:
@@ -89,6 +89,6 @@ class YOLOXHSVRandomAug(BaseTransform):
 
 
 def _as_before(img: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Clip to 0..255, and round where the image was of integers."""
+    """Clip to [0, 255], and round if the image had an integer dtype."""
     img = np.clip(img, 0, 255)
     return (np.rint(img) if before.dtype == np.uint8 else img).astype(before.dtype)

@@ -1,4 +1,4 @@
-"""From arrays to what a detector's loader hands on."""
+"""Conversion of arrays to tensors and data samples."""
 
 from collections.abc import Sequence
 
@@ -22,31 +22,31 @@ def _instances(results: dict, chosen: np.ndarray) -> InstanceData:
 
 
 def _planes(image: np.ndarray) -> np.ndarray:
-    """(H, W, C) -> (C, H, W), by OpenCV where it is faster: not for flipped views, which it would copy first."""
+    """(H, W, C) -> (C, H, W); by OpenCV where it is faster, but not for flipped views, which it would copy first."""
     if image.dtype not in (np.uint8, np.float32) or min(image.strides) < 0 or not image.size:
         return np.ascontiguousarray(image.transpose(2, 0, 1))
     height, width, channels = image.shape
     planes = np.empty((channels, height, width), image.dtype)
-    cv2.split(image, list(planes))  # into these arrays
+    cv2.split(image, list(planes))  # writes into these arrays
     return planes
 
 
 @TRANSFORMS.register_module()
 class PackDetInputs(BaseTransform):
-    """The last step of a pipeline: `dict(inputs=(3, H, W) tensor, data_samples=DetDataSample)`.
+    """Last transform of a pipeline: `dict(inputs=(3, H, W) tensor, data_samples=DetDataSample)`.
 
-    Where annotations were loaded, the sample's `gt_instances` are the plain objects and its
-    `ignored_instances` the crowd regions. Its metainfo `annotations` has the dataset's own, from which it is evaluated.
+    If annotations were loaded, `gt_instances` are the regular objects and `ignored_instances` the crowd regions. The
+    metainfo `annotations` keeps the dataset's original annotations for evaluation.
 
     Args:
-        meta_keys: results of the pipeline that the sample keeps as metainfo; keys that no step has set are skipped.
+        meta_keys: Keys of the results to keep as metainfo; missing keys are skipped.
     """
 
     def __init__(self, meta_keys: Sequence[str] = META_KEYS):
         self.meta_keys = meta_keys
 
     def transform(self, results: dict) -> dict:
-        """The dict described at the class."""
+        """Return the dict described in the class docstring."""
         image = torch.from_numpy(_planes(results['img']))  # (3, H, W)
         sample = DetDataSample(metainfo={key: results[key] for key in self.meta_keys if key in results})
         if 'instances' in results:

@@ -1,4 +1,4 @@
-"""Transforms of images and their boxes. Flipping and padding are mmcv's."""
+"""Geometric transforms of images and boxes; flipping and padding come from mmcv."""
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -15,7 +15,7 @@ CROP_TYPES = ('absolute', 'absolute_range', 'relative', 'relative_range')
 
 @TRANSFORMS.register_module()
 class Resize(McvResize):
-    """mmcv's Resize, with a `scale_factor` (w, h) of all resizes so far, by which predictions are mapped back."""
+    """mmcv's Resize, with the cumulative `scale_factor` (w, h), which maps predictions back to the original image."""
 
     def transform(self, results: dict) -> dict:
         """Changes `img`, `img_shape`, `scale_factor` and the boxes."""
@@ -28,19 +28,19 @@ class Resize(McvResize):
 
 @TRANSFORMS.register_module()
 class RandomCrop(BaseTransform):
-    """Cut a random window out of the image; boxes are clipped to it, and those wholly outside it dropped.
+    """Crop a random window; boxes are clipped to it, and boxes entirely outside are dropped.
 
     Args:
-        crop_size: two numbers, by `crop_type`. 'absolute': (w, h) in pixels. 'absolute_range': height and width are
-            each drawn from [crop_size[0], crop_size[1]] pixels. 'relative': (w, h) as fractions of the image.
-            'relative_range': (h, w), each fraction drawn from [crop_size[i], 1]. No window exceeds the image.
-        crop_type: see above.
-        allow_negative_crop: False makes the dataset choose another image for a window without any box.
-        recompute_bbox: of MMDetection's configs; it concerns masks, so it changes nothing here.
-        bbox_clip_border: clip boxes to the window.
+        crop_size: Two numbers, depending on `crop_type`. 'absolute': (w, h) in pixels. 'absolute_range': height and
+            width are each drawn from [crop_size[0], crop_size[1]] pixels. 'relative': (w, h) as fractions of the image.
+            'relative_range': (h, w), each fraction drawn from [crop_size[i], 1]. The window never exceeds the image.
+        crop_type: Meaning of `crop_size`.
+        allow_negative_crop: Whether a window without boxes is allowed; if not, the dataset chooses another image.
+        recompute_bbox: Accepted for MMDetection's configs; it concerns masks and has no effect here.
+        bbox_clip_border: Clip boxes to the window.
 
     Raises:
-        ValueError: unknown `crop_type`, or sizes that are not positive, or fractions above 1.
+        ValueError: `crop_type` is unknown, a size is not positive, or a fraction is above 1.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RandomCrop(BaseTransform):
             bound = 'in (0, 1]' if relative else 'positive'
             raise ValueError(f'RandomCrop({crop_type=}, {crop_size=}): sizes must be {bound}')
         if crop_type == 'absolute_range' and crop_size[0] > crop_size[1]:
-            raise ValueError(f'RandomCrop({crop_size=}): the range must ascend')
+            raise ValueError(f'RandomCrop({crop_size=}): the range must be ascending')
         self.crop_size = tuple(crop_size)
         self.crop_type = crop_type
         self.allow_negative_crop = allow_negative_crop
@@ -66,7 +66,7 @@ class RandomCrop(BaseTransform):
 
     @cache_randomness
     def _window(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """x, y, w, h of a random window in an image of this size."""
+        """Draw x, y, w, h of a random window in an image of this size."""
         first, second = self.crop_size
         shape = np.array([height, width])
         if self.crop_type == 'absolute':
@@ -84,7 +84,7 @@ class RandomCrop(BaseTransform):
 
     @drawn_for_batch
     def transform(self, results: dict) -> dict | None:
-        """Changes `img`, `img_shape` and the boxes; None for a window without boxes where not allowed."""
+        """Changes `img`, `img_shape` and the boxes; returns None if the window has no boxes and needs some."""
         x, y, crop_w, crop_h = self._window(*results['img'].shape[:2])
         results['img'] = results['img'][y : y + crop_h, x : x + crop_w]
         results['img_shape'] = results['img'].shape[:2]
@@ -105,12 +105,12 @@ class RandomCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class FilterAnnotations(BaseTransform):
-    """Drop boxes that a crop or resize has left too small.
+    """Drop boxes that became too small by cropping or resizing.
 
     Args:
-        min_gt_bbox_wh: smallest (w, h) in pixels that is kept.
-        keep_empty: False keeps images that have no box left; True, MMDetection's default in spite of the
-            name, makes the dataset choose another image for them.
+        min_gt_bbox_wh: Minimum (w, h) in pixels.
+        keep_empty: False keeps images without remaining boxes. True, MMDetection's default despite the name, makes the
+            dataset choose another image instead.
     """
 
     def __init__(self, min_gt_bbox_wh: tuple[float, float] = (1, 1), keep_empty: bool = True):
@@ -118,7 +118,7 @@ class FilterAnnotations(BaseTransform):
         self.keep_empty = keep_empty
 
     def transform(self, results: dict) -> dict | None:
-        """Changes the boxes; may give None, see the class."""
+        """Changes the boxes; may return None, see `keep_empty`."""
         sizes_wh = results['gt_bboxes'][:, 2:] - results['gt_bboxes'][:, :2]  # (N, 2)
         keep = (sizes_wh > np.array(self.min_gt_bbox_wh)).all(axis=1)
         if not keep.any() and self.keep_empty:
@@ -129,12 +129,12 @@ class FilterAnnotations(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomRotate90(BaseTransform):
-    """Turn the image by 90 or 270 degrees, for images that have no upright, such as cells or aerial views.
+    """Rotate the image by 90 or 270 degrees, for images without a natural orientation, such as cells or aerial views.
 
-    Half turns are a `RandomFlip` in direction 'diagonal'.
+    For 180 degrees, use `RandomFlip` with direction 'diagonal'.
 
     Args:
-        prob: Probability of a turn; both directions are equally likely.
+        prob: Probability of a rotation; both directions are equally likely.
     """
 
     def __init__(self, prob: float = 0.5) -> None:

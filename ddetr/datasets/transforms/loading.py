@@ -1,4 +1,4 @@
-"""From files to arrays."""
+"""Loading of images and annotations into arrays."""
 
 import logging
 from functools import partial
@@ -17,21 +17,21 @@ COLOR_TYPES = ('color', 'color_ignore_orientation')
 
 @TRANSFORMS.register_module()
 class LoadImageFromFile(BaseTransform):
-    """Read `img_path` into `img`, (H, W, 3) BGR uint8, and note `img_shape` and `ori_shape` (h, w).
+    """Read `img_path` into `img`, (H, W, 3) BGR uint8, and set `img_shape` and `ori_shape` (h, w).
 
-    Grey, CMYK, 16-bit and transparent images become 8-bit BGR. A camera's EXIF rotation is applied, as viewers and
-    most annotation tools do; where the annotation file's `width` and `height` fit only the unrotated pixels, these are
-    taken, since the boxes were drawn on them. An `image_cache` gives file `cache_index` from memory.
+    Greyscale, CMYK, 16-bit and transparent images are converted to 8-bit BGR. EXIF rotation is applied, as in viewers
+    and most annotation tools, unless the annotation file's `width` and `height` match only the unrotated pixels, on
+    which the boxes were then drawn. With an `image_cache`, file `cache_index` is read from memory.
 
     Args:
-        to_float32: give float32 instead of uint8.
-        color_type: 'color', or 'color_ignore_orientation' to read the unrotated pixels in any case.
-        imdecode_backend: of `mmcv.imfrombytes`.
-        ignore_empty: leave an unreadable image out, with a warning, instead of raising.
-        backend_args: of mmengine's file backend.
+        to_float32: Return float32 instead of uint8.
+        color_type: 'color', or 'color_ignore_orientation' to always read the unrotated pixels.
+        imdecode_backend: Backend of `mmcv.imfrombytes`.
+        ignore_empty: Skip unreadable images with a warning instead of raising.
+        backend_args: Arguments of mmengine's file backend.
 
     Raises:
-        InputError: the file is missing, truncated, no image, or of another size than in the annotation file.
+        InputError: The file is missing, truncated or not an image, or its size differs from the annotation file.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class LoadImageFromFile(BaseTransform):
         except (OSError, InputError) as error:
             if not self.ignore_empty:
                 raise
-            logging.getLogger(__name__).warning('left out: %s', error)
+            logging.getLogger(__name__).warning('skipped: %s', error)
             return None
         results['img'] = img.astype(np.float32) if self.to_float32 else img
         results['img_shape'] = results['ori_shape'] = img.shape[:2]
         return results
 
     def read_file(self, results: dict) -> bytes:
-        """The content of the image's file, from the `image_cache` if there is one."""
+        """Return the content of the image file, from the `image_cache` if there is one."""
         path, cache = results['img_path'], results.get('image_cache')
         read = partial(fileio.get, path, backend_args=self.backend_args)
         try:
@@ -74,7 +74,7 @@ class LoadImageFromFile(BaseTransform):
         data = self.read_file(results)
         try:
             img = self._decode(data, self.color_type)
-        except Exception as error:  # OpenCV, Pillow and others each have errors of their own
+        except Exception as error:  # each decoder raises its own exceptions
             raise InputError(f'image {path} cannot be decoded: {error}') from None
         if height is None or width is None or img.shape[:2] == (height, width):
             return img
@@ -89,7 +89,7 @@ class LoadImageFromFile(BaseTransform):
     def _decode(self, data: bytes, color_type: str) -> np.ndarray:
         img = mmcv.imfrombytes(data, flag=color_type, backend=self.imdecode_backend) if data else None
         if img is None:
-            raise ValueError(f'its {len(data)} bytes are truncated or no image')
+            raise ValueError(f'its {len(data)} bytes are truncated or not an image')
         return img
 
 
@@ -98,21 +98,23 @@ class LoadAnnotations(McvLoadAnnotations):
     """Turn `instances` into the arrays `gt_bboxes` (N, 4) float32 x1 y1 x2 y2 in pixels, `gt_bboxes_labels`
     (N,) int64 and `gt_ignore_flags` (N,) bool, True for crowd regions.
 
-    The boxes fit the image as it is now: after a `Resize` or `RandomFlip` they are resized and flipped too. Crops and
+    The boxes match the current image: after a `Resize` or `RandomFlip` they are resized and flipped too. Crops and
     padding must come later.
 
     Args:
-        with_mask: masks are not supported.
-        box_type: only 'hbox', boxes along the axes.
-        **kwargs: of mmcv's `LoadAnnotations`.
+        with_mask: Must be False; masks are not supported.
+        box_type: Only 'hbox', axis-aligned boxes.
+        **kwargs: Arguments of mmcv's `LoadAnnotations`.
 
     Raises:
-        ValueError: for masks or other box types.
+        ValueError: Masks or another box type are requested.
     """
 
     def __init__(self, with_mask: bool = False, box_type: str = 'hbox', **kwargs):
         if with_mask:
-            raise ValueError('LoadAnnotations(with_mask=True): instance masks are not supported, boxes are')
+            raise ValueError(
+                'LoadAnnotations(with_mask=True): instance masks are not supported; remove with_mask'
+            )
         if box_type != 'hbox':
             raise ValueError(f"LoadAnnotations(box_type={box_type!r}): only 'hbox' is supported")
         super().__init__(**kwargs)
@@ -127,7 +129,7 @@ class LoadAnnotations(McvLoadAnnotations):
         return results
 
     def _as_image(self, boxes: np.ndarray, results: dict) -> np.ndarray:
-        """Resize, clip and flip boxes (N, 4) as the image already is."""
+        """Resize, clip and flip boxes (N, 4) to match the current image."""
         height, width = results.get('img_shape', (np.inf, np.inf))[:2]
         if 'scale_factor' in results:
             boxes = boxes * np.tile(results['scale_factor'], 2)

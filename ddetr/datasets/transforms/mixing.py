@@ -1,4 +1,4 @@
-"""Transforms that combine several images, inside a `MultiImageMixDataset`."""
+"""Transforms that combine several images, for use in a `MultiImageMixDataset`."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ from .boxes import check_prob, drop_source_keys, select_boxes, set_boxes
 
 @TRANSFORMS.register_module()
 class Mosaic(BaseTransform):
-    """Four images around a random centre (Bochkovskiy et al., "YOLOv4", 2020, section 3.3).
+    """Combine four images around a random centre (Bochkovskiy et al., "YOLOv4", 2020, section 3.3).
 
-    Each image is resized, keeping its aspect ratio, to fit `img_scale`, and laid with one corner on the centre; what
-    sticks out is cut off. The result has twice the size of `img_scale`: a `Resize`, `RandomResize` or `RandomAffine`
-    with `border` comes after it. Boxes that lie wholly outside are dropped; cut ones are clipped.
+    Each image is resized to fit `img_scale`, keeping its aspect ratio, and placed with one corner at the centre;
+    anything outside the canvas is cut off. The result is twice as large as `img_scale`, so it should be followed by a
+    `Resize`, a `RandomResize` or a `RandomAffine` with `border`. Boxes entirely outside are dropped, others clipped.
 
     Args:
-        img_scale: (w, h) in pixels of each image.
-        center_ratio_range: The centre's coordinates, each drawn as a multiple of `img_scale`.
+        img_scale: Size (w, h) of each image in pixels.
+        center_ratio_range: Range of the centre's coordinates, as multiples of `img_scale`.
         bbox_clip_border: Clip boxes to the mosaic.
-        pad_val: Colour of what no image covers, in all channels.
-        prob: Probability of a mosaic; otherwise the sample stays as it is.
+        pad_val: Fill value of uncovered pixels, for all channels.
+        prob: Probability of a mosaic; otherwise the sample is unchanged.
 
     Raises:
-        ValueError: A `prob` outside 0..1, or a centre outside the mosaic.
+        ValueError: `prob` is outside [0, 1], or the centre outside the mosaic.
     """
 
     def __init__(
@@ -40,12 +40,14 @@ class Mosaic(BaseTransform):
     ) -> None:
         check_prob('Mosaic', prob)
         if not 0 < center_ratio_range[0] <= center_ratio_range[1] < 2:
-            raise ValueError(f'Mosaic({center_ratio_range=}): must ascend between 0 and 2, both excluded.')
+            raise ValueError(
+                f'Mosaic({center_ratio_range=}): must be ascending and between 0 and 2, exclusive.'
+            )
         self.img_scale, self.center_ratio_range = tuple(img_scale), center_ratio_range
         self.bbox_clip_border, self.pad_val, self.prob = bbox_clip_border, pad_val, prob
 
     def get_indices(self, dataset: Any) -> list[int]:
-        """Three more images."""
+        """Draw three more images."""
         return np.random.randint(0, len(dataset), 3).tolist()
 
     def transform(self, results: dict) -> dict:
@@ -76,22 +78,22 @@ class Mosaic(BaseTransform):
 
 @TRANSFORMS.register_module()
 class MixUp(BaseTransform):
-    """Blend the image half and half with another one, keeping the boxes of both (Ge et al., "YOLOX", 2021).
+    """Average the image with another one, keeping the boxes of both (Ge et al., "YOLOX", 2021).
 
-    The other image is resized, keeping its aspect ratio, to fit `img_scale` times a random factor, and flipped. A
-    random window of it, or the whole on a padded canvas, is laid over the first.
+    The other image is resized to fit `img_scale` times a random factor, keeping its aspect ratio, and randomly
+    flipped. It is cropped at random or padded to the size of the first image.
 
     Args:
-        img_scale: (w, h) in pixels.
-        ratio_range: The factor.
+        img_scale: Size (w, h) in pixels.
+        ratio_range: Range of the random factor.
         flip_ratio: Probability of a horizontal flip of the other image.
-        pad_val: Colour around the other image, in all channels.
-        max_iters: Attempts to find another image that has boxes.
+        pad_val: Fill value around the other image, for all channels.
+        max_iters: Maximum number of attempts to find another image with boxes.
         bbox_clip_border: Clip the other image's boxes to the result.
-        prob: Probability of mixing; otherwise the sample stays as it is.
+        prob: Probability of mixing; otherwise the sample is unchanged.
 
     Raises:
-        ValueError: A `prob` or `flip_ratio` outside 0..1.
+        ValueError: `prob` or `flip_ratio` is outside [0, 1].
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class MixUp(BaseTransform):
         self.bbox_clip_border, self.prob = bbox_clip_border, prob
 
     def get_indices(self, dataset: Any) -> list[int]:
-        """One more image, with boxes if `max_iters` attempts find one."""
+        """Draw one more image, with boxes if one is found within `max_iters` attempts."""
         index = 0
         for _ in range(self.max_iters):
             index = int(np.random.randint(0, len(dataset)))
@@ -120,7 +122,7 @@ class MixUp(BaseTransform):
         return [index]
 
     def transform(self, results: dict) -> dict:
-        """Changes `img` and the boxes; the size stays."""
+        """Changes `img` and the boxes; the size is unchanged."""
         (other,) = results['mix_results']
         if np.random.uniform() >= self.prob or not len(other.get('gt_bboxes', ())):
             return results
@@ -144,7 +146,7 @@ class MixUp(BaseTransform):
 
 
 def _fit(results: dict, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image and boxes (N, 4), resized so that the image fits the size and touches two of its borders."""
+    """Resize image and boxes (N, 4) to the largest size that fits, keeping the aspect ratio."""
     img = results['img']
     scale = min(width / img.shape[1], height / img.shape[0])
     new_w, new_h = max(1, round(img.shape[1] * scale)), max(1, round(img.shape[0] * scale))

@@ -1,4 +1,4 @@
-"""SSD's random zoom out and in, which newer detectors train with too."""
+"""Random zoom out and zoom in, introduced by SSD and still used by recent detectors."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from .boxes import check_prob, drop_source_keys, keep_boxes, select_boxes
 
 @TRANSFORMS.register_module()
 class Expand(BaseTransform):
-    """Lay the image at a random place on a larger canvas, so that objects become smaller (Liu et al., "SSD", 2016).
+    """Place the image at random on a larger canvas, so that objects become smaller (Liu et al., "SSD", 2016).
 
     Args:
-        mean: Colour of the canvas, in the order R G B with `to_rgb`, as in MMDetection.
-        to_rgb: Whether `mean` is R G B while the image is B G R.
-        ratio_range: Factor on both sides.
+        mean: Colour of the canvas; in RGB order with `to_rgb`, as in MMDetection.
+        to_rgb: Whether `mean` is RGB while the image is BGR.
+        ratio_range: Range of the scale factor of both sides.
         prob: Probability of expanding.
     """
 
@@ -31,7 +31,7 @@ class Expand(BaseTransform):
     ) -> None:
         check_prob('Expand', prob)
         if not 1 <= ratio_range[0] <= ratio_range[1]:
-            raise ValueError(f'Expand({ratio_range=}): must ascend from at least 1.')
+            raise ValueError(f'Expand({ratio_range=}): must be ascending and at least 1.')
         self.mean = tuple(mean)[::-1] if to_rgb else tuple(mean)
         self.ratio_range, self.prob = ratio_range, prob
 
@@ -57,13 +57,14 @@ class Expand(BaseTransform):
 
 @TRANSFORMS.register_module()
 class MinIoURandomCrop(BaseTransform):
-    """Crop a window that overlaps each of its objects by at least a drawn IoU (Liu et al., "SSD", 2016).
+    """Crop a random window with a randomly drawn minimum IoU with its objects (Liu et al., "SSD", 2016).
 
-    Kept are the boxes whose centre lies in the window, clipped to it.
+    Boxes whose centre lies in the window are kept and clipped to it.
 
     Args:
-        min_ious: Least IoU of the window with the kept boxes; one is drawn, or the whole image (1), or any window (0).
-        min_crop_size: Least side of the window, relative to the image's.
+        min_ious: Minimum IoUs of the window with the kept boxes to draw from; the draw also includes 1 (the whole
+            image) and 0 (any window).
+        min_crop_size: Minimum side of the window, relative to the image.
         bbox_clip_border: Clip boxes to the window.
     """
 
@@ -78,7 +79,7 @@ class MinIoURandomCrop(BaseTransform):
 
     @drawn_for_batch
     def transform(self, results: dict) -> dict:
-        """Changes `img`, `img_shape` and the boxes; images without boxes stay whole."""
+        """Changes `img`, `img_shape` and the boxes; images without boxes are not cropped."""
         boxes = results['gt_bboxes']
         while len(boxes) and (mode := np.random.choice(self.modes)) < 1:
             for _ in range(50):
@@ -88,7 +89,7 @@ class MinIoURandomCrop(BaseTransform):
         return results
 
     def _window(self, height: int, width: int) -> tuple[int, int, int, int] | None:
-        """x, y, w, h; None for one that is more than twice as long as wide."""
+        """Draw x, y, w, h; None if the longer side is more than twice the shorter."""
         w, h = (int(np.random.uniform(self.min_crop_size, 1) * side) for side in (width, height))
         if min(w, h) < 1 or max(w, h) > 2 * min(w, h):
             return None

@@ -1,18 +1,14 @@
-"""Running exported files: one module per runtime, each with a class `Runtime`.
+"""Inference with exported files: one module per runtime, each with a class `Runtime`.
 
-`Runtime(path, device, threads)` has `info`, an `ExportInfo`, and is called with images and sizes as numpy arrays.
+`Runtime(path, device, threads)` is a subclass of `base.Runtime`.
 """
 
 import importlib
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-
-from ddetr.deployment.info import ExportInfo
 from ddetr.utils.errors import InputError
 
-from .arrays import DetectionArrays
+from .base import Runtime
 
 MODULES = {
     '.onnx': 'onnx',
@@ -21,29 +17,20 @@ MODULES = {
 }  # by suffix; more than one may read .pt2
 
 
-class Runtime(Protocol):
-    """A detector in some runtime."""
-
-    info: ExportInfo
-
-    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
-        """Detect in images (B, 3, H, W) of `sizes_hw` (B, 2) without padding."""
-
-
 def is_exported(path: str | Path) -> bool:
-    """Whether a file's suffix is that of an exported detector."""
+    """Whether a file has the suffix of an exported detector."""
     return Path(path).suffix in MODULES
 
 
 def load(path: str | Path, device: str = 'cpu', threads: int | None = None) -> Runtime:
-    """Open an exported file in the runtime that its suffix names.
+    """Open an exported file in the runtime for its suffix.
 
     Raises:
-        InputError: Another suffix, or the runtime cannot read the file.
+        InputError: The suffix is unknown, or the runtime cannot read the file.
     """
     suffix = Path(path).suffix
     if suffix not in MODULES:
-        raise InputError(f'{path}: exported detectors end in {", ".join(MODULES)}.')
+        raise InputError(f'{path}: the suffix of an exported detector must be one of {", ".join(MODULES)}.')
     name = MODULES[suffix]
     if suffix == '.pt2':
         from .archives import is_aoti_package

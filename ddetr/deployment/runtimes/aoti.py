@@ -1,4 +1,4 @@
-"""AOTInductor packages in PyTorch."""
+"""Inference of AOTInductor packages with PyTorch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from . import torch_export
 
 
 class Runtime(torch_export.Runtime):
-    """A detector as compiled code; see `runtimes.onnx.Runtime`."""
+    """A compiled detector; see `runtimes.onnx.Runtime`."""
 
     def _load(self) -> Callable[..., Any]:
         return torch._inductor.aoti_load_package(self.path)

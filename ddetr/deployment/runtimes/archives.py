@@ -1,4 +1,4 @@
-"""The two kinds of .pt2 archives."""
+"""Distinguish the two kinds of .pt2 archives and read their metadata."""
 
 import zipfile
 from pathlib import Path
@@ -8,17 +8,17 @@ from ddetr.utils.errors import InputError
 
 
 def is_aoti_package(path: str | Path) -> bool:
-    """Whether a .pt2 file holds compiled code of AOTInductor rather than a program of `torch.export`.
+    """Whether a .pt2 file contains compiled code of AOTInductor rather than a `torch.export` program.
 
     Raises:
-        InputError: No such file, or no archive.
+        InputError: The file does not exist or is not an archive.
     """
     with _open(path) as archive:
         return any('/data/aotinductor/' in name for name in archive.namelist())
 
 
 def read_info(path: str | Path) -> ExportInfo:
-    """The record in a .pt2 file. InputError where there is none."""
+    """Read the metadata of a .pt2 file; InputError if there is none."""
     with _open(path) as archive:
         place = next((name for name in archive.namelist() if name.endswith(f'/extra/{METADATA_KEY}')), None)
         return parse_info(None if place is None else archive.read(place).decode(), path)
@@ -30,4 +30,4 @@ def _open(path: str | Path) -> zipfile.ZipFile:
     except FileNotFoundError as error:
         raise InputError(f'{path} does not exist: check the path.') from error
     except zipfile.BadZipFile as error:
-        raise InputError(f'{path} is no .pt2 archive: {error}.') from error
+        raise InputError(f'{path} is not a .pt2 archive: {error}.') from error

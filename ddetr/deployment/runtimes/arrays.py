@@ -1,77 +1,31 @@
-"""The arrays that go into an exported file and come out of it, whatever runs it."""
+"""Input and output arrays of exported files, independent of the runtime."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from ddetr.deployment.info import ExportInfo
-from ddetr.utils.errors import InputError, first_line
+from ddetr.utils.errors import InputError
 
 
 class DetectionArrays(NamedTuple):
-    """What was found in a batch of images, best first; see `ExportInfo`."""
+    """Detections in a batch of images, best first; see `ExportInfo`."""
 
     boxes: np.ndarray  # (B, N, 4) float32, x1 y1 x2 y2 in pixels of the input images
-    scores: np.ndarray  # (B, N) float32, 0 for places that are not filled
+    scores: np.ndarray  # (B, N) float32, 0 for unused entries
     labels: np.ndarray  # (B, N) int64
 
 
-def run_batch(
-    run: Callable[[np.ndarray, np.ndarray], list[np.ndarray]],
-    info: ExportInfo,
-    path: str,
-    images: np.ndarray,
-    sizes_hw: np.ndarray,
-) -> DetectionArrays:
-    """Run a batch of any size: as it is, or in pieces of the size that the file is fixed to.
-
-    Args:
-        run: Images and sizes -> the outputs, in the order of `OUTPUT_NAMES`.
-        info: The file's.
-        path: The file, for errors.
-        images: (B, 3, H, W), float32 or uint8 as `info.preprocessing` says.
-        sizes_hw: (B, 2) int64.
-
-    Raises:
-        InputError: Arrays that the file does not take, or a size at which the runtime fails.
-    """
-    check_arrays(info, path, images, sizes_hw)
-    step = info.batch or len(images)
-    found = []
-    for start in range(0, len(images), step):
-        piece, sizes = images[start : start + step], sizes_hw[start : start + step]
-        short = step - len(piece)
-        if short:  # fill the last piece with its last image
-            piece = np.concatenate([piece, np.repeat(piece[-1:], short, 0)])
-            sizes = np.concatenate([sizes, np.repeat(sizes[-1:], short, 0)])
-        try:
-            outputs = run(piece, sizes)
-        except Exception as error:  # each runtime has errors of its own
-            raise InputError(
-                f'{path} fails on images of {piece.shape[2]} x {piece.shape[3]} pixels (h x w): {first_line(error)} '
-                'If other sizes work, this one has too few or too many pixels for the model.'
-            ) from error
-        found.append([np.asarray(output)[: step - short] for output in outputs])
-    longest = max(piece[1].shape[1] for piece in found)
-    return DetectionArrays(
-        *(
-            np.concatenate([_lengthen(array, longest) for array in field])
-            for field in zip(*found, strict=True)
-        )
-    )
-
-
 def check_arrays(info: ExportInfo, path: str, images: np.ndarray, sizes_hw: np.ndarray) -> None:
-    """Raise InputError for arrays of another shape, dtype or size than the file takes."""
+    """Raise an InputError if the shape, dtype or size of the arrays does not fit the file."""
     dtype = np.uint8 if info.preprocessing == 'inside' else np.float32
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != dtype or 0 in images.shape:
         raise InputError(
-            f'{path} takes images (B, 3, H, W) {dtype.__name__}, got {images.shape} {images.dtype}.'
+            f'{path} expects images (B, 3, H, W) {dtype.__name__}, got {images.shape} {images.dtype}.'
         )
     if sizes_hw.shape != (len(images), 2) or sizes_hw.dtype != np.int64:
         raise InputError(
-            f'{path} takes sizes_hw ({len(images)}, 2) int64, got {sizes_hw.shape} {sizes_hw.dtype}.'
+            f'{path} expects sizes_hw ({len(images)}, 2) int64, got {sizes_hw.shape} {sizes_hw.dtype}.'
         )
     for side, fixed, given in (
         ('height', info.height, images.shape[2]),
@@ -79,11 +33,11 @@ def check_arrays(info: ExportInfo, path: str, images: np.ndarray, sizes_hw: np.n
     ):
         if fixed is not None and given != fixed:
             raise InputError(
-                f'{path} is exported for a {side} of {fixed} pixels, got {given}: pad or resize.'
+                f'{path} was exported for a {side} of {fixed} pixels, got {given}: pad or resize the images.'
             )
         if given % info.multiple_of:
             raise InputError(
-                f'{path} takes a {side} that is a multiple of {info.multiple_of} pixels, got {given}: pad the images.'
+                f'{path} needs a {side} that is a multiple of {info.multiple_of} pixels, got {given}: pad the images.'
             )
     if (sizes_hw < 1).any() or (sizes_hw > images.shape[2:]).any():
         raise InputError(
@@ -91,7 +45,7 @@ def check_arrays(info: ExportInfo, path: str, images: np.ndarray, sizes_hw: np.n
         )
 
 
-def _lengthen(array: np.ndarray, length: int) -> np.ndarray:
-    """(B, n, ...) -> (B, length, ...), filled with zeros."""
+def lengthen(array: np.ndarray, length: int) -> np.ndarray:
+    """Pad (B, n, ...) with zeros to (B, length, ...)."""
     missing = length - array.shape[1]
     return np.pad(array, [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2)) if missing else array

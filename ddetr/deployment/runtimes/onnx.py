@@ -1,4 +1,4 @@
-"""ONNX files in ONNX Runtime."""
+"""Inference of ONNX files with ONNX Runtime."""
 
 from pathlib import Path
 
@@ -8,22 +8,22 @@ from ddetr.deployment.extras import require
 from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, parse_info
 from ddetr.utils.errors import InputError, first_line
 
-from .arrays import DetectionArrays, run_batch
+from . import base
 
 
-class Runtime:
+class Runtime(base.Runtime):
     """A detector in ONNX Runtime.
 
     Args:
-        path: File that was written by `ddetr export`.
+        path: File written by `ddetr export`.
         device: 'cpu', or 'cuda' with onnxruntime-gpu.
-        threads: Of the CPU; by default all cores.
+        threads: Number of CPU threads; by default one per core.
 
     Attributes:
-        info: What the file says about itself.
+        info: Metadata of the file.
 
     Raises:
-        InputError: The file cannot be read or is no export of ours; onnxruntime or its provider is missing.
+        InputError: The file cannot be read or was not written by ddetr, or onnxruntime or its provider is missing.
     """
 
     def __init__(self, path: str | Path, device: str = 'cpu', threads: int | None = None) -> None:
@@ -35,7 +35,7 @@ class Runtime:
         )
         available = onnxruntime.get_available_providers()
         if provider not in available:
-            raise InputError(f'device={device!r}: this onnxruntime runs on {", ".join(available)}.')
+            raise InputError(f'device={device!r}: this onnxruntime only supports {", ".join(available)}.')
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         if threads is not None:
@@ -45,14 +45,10 @@ class Runtime:
             raise InputError(f'{path} does not exist: check the path.')
         try:
             self._session = onnxruntime.InferenceSession(self.path, options, [provider])
-        except Exception as error:  # onnxruntime's exceptions have no common class
+        except Exception as error:  # onnxruntime has no common exception class
             raise InputError(f'{path} cannot be read by onnxruntime: {first_line(error)}') from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.info = parse_info(metadata.get(METADATA_KEY), path)
-
-    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
-        """Detect in images (B, 3, H, W) of `sizes_hw` (B, 2) without padding; see `run_batch` for errors."""
-        return run_batch(self._run, self.info, self.path, images, sizes_hw)
 
     def _run(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[np.ndarray]:
         feeds = dict(zip(INPUT_NAMES, (images, sizes_hw), strict=True))

@@ -1,4 +1,4 @@
-"""OpenVINO models in OpenVINO."""
+"""Inference of OpenVINO models."""
 
 from pathlib import Path
 
@@ -8,22 +8,22 @@ from ddetr.deployment.extras import require
 from ddetr.deployment.info import INPUT_NAMES, METADATA_KEY, OUTPUT_NAMES, parse_info
 from ddetr.utils.errors import InputError, first_line
 
-from .arrays import DetectionArrays, run_batch
+from . import base
 
 
-class Runtime:
+class Runtime(base.Runtime):
     """A detector in OpenVINO.
 
     Args:
-        path: `.xml` file that was written by `ddetr export`, its weights, `.bin`, beside it.
-        device: 'cpu', or another device of OpenVINO such as 'gpu'.
-        threads: Of the CPU; by default all cores.
+        path: `.xml` file written by `ddetr export`, with its weights in a `.bin` file beside it.
+        device: 'cpu', or another OpenVINO device such as 'gpu'.
+        threads: Number of CPU threads; by default one per core.
 
     Attributes:
-        info: What the file says about itself.
+        info: Metadata of the file.
 
     Raises:
-        InputError: The file cannot be read or is no export of ours; OpenVINO or the device is missing.
+        InputError: The file cannot be read or was not written by ddetr, or OpenVINO or the device is missing.
     """
 
     def __init__(self, path: str | Path, device: str = 'cpu', threads: int | None = None) -> None:
@@ -34,10 +34,10 @@ class Runtime:
         for file in (Path(path), weights):
             if not file.is_file():
                 raise InputError(
-                    f'{file} does not exist: an OpenVINO model is a .xml file and its .bin beside it.'
+                    f'{file} does not exist: an OpenVINO model needs a .xml file and a .bin file beside it.'
                 )
         core = openvino.Core()
-        # float32 also where the processor has bfloat16, which OpenVINO would take of its own accord
+        # force float32: OpenVINO would use bfloat16 by default on CPUs that support it
         options = {'INFERENCE_PRECISION_HINT': 'f32', 'PERFORMANCE_HINT': 'LATENCY'}
         options |= {} if threads is None else {'INFERENCE_NUM_THREADS': str(threads)}
         try:
@@ -51,17 +51,13 @@ class Runtime:
         except RuntimeError as error:
             raise InputError(f'{path} cannot be compiled for device {device!r}: {reason(error)}') from error
 
-    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
-        """Detect in images (B, 3, H, W) of `sizes_hw` (B, 2) without padding; see `run_batch` for errors."""
-        return run_batch(self._run, self.info, self.path, images, sizes_hw)
-
     def _run(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[np.ndarray]:
         results = self._compiled(dict(zip(INPUT_NAMES, (images, sizes_hw), strict=True)))
         return [results[name] for name in OUTPUT_NAMES]
 
 
 def reason(error: RuntimeError) -> str:
-    """The sentence in OpenVINO's message, which begins with places in its source code."""
+    """Return OpenVINO's message without the source code locations at its start."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     plain = [line for line in lines if not line.startswith(('Exception from', 'Check '))]
     return (plain or [first_line(error)])[-1]

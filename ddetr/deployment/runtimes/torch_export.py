@@ -1,4 +1,4 @@
-"""Programs of `torch.export` in PyTorch."""
+"""Inference of `torch.export` programs with PyTorch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,12 @@ import torch
 
 from ddetr.utils.errors import InputError, first_line
 
+from . import base
 from .archives import read_info
-from .arrays import DetectionArrays, run_batch
 
 
-class Runtime:
-    """A detector as a graph in PyTorch, without its own code; see `runtimes.onnx.Runtime`."""
+class Runtime(base.Runtime):
+    """An exported graph in PyTorch, independent of the detector's code; see `runtimes.onnx.Runtime`."""
 
     def __init__(self, path: str | Path, device: str = 'cpu', threads: int | None = None) -> None:
         import ddetr_ops  # noqa: F401 (registers the op that the graph calls)
@@ -24,15 +24,11 @@ class Runtime:
         self.path, self.device, self.info = str(path), torch.device(device), read_info(path)
         try:
             self._run_module = self._load()
-        except Exception as error:  # torch raises any exception on a malformed archive
+        except Exception as error:  # torch can raise any exception on a malformed archive
             raise InputError(f'{path} cannot be read by PyTorch: {first_line(error)}') from error
 
     def _load(self) -> Callable[..., Any]:
         return torch.export.load(self.path).module().to(self.device)
-
-    def __call__(self, images: np.ndarray, sizes_hw: np.ndarray) -> DetectionArrays:
-        """Detect in images (B, 3, H, W) of `sizes_hw` (B, 2) without padding; see `run_batch` for errors."""
-        return run_batch(self._run, self.info, self.path, images, sizes_hw)
 
     def _run(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[np.ndarray]:
         inputs = (

@@ -1,8 +1,8 @@
-"""Formats that detectors are exported to: one module each, imported when it is asked for.
+"""Export formats: one module each, imported on demand.
 
-A module has `SUFFIX`; `write(module, example, options, path)`, which writes a `DeployedDetector`; `annotate(path,
-info)`, which puts the `ExportInfo` into the file's metadata; and, where they apply, `PACKAGES`, the optional ones that
-it and its runtime need, and `HAS_RUNTIME = False`, if nothing here can run its files.
+A module has `SUFFIX`; `write(module, example, options, path)`, which writes a `DeployedDetector`; and `annotate(path,
+info)`, which writes the `ExportInfo` to the file's metadata. It may have `PACKAGES`, the optional packages that it and
+its runtime need, and `HAS_RUNTIME = False` if ddetr cannot run its files.
 """
 
 import importlib
@@ -21,10 +21,10 @@ TARGETS = {
 
 
 def target_module(name: str) -> ModuleType:
-    """A target's module. InputError for an unknown one, or one whose packages are missing."""
+    """Return the module of a target; InputError if it is unknown or its packages are missing."""
     if name not in TARGETS:
         known = f': there are {", ".join(TARGETS)}.'
-        raise InputError(f'--to {name} is no target{did_you_mean(name, TARGETS, known)}')
+        raise InputError(f'--to {name}: unknown target{did_you_mean(name, TARGETS, known)}')
     module = importlib.import_module(f'{__name__}.{TARGETS[name]}')
     require(*getattr(module, 'PACKAGES', ()))
     return module

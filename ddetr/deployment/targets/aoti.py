@@ -1,4 +1,4 @@
-"""A package of AOTInductor: the graph compiled to C++, which C++ runs without Python. Needs a C++ compiler."""
+"""Export to an AOTInductor package: the graph compiled to C++, usable without Python. Needs a C++ compiler."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from .archive import annotate
 __all__ = ['SUFFIX', 'annotate', 'write']
 
 SUFFIX = '.pt2'
-# weights become constants, which lets the compiler fold norms and pack matrices for the CPU's kernels
+# constant weights let the compiler fold norms and pack matrices for CPU kernels
 CONFIGS = {'freezing': True}
 
 
 def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOptions, path: Path) -> None:
-    """Compile `module` into a .pt2 package; arguments as in `targets.onnx`. Takes minutes."""
+    """Compile `module` to a .pt2 package, which takes minutes; see `targets.onnx.write` for arguments."""
     program = trace(module, example, options)
     with torch.no_grad(), quiet():
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=CONFIGS)

@@ -1,4 +1,4 @@
-"""Metadata in PyTorch's .pt2 archives, which are zip files."""
+"""Metadata of PyTorch's .pt2 archives, which are zip files."""
 
 import zipfile
 from pathlib import Path
@@ -7,7 +7,7 @@ from ddetr.deployment.info import METADATA_KEY, ExportInfo
 
 
 def annotate(path: Path, info: ExportInfo) -> None:
-    """Put `info` where `torch.export.load(..., extra_files=...)` finds it, in place of what is there."""
+    """Write `info` where `torch.export.load(..., extra_files=...)` reads it, replacing any existing entry."""
     unfinished = path.with_name(f'{path.name}.annotated')
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_STORED) as out:
         root = source.namelist()[0].split('/')[0]

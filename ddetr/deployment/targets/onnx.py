@@ -1,4 +1,4 @@
-"""ONNX, by PyTorch's exporter."""
+"""Export to ONNX with PyTorch's exporter."""
 
 from pathlib import Path
 
@@ -20,11 +20,11 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
     Args:
         module: A `DeployedDetector` in evaluation mode.
         example: Images (B, 3, H, W) and sizes (B, 2) to trace it with.
-        options: Fixed sizes, opset, op.
+        options: Fixed sizes, opset and op.
         path: File to write.
 
     Raises:
-        InputError: See `trace`; or PyTorch has no ONNX for something in the graph.
+        InputError: See `trace`; or PyTorch cannot convert an operator to ONNX.
     """
     from ddetr_ops.onnx import DOMAINS, translation_table
 
@@ -43,7 +43,7 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
             )
     except torch.onnx.OnnxExporterError as error:
         raise InputError(
-            f'the detector cannot be written in opset {options.opset} of ONNX: {first_line(error.__cause__ or error)}'
+            f'the detector cannot be exported to ONNX opset {options.opset}: {first_line(error.__cause__ or error)}'
         ) from error
     assert program is not None
     if domain := DOMAINS.get(options.op):
@@ -52,7 +52,7 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
 
 
 def annotate(path: Path, info: ExportInfo) -> None:
-    """Put `info` into the file's metadata, in place of what is there."""
+    """Write `info` to the file's metadata, replacing any existing entry."""
     import onnx
 
     model = onnx.load(path)

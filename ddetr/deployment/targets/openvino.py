@@ -1,4 +1,4 @@
-"""OpenVINO, by way of ONNX."""
+"""Export to OpenVINO via ONNX."""
 
 import tempfile
 from pathlib import Path
@@ -15,12 +15,12 @@ SUFFIX = '.xml'
 
 
 def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOptions, path: Path) -> None:
-    """Write `module` as an OpenVINO model: `path`, and its weights beside it as `.bin`.
+    """Write `module` as an OpenVINO model: `path`, with the weights in a `.bin` file beside it.
 
     Args:
         module: A `DeployedDetector` in evaluation mode.
         example: Images (B, 3, H, W) and sizes (B, 2) to trace it with.
-        options: Fixed sizes, opset and op of the ONNX file that is converted.
+        options: Fixed sizes, opset and op of the intermediate ONNX file.
         path: `.xml` file to write.
     """
     require('openvino')
@@ -38,13 +38,13 @@ def from_onnx(file: Path, path: Path) -> None:
 
 
 def annotate(path: Path, info: ExportInfo) -> None:
-    """Put `info` into the model's metadata, in place of what is there."""
+    """Write `info` to the model's metadata, replacing any existing entry."""
     import openvino
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         model = openvino.Core().read_model(path)
         model.set_rt_info(info.to_json(), [METADATA_KEY])
         openvino.save_model(model, Path(folder, path.name), compress_to_fp16=False)
-        del model  # it has the weights' file mapped
+        del model  # releases the memory-mapped weights file
         for suffix in ('.bin', '.xml'):
             Path(folder, path.name).with_suffix(suffix).replace(path.with_suffix(suffix))

@@ -1,6 +1,6 @@
-"""TensorRT engines. Never run: no GPU was at hand. Deformable attention is the plugin that TensorRT ships.
+"""Export to TensorRT engines, with the deformable attention plugin that ships with TensorRT. Not tested on a GPU.
 
-What is checked is the ONNX file that an engine is built from (`ddetr export --to onnx --op tensorrt`): its nodes are
+Only the ONNX file that an engine is built from is tested (`ddetr export --to onnx --op tensorrt`): its nodes are
 `MultiscaleDeformableAttnPlugin_TRT` with the plugin's five inputs.
 """
 
@@ -17,11 +17,11 @@ from . import onnx
 
 SUFFIX = '.engine'
 HAS_RUNTIME = False
-LARGEST = 8, 1344  # images in a batch, and pixels of a side, of an engine with dynamic sizes
+LARGEST = 8, 1344  # maximum batch size and image side in pixels of engines with dynamic sizes
 
 
 def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOptions, path: Path) -> None:
-    """Build an engine by the Python package `tensorrt`; arguments as in `targets.onnx`.
+    """Build an engine with the Python package `tensorrt`; see `targets.onnx.write` for arguments.
 
     Raises:
         InputError: `tensorrt` is not installed, or it cannot build the engine.
@@ -30,8 +30,8 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
         import tensorrt
     except ImportError as error:
         raise InputError(
-            'tensorrt is not installed, on the machine with the GPU: pip install tensorrt. The ONNX file that trtexec '
-            'takes is written without it: --to onnx --op tensorrt.'
+            'tensorrt is not installed: run pip install tensorrt on a machine with a GPU. To write only an ONNX file '
+            'for trtexec, use --to onnx --op tensorrt.'
         ) from error
     file = path.with_suffix('.onnx')
     onnx.write(module, example, options._replace(op='tensorrt'), file)
@@ -50,12 +50,12 @@ def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise InputError('TensorRT cannot build the engine: its log above says why.')
+        raise InputError('TensorRT cannot build the engine: see its log above.')
     path.write_bytes(bytes(engine))
 
 
 def _shapes(options: ExportOptions, example: tuple[Tensor, Tensor], which: int) -> dict[str, tuple[int, ...]]:
-    """The smallest, usual or largest shapes of the inputs, by `which` of 0, 1, 2."""
+    """Return the smallest, typical or largest input shapes, for `which` 0, 1 or 2."""
     batch, _, height, width = example[0].shape
     sides = [
         fixed or (usual, usual, LARGEST[1])[which]
@@ -66,5 +66,5 @@ def _shapes(options: ExportOptions, example: tuple[Tensor, Tensor], which: int) 
 
 
 def annotate(path: Path, info: ExportInfo) -> None:
-    """Write `info` beside the engine, which has no metadata: `model.engine.json`."""
+    """Write `info` to `model.engine.json` beside the engine, which has no metadata."""
     write_atomically(path.with_name(f'{path.name}.json'), lambda file: file.write_text(info.to_json()))

@@ -1,4 +1,4 @@
-"""A program of `torch.export`, which Python runs without the detector's code."""
+"""Export to a `torch.export` program, which runs in Python without the detector's code."""
 
 from pathlib import Path
 
@@ -16,5 +16,5 @@ SUFFIX = '.pt2'
 
 
 def write(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOptions, path: Path) -> None:
-    """Write `module` as a .pt2 archive of `torch.export`; arguments as in `targets.onnx`."""
+    """Write `module` as a `torch.export` .pt2 archive; see `targets.onnx.write` for arguments."""
     torch.export.save(trace(module, example, options), path)

@@ -1,10 +1,10 @@
-// The page of the web demo. Names from images and datasets reach the document as text only, never as markup.
+// Page of the web demo. Names of images and classes are inserted as text only, never as markup.
 
 const $ = (selector) => document.querySelector(selector);
 const items = []; // uploaded images: {id, name, thumbnail, state, answer}
 const filter = { threshold: 0.3, topK: null, labels: new Set() };
-let detector; // what /api/detector says
-let current = null; // the item that is shown
+let detector; // response of /api/detector
+let current = null; // the displayed item
 let selected = null; // index of a detection of `current`
 
 function element(tag, properties = {}, ...children) {
@@ -18,13 +18,13 @@ async function request(address, options) {
   try {
     response = await fetch(address, options);
   } catch {
-    throw new Error('The server cannot be reached, or closed the connection: is it still running?');
+    throw new Error('The server cannot be reached or closed the connection. Is it still running?');
   }
   if (response.ok) return response;
   let sentence = `The server answered ${response.status}.`;
   try {
     sentence = (await response.json()).error;
-  } catch {} // no JSON: the status has to do
+  } catch {} // not JSON: show only the status
   throw new Error(sentence);
 }
 
@@ -36,7 +36,7 @@ function complain(name, error) {
   message.scrollIntoView({ block: 'nearest' });
 }
 
-// ---- images in
+// ---- image input
 
 async function add(name, thumbnail, submit) {
   try {
@@ -54,7 +54,7 @@ async function addFiles(files) {
   for (const file of files) {
     const name = file.name || 'pasted image';
     if (file.size > detector.upload_bytes) {
-      complain(name, new Error(`The file is larger than the ${detector.upload_bytes / 1e6} MB allowed.`));
+      complain(name, new Error(`The file exceeds the limit of ${detector.upload_bytes / 1e6} MB.`));
       continue;
     }
     await add(name, () => URL.createObjectURL(file), () => request(`api/images?name=${encodeURIComponent(name)}`, { method: 'POST', body: file }));
@@ -107,7 +107,7 @@ function show(item) {
 }
 
 function drawStatus() {
-  $('#status').textContent = current.answer ? '' : current.state === 'running' ? `Detecting in ${current.name} …` : `${current.name} waits for the detector: ${current.state}.`;
+  $('#status').textContent = current.answer ? '' : current.state === 'running' ? `Running detection on ${current.name} …` : `${current.name} is queued: ${current.state}.`;
 }
 
 function visible() {
@@ -134,7 +134,7 @@ function update() {
   drawPicture(values);
 }
 
-let drawing = null; // the request whose answer is awaited
+let drawing = null; // pending request
 async function drawPicture(values) {
   drawing?.abort();
   const mine = (drawing = new AbortController());
@@ -161,7 +161,7 @@ async function drawPicture(values) {
 
 function drawSeconds(draw) {
   const seconds = current.answer.seconds;
-  const texts = { Preprocess: seconds.preprocess, Inference: seconds.inference, Postprocess: seconds.postprocess, Drawing: draw, 'In the queue': seconds.waited };
+  const texts = { Preprocess: seconds.preprocess, Inference: seconds.inference, Postprocess: seconds.postprocess, Drawing: draw, Queue: seconds.waited };
   const inUnits = (value) => (value >= 1 ? `${value.toFixed(2)} s` : `${(1000 * value).toFixed(value < 0.01 ? 1 : 0)} ms`);
   $('#seconds').replaceChildren(...Object.entries(texts).map(([what, value]) => element('span', { textContent: `${what} ${inUnits(value)}` })));
 }
@@ -242,7 +242,7 @@ function offerLayers() {
   if (byLayer) options.unshift(new Option('all', ''));
   const before = $('#layer').dataset.chosen;
   $('#layer').replaceChildren(...options);
-  const narrow = innerWidth < 700; // several panels beside each other would be too small
+  const narrow = innerWidth < 700; // several panels in a row would be too small
   $('#layer').value = options.some((option) => option.value === before) ? before : byLayer && !narrow ? '' : layers;
 }
 
@@ -294,8 +294,8 @@ async function drawRefinement() {
 
 async function openCamera() {
   try {
-    if (!navigator.mediaDevices) throw new Error('Browsers give the webcam to pages from localhost or over HTTPS only.');
-    $('#shoot').disabled = true; // until there is a picture to take
+    if (!navigator.mediaDevices) throw new Error('Browsers allow webcam access only on localhost or over HTTPS.');
+    $('#shoot').disabled = true; // until the video is playing
     $('#camera video').onplaying = () => ($('#shoot').disabled = false);
     $('#camera video').srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
     $('#camera').showModal();

@@ -1,4 +1,4 @@
-"""Set-ups with one fault each: the diagnosis names it first, and none where nothing is wrong."""
+"""Diagnosis of setups with one fault each: the fault is reported first, and nothing for a correct setup."""
 
 import json
 import runpy
@@ -9,22 +9,19 @@ import torch
 
 from ddetr.analysis.diagnosis import diagnose
 from ddetr.analysis.diagnosis.sabotage import SABOTAGES, sabotaged
-from ddetr.datasets.shapes import ShapesRecipe, make_shapes
 from ddetr.engine.config import load_config
 from ddetr.registry import MODELS
 from tests.conftest import ROOT
 
 
 @pytest.fixture(scope='module')
-def shapes(tmp_path_factory):
-    root = tmp_path_factory.mktemp('diagnosis') / 'shapes'
-    make_shapes(root, ShapesRecipe(num_train=72, num_val=48, size=96))
-    return root
+def shapes(draw_shapes):
+    return draw_shapes(num_train=72, num_val=48, size=96)
 
 
 @pytest.fixture(scope='module')
 def set_up(shapes):
-    """A tiny detector with frozen batch norms, whose backbone has statistics of its own, as a pretrained one has."""
+    """Config of a tiny detector with frozen batch norms and a backbone with statistics, like a pretrained one."""
     options = {
         **{f'{split}_dataloader.dataset.data_root': str(shapes) for split in ('train', 'val', 'test')},
         'optim_wrapper.optimizer.lr': 1e-3,
@@ -68,7 +65,7 @@ def test_only_the_order_of_channels_is_wrong(set_up):
     assert 'the model sees BGR' in diagnosis.causes[0].evidence
 
 
-def test_weights_that_cannot_be_taken_are_the_cause(set_up):
+def test_unloadable_weights_are_the_cause(set_up):
     cfg = set_up.copy()
     cfg.merge_from_dict({'model.backbone.init_cfg.checkpoint': 'nowhere.pth'})
     diagnosis, _ = diagnose(cfg)
@@ -78,7 +75,7 @@ def test_weights_that_cannot_be_taken_are_the_cause(set_up):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run a tool in this process; what it printed."""
+    """Run a tool in this process; return its output."""
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
@@ -88,7 +85,7 @@ def call(monkeypatch, capsys):
     return run
 
 
-def test_a_strangers_detector_is_diagnosed_and_overfitted(call, shapes, tmp_path):
+def test_third_party_detector_can_be_diagnosed_and_overfitted(call, shapes, tmp_path):
     config = ROOT / 'tests/own_detector/grid_shapes.py'
     printed = call(
         'diagnose.py', config, '--out-dir', tmp_path, '--overfit', 60, '--num-images', 3, '--cfg-options',

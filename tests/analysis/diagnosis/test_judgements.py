@@ -1,4 +1,4 @@
-"""The judgements that checks rest on, on made-up numbers whose truth is known."""
+"""Decision rules of the checks, on synthetic data with known ground truth."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ddetr.analysis.diagnosis.training import Run, _is_too_high
 
 
 def written(convention, count=200):
-    """Boxes of random place and size in images of 640 x 480, put down by one convention and read as x y w h."""
+    """Random boxes in images of 640 x 480, written in one convention and read as x y w h."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(count):
@@ -38,19 +38,19 @@ def written(convention, count=200):
         ('twice the size', 'do not fit their images'),
     ],
 )
-def test_conventions_of_boxes_are_told_apart(convention, says):
+def test_box_conventions_are_distinguished(convention, says):
     finding, _ = judge(written(convention), 'in the annotations')
     assert says in finding.title
 
 
-def test_right_boxes_and_a_few_wrong_ones_are_no_cause():
+def test_correct_boxes_with_a_few_wrong_ones_are_not_a_cause():
     assert judge(written('xywh'), '')[0] is None
     assert judge([*written('xywh', 195), *written('xyxy', 5)], '')[0] is None
     large = [Written((1, 1, 630 + i, 470 + i), (640, 480)) for i in range(9)]  # one object fills each image
     assert judge(large, '')[0] is None
 
 
-def test_a_second_corner_read_as_a_size_is_told_from_boxes_without_area():
+def test_second_corner_read_as_size_is_distinguished_from_empty_boxes():
     boxes = [Written((x, y, w, h), (640, 480)) for x, y, w, h in ((400, 300, 50, 60), (300, 350, 90, 20))]
     finding, _ = judge(boxes, '')
     assert 'end before they start' in finding.title
@@ -69,7 +69,7 @@ def test_labels_that_features_explain_are_separable_and_shuffled_ones_are_chance
 
 
 def test_labels_that_only_the_image_explains_are_chance_within_images():
-    """As after shuffling the labels of each image: its look still tells which classes are there."""
+    """Labels shuffled within each image: image content still predicts which classes occur."""
     rng = np.random.default_rng(1)
     images = np.repeat(np.arange(80), 6)
     rare = rng.integers(1, 3, 80)[images]
@@ -79,7 +79,7 @@ def test_labels_that_only_the_image_explains_are_chance_within_images():
     assert separability(features, labels, images, within_groups=True).is_chance
 
 
-def test_exchanged_classes_are_whole_cycles_and_no_noise():
+def test_swapped_classes_are_complete_cycles_and_not_noise():
     counts = np.array([100, 100, 100, 10])
     swapped = np.array(
         [[0.2, 0.9, 0.5, 0.4], [0.9, 0.2, 0.5, 0.5], [0.5, 0.5, 0.9, 0.5], [0.5, 0.5, 0.4, 0.8]]
@@ -102,7 +102,7 @@ def test_learning_rates_are_judged_by_lower_ones_and_by_the_size_of_a_step():
     assert not _is_too_high(run(19.9), [run(19.9), run(20.0)])  # nothing learns: another cause
 
 
-def test_what_a_checkpoint_was_trained_on_is_read_from_its_config(tiny_run, tmp_path):
+def test_normalisation_of_a_checkpoint_is_read_from_its_config(tiny_run, tmp_path):
     colours = of_checkpoint(str(tiny_run.checkpoint))
     assert colours.differs(IMAGENET) == ''
     assert colours.mean == (123.675, 116.28, 103.53)

@@ -1,4 +1,4 @@
-"""A small clean dataset of drawn shapes, for tests that plant faults into copies of it."""
+"""Small clean dataset of shapes, for tests that plant faults in copies of it."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Faults that only Pascal VOC's or YOLO's format can have, and the same faults as in COCO's found there, too."""
+"""Faults specific to Pascal VOC or YOLO format, and faults common to all formats."""
 
 import pytest
 

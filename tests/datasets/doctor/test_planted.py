@@ -1,4 +1,4 @@
-"""Faults that are planted into a clean dataset, all at once: each is named, and the cleaned copy trains."""
+"""Faults planted in a clean dataset, all at once: each is reported, and the cleaned copy can be trained on."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def test_the_clean_dataset_has_no_fault(clean_root):
     assert examine(clean_root).faults == ()
 
 
-def test_all_planted_faults_are_named_in_one_run(faulty):
+def test_all_planted_faults_are_reported_in_one_run(faulty):
     report = examine(faulty)
     assert len(PLANTED) >= 30
     assert {fault.name for fault in report.faults} == set(PLANTED)
@@ -38,7 +38,7 @@ def test_all_planted_faults_are_named_in_one_run(faulty):
 
 
 @pytest.mark.parametrize('name', PLANTED)
-def test_a_fault_is_named_when_it_is_the_only_one(data, name):
+def test_single_fault_is_reported(data, name):
     alone = {'class in one split only', 'class imbalance', 'category ids from 0 or with gaps'}
     cause = 'empty class name or surrounding spaces' if name in alone else name
     if name in ('more objects than the metric counts', 'unusual size for its class'):
@@ -71,7 +71,7 @@ def test_the_fixed_copy_has_no_fixable_fault_and_trains(faulty, tmp_path, run):
     assert (tmp_path / 'run/last_checkpoint').exists()
 
 
-def test_fix_keeps_boxes_and_mends_their_numbers(data, tmp_path):
+def test_fix_keeps_boxes_and_corrects_their_numbers(data, tmp_path):
     wrong = [dict(box) for box in data.boxes(29)]
     for name in ('boxes in the wrong coordinate order', 'fractions instead of pixels'):
         PLANTED[name](data)
@@ -83,7 +83,7 @@ def test_fix_keeps_boxes_and_mends_their_numbers(data, tmp_path):
     assert boxes == [pytest.approx(box['bbox'], abs=1e-6) for box in wrong]
 
 
-def test_the_page_escapes_names_and_asks_nobody_for_anything(data, tmp_path):
+def test_page_escapes_names_and_makes_no_requests(data, tmp_path):
     evil = '<script>alert("x")</script><img src=http://example.com/x.png>'
     data.train['categories'][0]['name'] = data.val['categories'][0]['name'] = evil
     old = data.file(0)

@@ -14,7 +14,7 @@ def test_without_fiftyone_there_is_one_clear_error(clean_root, monkeypatch):
 
 
 class Sample(dict):
-    """FiftyOne's sample, as far as the plugin uses it."""
+    """Stand-in for FiftyOne's sample, with the part used by the plugin."""
 
     def __init__(self, filepath, tags):
         super().__init__(filepath=filepath, tags=tags)

@@ -1,4 +1,4 @@
-"""What the doctor finds in real datasets, against what a separate look at them found."""
+"""Findings in real datasets compared with an independent inspection."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_blood_cells(bccd):
     assert len(bccd) == 7
 
 
-def test_coco_has_no_error_and_nothing_that_is_not_there(photographs):
+def test_coco_has_no_errors_and_no_false_alarms(photographs):
     report = examine(photographs / 'coco')
     assert report.of('error') == []
     assert {fault.name: fault.count for fault in report.of('warning')} == {

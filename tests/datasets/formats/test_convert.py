@@ -1,4 +1,4 @@
-"""Conversions keep boxes and names, say what they cannot keep, and leave nothing half-written."""
+"""Conversions keep boxes and names, report what they cannot keep, and leave no partial files."""
 
 import json
 import random
@@ -60,7 +60,7 @@ def _content(root):
     return found
 
 
-def test_boxes_and_names_go_round_through_all_formats(source, tmp_path):
+def test_boxes_and_names_survive_round_trips_through_all_formats(source, tmp_path):
     _add(source, _annotation(0, 3, [5.5, 6.25, 0, 0]), _annotation(10, 7, [-3.21, 4, 5000, 2.5]))
     root = source
     for format in CYCLE:
@@ -72,11 +72,11 @@ def test_boxes_and_names_go_round_through_all_formats(source, tmp_path):
         for path in source.rglob('*.jpg'):
             assert next(root.rglob(path.name)).read_bytes() == path.read_bytes()
     assert list(convert_dataset(source, 'yolo', tmp_path / 'again').notes) == [
-        '1 boxes reach far out of their image: Ultralytics rejects such images.'
+        '1 boxes extend far beyond their image: Ultralytics rejects such images.'
     ]
 
 
-def test_any_digits_agree_to_a_billionth_of_a_pixel(source, tmp_path):
+def test_arbitrary_coordinates_agree_to_a_billionth_of_a_pixel(source, tmp_path):
     draw = random.Random(2)
     _add(source, *(_annotation(0, 3, [draw.uniform(0, 30) for _ in range(4)]) for _ in range(200)))
     root = source
@@ -88,7 +88,7 @@ def test_any_digits_agree_to_a_billionth_of_a_pixel(source, tmp_path):
             assert after == pytest.approx(before, abs=2e-9, rel=0)
 
 
-def test_real_data_goes_round(bccd_root, tmp_path):
+def test_real_data_survives_a_round_trip(bccd_root, tmp_path):
     root = bccd_root
     for format in ('yolo', 'coco', 'voc'):
         done = convert_dataset(root, format, tmp_path / format, images='symlink')
@@ -97,16 +97,16 @@ def test_real_data_goes_round(bccd_root, tmp_path):
     assert _content(root) == _content(bccd_root)
 
 
-def test_crowds_are_kept_where_the_format_can_and_told_where_not(source, tmp_path):
+def test_crowds_are_kept_or_reported_depending_on_the_format(source, tmp_path):
     _add(source, _annotation(0, 3, [1, 2, 30, 40], iscrowd=1, area=600))
     voc = convert_dataset(source, 'voc', tmp_path / 'voc')
-    assert '1 crowd regions are marked difficult: VOC has no other mark.' in voc.notes
+    assert '1 crowd regions are marked difficult: VOC has no other flag.' in voc.notes
     back = convert_dataset(tmp_path / 'voc', 'coco', tmp_path / 'coco')
-    assert '1 difficult objects are marked iscrowd: COCO has no other mark.' in back.notes
+    assert '1 difficult objects are marked iscrowd: COCO has no other flag.' in back.notes
     boxes = json.loads((tmp_path / 'coco/annotations/instances_train.json').read_text())['annotations']
     assert [box['bbox'] for box in boxes if box['iscrowd']] == [[1, 2, 30, 40]]
     yolo = convert_dataset(source, 'yolo', tmp_path / 'yolo')
-    assert '1 crowd regions or difficult objects are left out: YOLO has no mark for them.' in yolo.notes
+    assert '1 crowd regions or difficult objects are skipped: YOLO has no flag for them.' in yolo.notes
     assert sum(map(len, _content(source).values())) == sum(map(len, _content(tmp_path / 'yolo').values())) + 1
     same = convert_dataset(source, 'coco', tmp_path / 'same')
     assert not same.notes
@@ -115,20 +115,20 @@ def test_crowds_are_kept_where_the_format_can_and_told_where_not(source, tmp_pat
     assert {c['id']: c['name'] for c in coco['categories']} == NAMES  # COCO's own ids stay
 
 
-def test_what_cannot_be_converted_is_told(source, tmp_path):
+def test_unconvertible_records_are_reported(source, tmp_path):
     _add(source, _annotation(0, 55, [1, 2, 3, 4]), _annotation(0, 3, [1, 2, None, 4]), {'image_id': 0})
     (source / 'train' / 'train 1.png').write_bytes(b'broken')
     (source / 'train' / 'train 2.jpg').unlink()
     notes = convert_dataset(source, 'coco', tmp_path / 'out').notes
     assert sorted(notes) == [
-        '1 boxes are of no class that is converted, and are left out.',
-        '1 boxes have no four numbers, and are left out.',
-        '1 records cannot be read and are left out: see the check of the dataset.',
-        '2 images are missing or cannot be read, and are left out.',
+        '1 boxes belong to none of the converted classes, and are skipped.',
+        '1 boxes do not consist of four numbers, and are skipped.',
+        '1 records cannot be read and are skipped: check the dataset for details.',
+        '2 images are missing or cannot be read, and are skipped.',
     ]
 
 
-def test_images_that_share_a_name_get_names_of_their_own(tmp_path):
+def test_images_with_the_same_name_get_unique_names(tmp_path):
     for split in ('train', 'valid'):
         for kind in ('images', 'labels'):
             (tmp_path / 'data' / split / kind).mkdir(parents=True)
@@ -142,7 +142,7 @@ def test_images_that_share_a_name_get_names_of_their_own(tmp_path):
     }
 
 
-def test_an_unrotated_annotation_is_kept_or_left_out(tmp_path):
+def test_unrotated_annotations_are_kept_or_skipped(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / 'data/images').mkdir(parents=True)
@@ -156,13 +156,13 @@ def test_an_unrotated_annotation_is_kept_or_left_out(tmp_path):
             out = tmp_path / f'{format}{width}'
             notes = convert_dataset(tmp_path / 'data', format, out).notes
             if format == 'yolo' and width == 40:
-                assert 'annotated unrotated' in notes[0]
+                assert 'unrotated annotations' in notes[0]
             else:
                 (image,) = find_dataset(out).splits['train'].read().images
                 assert (image.size or image.header) == (width, height)
 
 
-def test_a_part_is_held_out_for_validation(source, tmp_path):
+def test_fraction_is_held_out_for_validation(source, tmp_path):
     (source / 'val.json').unlink()
     for again in 'ab':
         done = convert_dataset(source, 'yolo', tmp_path / again, val_fraction=0.34)
@@ -171,7 +171,7 @@ def test_a_part_is_held_out_for_validation(source, tmp_path):
     assert first == second
     with pytest.raises(InputError, match=r'leaves 6 to train on and 0 to validate on'):
         convert_dataset(source, 'yolo', tmp_path / 'c', val_fraction=0.01)
-    with pytest.raises(InputError, match=r'has the splits train, val already'):
+    with pytest.raises(InputError, match=r'already has the splits train, val'):
         convert_dataset(tmp_path / 'a', 'yolo', tmp_path / 'c', val_fraction=0.5)
 
 
@@ -184,10 +184,10 @@ def test_images_are_copied_or_linked(source, tmp_path, images):
     assert path.samefile(original) == (images != 'copy')
 
 
-def test_nothing_is_left_half_written_or_overwritten(source, tmp_path, monkeypatch):
+def test_no_partial_files_are_left_and_nothing_is_overwritten(source, tmp_path, monkeypatch):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/mine').touch()
-    with pytest.raises(InputError, match='exists already: name a new folder'):
+    with pytest.raises(InputError, match='already exists: choose a new folder'):
         convert_dataset(source, 'voc', tmp_path / 'out')
 
     def fail(source, path):

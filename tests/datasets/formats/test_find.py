@@ -198,7 +198,9 @@ def test_a_layout_is_found_and_read(folder, layout, splits):
 def test_a_folder_of_two_formats_lists_both(folder):
     yolo_labelimg(folder)
     voc_labelimg(folder)
-    with pytest.raises(InputError, match=r'more than one format: Pascal VOC \(.*\); YOLO \(.*\)\. Say which'):
+    with pytest.raises(
+        InputError, match=r'more than one format: Pascal VOC \(.*\); YOLO \(.*\)\. Specify which'
+    ):
         find_dataset(folder.root)
     assert find_dataset(folder.root, 'yolo').format == 'yolo'
 
@@ -209,34 +211,32 @@ def test_two_candidates_for_a_split_are_listed(folder):
         find_dataset(folder.root)
 
 
-def test_what_is_not_there_is_said(folder, tmp_path):
+def test_missing_data_raises(folder, tmp_path):
     with pytest.raises(InputError, match='does not exist'):
         find_dataset(folder.root)
     folder.text('notes.md', 'words').image('pictures/a.jpg')
     with pytest.raises(
-        InputError, match=r'no annotations in the format of .*; it holds notes\.md, pictures/'
+        InputError, match=r'no annotations in the format of .*; it contains notes\.md, pictures/'
     ):
         find_dataset(folder.root)
     with pytest.raises(InputError, match=r'is a file, not the folder'):
         find_dataset(folder.root / 'notes.md')
     folder.image('images/a.jpg').yolo('labels/a.txt')
-    with pytest.raises(
-        InputError, match=r'nothing that names their classes: add data\.yaml, or classes\.txt'
-    ):
+    with pytest.raises(InputError, match=r'no class names: add data\.yaml, or classes\.txt'):
         find_dataset(folder.root)
 
 
-def test_a_data_yaml_may_be_named_itself(folder):
+def test_data_yaml_can_be_given_directly(folder):
     yolo_lists(folder)
     assert find_dataset(folder.root / 'my.yaml').splits['val'].read().images[0].path.name == 'b.jpg'
 
 
-def test_trainval_is_trained_on_where_there_is_no_train(folder):
+def test_trainval_is_used_if_there_is_no_train(folder):
     folder.image('JPEGImages/a.jpg', 'JPEGImages/b.jpg').xml('Annotations/a.xml', 'Annotations/b.xml')
     folder.text('ImageSets/Main/trainval.txt', 'a\n').text('ImageSets/Main/test.txt', 'b\n')
     found = find_dataset(folder.root)
     assert [image.id for image in found.splits['train'].read().images] == ['a']
-    assert 'train is the list trainval' in found.notes[0]
+    assert 'the list trainval is used for training' in found.notes[0]
 
 
 def _config(**dataset):
@@ -284,15 +284,16 @@ def test_options_point_a_config_at_the_data(folder):
     assert named['model.bbox_head.0.num_classes'] == 2
 
 
-def test_a_dataset_without_a_validation_split_is_said_to_lack_it(folder):
+def test_missing_validation_split_raises(folder):
     voc_kaggle(folder)
     with pytest.raises(
-        InputError, match=r'no validation split: let "tools/data/convert\.py .* --val-fraction 0\.2"'
+        InputError,
+        match=r'no validation split: hold out some images with "tools/data/convert\.py .* --val-fraction 0\.2"',
     ):
         data_options(_config(), folder.root)
 
 
-def test_roboflows_category_for_the_project_is_left_out(folder):
+def test_roboflow_project_category_is_skipped(folder):
     categories = [{'id': 0, 'name': 'dogs', 'supercategory': 'none'}, {'id': 1, 'name': 'dog'}]
     for split in ('train', 'valid'):
         folder.image(f'{split}/a.jpg').coco(f'{split}/_annotations.coco.json', 'a.jpg', categories=categories)

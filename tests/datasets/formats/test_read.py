@@ -15,7 +15,7 @@ def _boxes(split):
     return [box for image in split.images for box in image.boxes]
 
 
-def test_cocos_faults_are_kept_or_told(tmp_path):
+def test_coco_faults_are_kept_or_reported(tmp_path):
     (tmp_path / 'a.json').write_text(
         '{"images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": "x"}, {"id": 1, "file_name": "b.jpg"}, {}],'
         '"categories": [{"id": "1", "name": "dog"}, 7],'
@@ -49,7 +49,7 @@ def test_cocos_faults_are_kept_or_told(tmp_path):
 
 
 @pytest.mark.parametrize('text', ['', '{"images": [', '[1]', '\x00', '{"images": 1}', '[' * 100_000])
-def test_files_that_are_no_coco_are_one_sentence_or_more(tmp_path, text):
+def test_files_not_in_coco_format_are_reported(tmp_path, text):
     (tmp_path / 'a.json').write_text(text)
     split = read_coco_split(tmp_path / 'a.json', tmp_path, 'train')
     assert split.images == ()
@@ -57,7 +57,7 @@ def test_files_that_are_no_coco_are_one_sentence_or_more(tmp_path, text):
     assert all('a.json' in sentence and '\n' not in sentence for sentence in split.unreadable)
 
 
-def test_vocs_faults_are_kept_or_told(tmp_path):
+def test_voc_faults_are_kept_or_reported(tmp_path):
     files = {
         'a': '<annotation><filename>other.jpg</filename><object><name>dog</name><difficult>1</difficult><bndbox>'
         '<xmin>1.5</xmin><ymin>x</ymin><xmax>3</xmax></bndbox></object><object><name>cat</name></object></annotation>',
@@ -88,7 +88,7 @@ def test_vocs_faults_are_kept_or_told(tmp_path):
     ]
 
 
-def test_vocs_images_are_found_by_stem_then_by_name(tmp_path):
+def test_voc_images_are_found_by_stem_then_by_name(tmp_path):
     (tmp_path / 'Annotations').mkdir()
     for name, said in (('a', 'x.jpg'), ('b', 'C:\\\\pictures\\\\y.png'), ('c', 'z.jpg')):
         text = f'<annotation><filename>{said}</filename></annotation>'
@@ -99,7 +99,7 @@ def test_vocs_images_are_found_by_stem_then_by_name(tmp_path):
     assert [image.path.name for image in split.images] == ['a.PNG', 'y.png', 'c.jpg']
 
 
-def test_class_lists_set_vocs_order(tmp_path):
+def test_class_lists_set_the_class_order_of_voc(tmp_path):
     (tmp_path / 'Annotations').mkdir()
     (tmp_path / 'Annotations/a.xml').write_text('<annotation><object><name>ant</name></object></annotation>')
     (tmp_path / 'labelmap.txt').write_text('# label:color\nbackground:0,0,0::\ndog:1,2,3::\ncat:::\n')
@@ -107,7 +107,7 @@ def test_class_lists_set_vocs_order(tmp_path):
     assert [name for _, name in split.categories] == ['dog', 'cat', 'ant']
 
 
-def test_yolos_faults_are_kept_or_told(tmp_path):
+def test_yolo_faults_are_kept_or_reported(tmp_path):
     (tmp_path / 'images').mkdir()
     (tmp_path / 'labels').mkdir()
     for name in 'abc':
@@ -142,14 +142,14 @@ def test_yolos_faults_are_kept_or_told(tmp_path):
 @pytest.mark.parametrize(
     'text', ['names: [a', '[1]', 'names: {x: 1}\nval: images', 'val: nowhere\nnames: [a]']
 )
-def test_a_wrong_data_yaml_is_named(tmp_path, text):
+def test_invalid_data_yaml_raises(tmp_path, text):
     (tmp_path / 'images').mkdir()
     (tmp_path / 'data.yaml').write_text(text)
     with pytest.raises(InputError, match=r'(data\.yaml|names)'):
         read_yolo_split(tmp_path / 'data.yaml', 'val')
 
 
-def test_what_is_not_there_is_an_error(tmp_path):
+def test_missing_files_raise(tmp_path):
     with pytest.raises(InputError, match='does not exist'):
         read_coco_split(tmp_path / 'a.json', tmp_path, 'train')
     with pytest.raises(InputError, match='is a folder'):
@@ -164,7 +164,7 @@ def test_what_is_not_there_is_an_error(tmp_path):
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.webp', '.tiff'])
 @pytest.mark.parametrize('orientation', range(1, 9))
-def test_the_headers_size_is_what_the_loader_sees(tmp_path, suffix, orientation):
+def test_header_size_equals_the_loaded_size(tmp_path, suffix, orientation):
     image, exif = Image.new('RGB', (40, 20)), Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f'a{suffix}'

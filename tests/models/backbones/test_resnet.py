@@ -17,7 +17,7 @@ from ddetr.models.backbones import ResNet, ResNeXt
         ('resnext101_64x4d', lambda: ResNeXt(101, groups=64, base_width=4)),
     ],
 )
-def test_same_weights_same_features_as_torchvision(name, build):
+def test_features_equal_torchvision_with_the_same_weights(name, build):
     theirs = getattr(torchvision.models, name)(weights=None).eval()
     ours = build().eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
@@ -31,7 +31,7 @@ def test_same_weights_same_features_as_torchvision(name, build):
             torch.testing.assert_close(feat, x)
 
 
-def test_dc5_is_torchvisions_dilation():
+def test_dc5_equals_torchvisions_dilation():
     theirs = torchvision.models.resnet50(
         weights=None, replace_stride_with_dilation=[False, False, True]
     ).eval()
@@ -67,7 +67,7 @@ def test_frozen_parts_have_no_gradient_and_keep_their_statistics():
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
 
 
-def test_norms_of_unfrozen_stages_learn_when_asked_to():
+def test_norms_of_unfrozen_stages_can_be_trained():
     model = ResNet(18, frozen_stages=1, norm_eval=False).train()
     assert not model.layer1[0].bn1.training
     assert model.layer2[0].bn1.training
@@ -86,6 +86,6 @@ def test_norms_of_unfrozen_stages_learn_when_asked_to():
         ({'depth': 18, 'norm_cfg': {'type': 'GN'}}, 'GN'),
     ],
 )
-def test_bad_options_name_themselves(options, message):
+def test_invalid_options_raise(options, message):
     with pytest.raises(ValueError, match=message):
         ResNet(**options)

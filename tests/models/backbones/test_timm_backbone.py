@@ -84,7 +84,7 @@ def test_file_of_the_whole_model_gives_its_features(name, suffix, tmp_path):
 @pytest.mark.parametrize(
     ('name', 'padded'), [('resnet50', (213, 317)), (SWIN, (216, 320)), (CONVNEXT, (224, 320))]
 )
-def test_odd_sizes_are_padded_to_what_the_model_divides(name, padded, tmp_path):
+def test_odd_sizes_are_padded_to_the_models_stride(name, padded, tmp_path):
     theirs, path = whole_model(name), tmp_path / 'weights.pth'
     torch.save(theirs.state_dict(), path)
     images = torch.randn(1, 3, 213, 317)
@@ -230,7 +230,7 @@ def backbone_rates(model, **paramwise):
     return {names[id(g['params'][0])]: (g['lr'], g['weight_decay']) for g in wrapper.optimizer.param_groups}
 
 
-def test_layer_decay_factors_by_hand():
+def test_layer_decay_factors_match_a_manual_calculation():
     model = nn.ModuleDict({'backbone': TimmBackbone(SMALL), 'neck': nn.Linear(2, 2)})
     rates = backbone_rates(model, decay_rate=0.5)
     assert rates.keys() == dict(model.named_parameters()).keys()
@@ -290,7 +290,7 @@ def test_custom_keys_and_layer_decay_multiply():
         ({'decay_rate': 0.8, 'num_layers': 13}, 'num_layers=13 must be between 1 and 12'),
     ],
 )
-def test_bad_layer_decay_is_explained(paramwise, message):
+def test_invalid_layer_decay_raises(paramwise, message):
     with pytest.raises(ConfigError, match=message):
         backbone_rates(nn.ModuleDict({'backbone': TimmBackbone(SMALL)}), **paramwise)
 
@@ -448,7 +448,7 @@ def test_failing_download_is_one_error(monkeypatch):
     assert '\n' not in str(error.value)
 
 
-def test_without_timm_there_is_one_error(monkeypatch):
+def test_missing_timm_gives_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, 'timm', None)
     with pytest.raises(ConfigError, match=r'^TimmBackbone needs timm: pip install timm$'):
         TimmBackbone('resnet18')
@@ -476,7 +476,7 @@ def test_without_timm_there_is_one_error(monkeypatch):
         ({'model_name': 'mvitv2_tiny'}, 'does not take images of any size'),
     ],
 )  # fmt: skip
-def test_bad_options_are_one_clear_error(options, message):
+def test_invalid_options_give_one_clear_error(options, message):
     with pytest.raises(ConfigError, match=message) as error:
         TimmBackbone(**{'model_name': 'resnet18', **options})
     assert '\n' not in str(error.value)

@@ -77,7 +77,7 @@ def test_predictions_lie_inside_the_original_image_best_first(detector):
         assert (found.bboxes <= torch.tensor([width / 2, height / 4] * 2) + 1e-4).all()
 
 
-def test_more_queries_than_tokens_is_one_clear_sentence(repo_root):
+def test_more_queries_than_tokens_gives_one_clear_error(repo_root):
     detector = build(narrow_deformable_detr(repo_root, 'deformable-detr-refine-twostage', num_queries=2000))
     images, samples, *_ = padded_batch(7, SHAPES)
     tokens = sum(-(-128 // s) * -(-160 // s) for s in (8, 16, 32, 64))
@@ -85,7 +85,7 @@ def test_more_queries_than_tokens_is_one_clear_sentence(repo_root):
         detector(images, samples, mode='loss')
 
 
-def test_levels_that_do_not_fit_are_named(repo_root):
+def test_wrong_levels_raise(repo_root):
     config = narrow_deformable_detr(repo_root, 'deformable-detr')
     config.encoder.layer_cfg.self_attn_cfg.num_levels = 3
     with pytest.raises(ValueError, match='num_levels=3, but num_feature_levels=4'):
@@ -153,7 +153,7 @@ def test_class_aware_proposals_are_chosen_and_trained_by_class(repo_root):
 
 
 @pytest.mark.parametrize('stages', [1, 2])
-def test_one_to_many_queries_are_for_training_only_and_leave_the_others_alone(repo_root, stages):
+def test_one_to_many_queries_are_training_only_and_do_not_affect_others(repo_root, stages):
     variant = 'deformable-detr-refine' + ('-twostage' if stages == 2 else '')
     config = narrow_deformable_detr(repo_root, variant)
     config.num_one2many_queries, config.one2many_repeats = 15, 4
@@ -200,19 +200,19 @@ def test_one_to_many_queries_are_for_training_only_and_leave_the_others_alone(re
         ),
     ],
 )
-def test_combinations_that_cannot_be_are_refused_at_once(repo_root, switches, sentence):
+def test_invalid_combinations_raise_at_once(repo_root, switches, sentence):
     config = narrow_deformable_detr(repo_root, 'deformable-detr-refine-twostage')
     with pytest.raises(ConfigError, match=sentence):
         build({**config, **switches})
 
 
-def test_more_one_to_many_queries_than_tokens_is_one_clear_sentence(repo_root):
+def test_more_one_to_many_queries_than_tokens_gives_one_clear_error(repo_root):
     images, samples, *_ = padded_batch(7, SHAPES)
     with pytest.raises(ValueError, match=r'num_queries=2020 exceeds .* \(or num_one2many_queries\)'):
         two_stage(repo_root, num_one2many_queries=2000)(images, samples, mode='loss')
 
 
-def test_the_neck_asks_the_backbone_for_its_channels(repo_root):
+def test_neck_takes_its_input_channels_from_the_backbone(repo_root):
     config = narrow_deformable_detr(repo_root, 'deformable-detr')
     expected = build(config).state_dict()
     del config.neck['in_channels']
@@ -247,7 +247,7 @@ def test_classes_are_reset_in_every_branch(detector):
     assert model(images).cls_logits.shape[-1] == 3
 
 
-def test_denoising_queries_are_for_training_only_and_leave_the_others_alone(repo_root):
+def test_denoising_queries_are_training_only_and_do_not_affect_others(repo_root):
     dn_cfg = {'group_cfg': {'dynamic': True, 'num_dn_queries': 12}}
     detector = two_stage(repo_root, dn_cfg=dn_cfg, num_one2many_queries=10)
     plain = two_stage(repo_root, num_one2many_queries=10)

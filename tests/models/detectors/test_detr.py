@@ -107,7 +107,7 @@ def test_dc5_doubles_the_resolution_and_nothing_else(repo_root):
     assert shapes[0] == shapes[1]
 
 
-def test_more_than_one_feature_map_is_refused(repo_root):
+def test_more_than_one_feature_map_raises(repo_root):
     config = narrow_detr(repo_root, DETR_CONFIGS[0])
     config.neck.num_outs = 2
     images, samples, *_ = padded_batch(7, SHAPES)

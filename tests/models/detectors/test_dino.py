@@ -88,7 +88,7 @@ def test_denoising_does_not_reach_the_matching_queries_nor_other_groups(detector
         assert (again[:, :, 8:16] - second).abs().max() > 1e-3
 
 
-def test_matching_queries_are_hidden_from_nobody():
+def test_matching_queries_are_visible_to_all_queries():
     mask = denoising_mask(
         3, DenoisingQueries(torch.zeros(1, 4), torch.zeros(1, 4, 4), 2), torch.device('cpu')
     )
@@ -97,7 +97,7 @@ def test_matching_queries_are_hidden_from_nobody():
     assert mask[3:, 3:].tolist() == [[False, False, True, True]] * 2 + [[True, True, False, False]] * 2
 
 
-def test_noise_is_what_the_paper_says():
+def test_noise_follows_the_paper():
     generator = ContrastiveDenoising(7, 8, 0.5, 0.6, {'dynamic': False, 'num_groups': 4000})
     _, samples = batch()
     drawn = generator(samples)
@@ -167,21 +167,21 @@ def test_classes_are_reset_with_the_label_embedding(repo_root):
         ({'dn_cfg': {'box_noise_scale': -1.0}}, 'negative noise'),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(repo_root, keys, sentence):
+def test_invalid_combinations_raise_at_once(repo_root, keys, sentence):
     config = narrow(repo_root, 'dino/dino-4scale_r50_8xb2-12e_coco.py')
     config.dn_cfg = None
     with pytest.raises(ConfigError, match=sentence):
         build({**config, **keys})
 
 
-def test_more_queries_than_tokens_is_one_clear_sentence(repo_root):
+def test_more_queries_than_tokens_gives_one_clear_error(repo_root):
     model = build(narrow(repo_root, 'dino/dino-4scale_r50_8xb2-12e_coco.py', num_queries=900))
     images, samples = batch()
     with pytest.raises(ValueError, match='num_queries=900 exceeds the'):
         model.loss(images, samples)
 
 
-def test_names_are_mmdetections(repo_root, tmp_path):
+def test_names_equal_mmdetection(repo_root, tmp_path):
     """Its source, written out: detectors/dino.py, layers/transformer/dino_layers.py, dense_heads/dino_head.py."""
     both = ('weight', 'bias')
     attention = ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj')

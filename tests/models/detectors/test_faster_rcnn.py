@@ -52,7 +52,7 @@ def batch(model: BaseDetector, scale_factor: tuple[float, float] = (1.0, 1.0)) -
     return model.data_preprocessor({'inputs': images, 'data_samples': samples}, training=True)
 
 
-def test_state_dict_and_trainable_parameters_are_mmdetections(repo_root, checkpoint_lists):
+def test_state_dict_and_trainable_parameters_equal_mmdetection(repo_root, checkpoint_lists):
     cfg = Config.fromfile(repo_root / 'configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
     cfg.backbone.init_cfg = None
     with torch.device('meta'):

@@ -99,6 +99,6 @@ def test_classification_loss_is_the_weighted_mean_over_queries(bg_weight, class_
     assert losses.keys() == {f'{p}loss_{term}' for p in ('', 'd0.') for term in ('cls', 'bbox', 'iou')}
 
 
-def test_a_head_without_an_assigner_says_that_it_cannot_train():
+def test_training_without_an_assigner_raises():
     with pytest.raises(ValueError, match='built without train_cfg'):
         DETRHead(num_classes=3, embed_dims=8).loss(predictions(LOGITS), [sample_with([], [])])

@@ -88,7 +88,7 @@ def test_an_iou_loss_compares_decoded_boxes():
     torch.testing.assert_close(losses['loss_rpn_bbox'], torch.tensor((1 - 1 / 3) / 16))
 
 
-def test_anchors_in_the_padding_are_trained_on_only_if_asked():
+def test_anchors_in_the_padding_are_trained_only_if_enabled():
     image = sample([[8.0, 8.0, 24.0, 24.0]], size=(16, 24))
     inside = torch.zeros(4, 5, dtype=torch.bool)
     inside[:2, :3] = True
@@ -99,7 +99,7 @@ def test_anchors_in_the_padding_are_trained_on_only_if_asked():
     )  # not its 3 neighbours
 
 
-def test_anchors_that_stick_out_too_far_are_left_out():
+def test_anchors_too_far_outside_are_ignored():
     image = sample([[8.0, 8.0, 24.0, 24.0]])
     trained = trained_cells(head(train_cfg={'allowed_border': 0}), image)
     # of anchors of side 16 around (8 x, 8 y), those of x = 1..3 and y = 1..2 lie within 40 x 32, not touching
@@ -122,7 +122,7 @@ def test_crowds_are_neither_object_nor_background():
     assert torch.equal(as_background & ~left_out, rows)
 
 
-def test_objects_weigh_as_told():
+def test_object_weights_are_applied():
     image = sample([[8.0, 8.0, 24.0, 24.0]])
     rpn, heavy = head(), head(train_cfg={'pos_weight': 3.0})
     preds = rpn([torch.randn(1, 4, 4, 5)], (32, 40))
@@ -149,7 +149,7 @@ def test_proposals_are_the_best_of_each_level_after_suppression():
     assert tall.boxes_xyxy_px.tolist() == [expected[0], expected[2]]
 
 
-def test_impossible_settings_are_named():
+def test_invalid_settings_raise():
     with pytest.raises(ValueError, match='use_sigmoid=False'):
         head(loss_cls={'type': 'CrossEntropyLoss'})
     with pytest.raises(ValueError, match='num_classes=3'):

@@ -104,7 +104,7 @@ def test_options_of_the_box_loss():
     torch.testing.assert_close(loss, (box - torch.tensor(OBJECT)).abs().sum() / 4)
 
 
-def test_objects_weigh_as_told():
+def test_object_weights_are_applied():
     roi_head = head(sampler={'add_gt_as_proposals': False})
     feats, proposals = inputs()
     preds = roi_head(feats, [torch.tensor(PROPOSALS)])

@@ -203,7 +203,7 @@ def test_a_users_term_reads_extras_of_its_group():
     assert losses['d0.dn_loss_depth'] == (depth[0, :, 4] + depth[0, :, 7]).sum() / 4
 
 
-def test_terms_that_cannot_be_are_refused():
+def test_invalid_terms_raise():
     with pytest.raises(ConfigError, match="CountTerm needs 'depth', which this head does not predict"):
         criterion([{'type': 'ClassTerm', 'loss': LOSSES['loss_cls']}, {'type': 'CountTerm'}])
     with pytest.raises(ConfigError, match='loss_terms stands beside loss_iou: set loss_iou=None'):

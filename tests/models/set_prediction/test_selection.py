@@ -8,7 +8,7 @@ from ddetr.structures import DetDataSample, SetPredictions
 
 
 @pytest.mark.parametrize('use_sigmoid', [True, False])
-def test_detections_of_a_batch_are_those_of_each_image(use_sigmoid):
+def test_detections_of_a_batch_equal_those_of_single_images(use_sigmoid):
     logits, boxes = torch.randn(2, 3, 20, 5), torch.rand(2, 3, 20, 4)
     sizes = [(48, 64), (64, 40), (30, 30)]
     samples = [DetDataSample(metainfo={'img_shape': size, 'scale_factor': (2.0, 0.5)}) for size in sizes]

@@ -35,7 +35,7 @@ def test_base_sizes_replace_the_strides_as_unit():
     assert anchors.tolist() == [[-10, -10, 10, 10], [-6, -10, 14, 10]]
 
 
-def test_rounded_with_inferred_strides_they_are_torchvisions():
+def test_rounded_anchors_with_inferred_strides_equal_torchvision():
     sizes, strides = [(20, 28), (10, 14), (5, 7), (3, 4)], [8, 16, 32, 64]  # of a 160 x 224 image
     ours = AnchorGenerator(strides, [0.5, 1.0, 2.0], [4], round_base_anchors=True, infer_strides=True)
     theirs = TorchvisionAnchors(tuple((4 * s,) for s in strides), ((0.5, 1.0, 2.0),) * 4)
@@ -44,7 +44,7 @@ def test_rounded_with_inferred_strides_they_are_torchvisions():
     assert torch.equal(torch.cat(ours.grid_anchors(sizes, (160, 224), CPU)), expected)
 
 
-def test_a_wrong_number_of_levels_is_named():
+def test_wrong_number_of_levels_raises():
     generator = AnchorGenerator(strides=[4, 8], ratios=[1.0], scales=[8])
     with pytest.raises(ValueError, match=r'2 strides .* got 1 levels'):
         generator.grid_anchors([(3, 2)], (12, 8), CPU)

@@ -11,7 +11,7 @@ def boxes(count: int) -> torch.Tensor:
     return torch.cat([corner, corner + 1 + torch.rand(count, 2) * 60], dim=1)
 
 
-def test_encode_and_decode_equal_torchvisions():
+def test_encode_and_decode_equal_torchvision():
     ours = DeltaXYWHBBoxCoder(target_stds=(0.1, 0.1, 0.2, 0.2), clip_shrinking=False)
     theirs = BoxCoder((10.0, 10.0, 5.0, 5.0))
     a, b = boxes(50), boxes(50)

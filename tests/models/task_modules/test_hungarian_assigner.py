@@ -70,7 +70,7 @@ def test_diverged_predictions_are_reported():
         HungarianAssigner(COSTS).assign(logits, boxes, SetTargets(torch.tensor([0]), random_boxes(1)))
 
 
-def test_bad_options_name_themselves():
+def test_invalid_options_raise():
     with pytest.raises(ValueError, match='at least one'):
         HungarianAssigner([])
     with pytest.raises(ValueError, match="box_format='cxcywh'"):

@@ -62,7 +62,7 @@ def test_equals_the_rule_pair_by_pair(match_low_quality, ignore_iof_thr):
     assert {BACKGROUND, IGNORED, 0, 4} <= seen
 
 
-def test_with_keep_best_gt_it_is_torchvisions_matcher():
+def test_keep_best_gt_equals_torchvisions_matcher():
     ours = MaxIoUAssigner(pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.0, keep_best_gt=True)
     theirs = Matcher(0.7, 0.3, allow_low_quality_matches=True)
     forced_differently = 0

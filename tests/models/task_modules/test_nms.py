@@ -60,14 +60,14 @@ def test_equals_the_algorithm_box_by_box(cfg, decay, min_score):
 
 
 @pytest.mark.parametrize('kind', ['nms', 'soft_nms'])
-def test_nothing_in_gives_nothing_out(kind):
+def test_empty_input_gives_empty_output(kind):
     empty = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     keep, scores = grouped_nms(*empty, {'type': kind, 'iou_threshold': 0.5}, max_num=100)
     assert keep.dtype == torch.int64
     assert len(keep) == len(scores) == 0
 
 
-def test_unknown_kinds_methods_and_keys_are_named():
+def test_unknown_types_methods_and_keys_raise():
     with pytest.raises(KeyError, match=r'fast_nms.*not registered'):
         grouped_nms(*candidates(3), {'type': 'fast_nms'}, max_num=1)
     with pytest.raises(ValueError, match="method='cubic'"):

@@ -116,7 +116,7 @@ def test_levels_with_different_numbers_of_points(name, points, method):
         torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-4)
 
 
-def test_another_sampling_method_is_named():
+def test_unsupported_sampling_method_raises():
     inputs = make_inputs(dtype=torch.float32)
     with pytest.raises(ValueError, match="must be 'default' or 'discrete', got 'nearest'"):
         huggingface.multi_scale_deformable_attention_v2(
@@ -137,6 +137,6 @@ def test_d_fine_and_rt_detr_v2_layers_are_found(monkeypatch):
     assert layer.ms_deformable_attn_core is huggingface.multi_scale_deformable_attention_v2
 
 
-def test_a_model_without_deformable_attention_is_named():
+def test_model_without_deformable_attention_raises():
     with pytest.raises(ValueError, match='Linear has no deformable attention that ddetr_ops knows'):
         huggingface.accelerate(torch.nn.Linear(2, 2))

@@ -42,6 +42,6 @@ def test_dropout_is_mmcvs_default():
     assert mmcv.MultiScaleDeformableAttention().dropout.p == 0.1
 
 
-def test_missing_reference_points_are_named():
+def test_missing_reference_points_raise():
     with pytest.raises(ValueError, match='reference_points, spatial_shapes and level_start_index are needed'):
         mmcv.MultiScaleDeformableAttention()(torch.zeros(1, 1, 256))
