@@ -161,7 +161,7 @@ def test_mmdet_configs_says_how_far_each_comes(call, tiny_run, config_root):
             'no',
             "model.backbone.type='CSPDarknet' is not registered.",
         ],
-        ['faster_rcnn/fpn_key', 'no', 'no', 'no', 'model.neck.start_level: ChannelMapper takes no such key.'],
+        ['faster_rcnn/fpn_key', 'no', 'no', 'no', 'model.neck.start_level: ChannelMapper has no such key.'],
     ]
 
 
@@ -169,7 +169,7 @@ def test_mmdet_configs_shows_faults_that_explain_nothing(call, capsys, tiny_run,
     path = config_root / 'detr/another_backbone.py'
     path.write_text(path.read_text().replace("type='CSPDarknet'", 'depth=19'))
     printed = call('mmdet_configs.py', config_root, '--data-root', tiny_run.data_root, '--only', 'detr/*.py')
-    assert '| ResNet depth=19 is none of ' in printed  # what a constructor refuses is explained
+    assert '| ResNet depth=19 must be one of ' in printed  # what a constructor refuses is explained
     path.write_text(path.read_text().replace('depth=19', 'depth=50, base_channels=-1'))
     with pytest.raises(SystemExit, match='failed without an explanation'):
         call('mmdet_configs.py', config_root, '--data-root', tiny_run.data_root, '--only', 'detr/*.py')
