@@ -138,5 +138,5 @@ def test_d_fine_and_rt_detr_v2_layers_are_found(monkeypatch):
 
 
 def test_a_model_without_deformable_attention_is_named():
-    with pytest.raises(ValueError, match='Linear has no deformable attention that ddetr_ops knows'):
+    with pytest.raises(ValueError, match='Linear has no deformable attention supported by ddetr_ops'):
         huggingface.accelerate(torch.nn.Linear(2, 2))

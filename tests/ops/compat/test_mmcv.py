@@ -43,5 +43,7 @@ def test_dropout_is_mmcvs_default():
 
 
 def test_missing_reference_points_are_named():
-    with pytest.raises(ValueError, match='reference_points, spatial_shapes and level_start_index are needed'):
+    with pytest.raises(
+        ValueError, match='reference_points, spatial_shapes and level_start_index are required'
+    ):
         mmcv.MultiScaleDeformableAttention()(torch.zeros(1, 1, 256))
