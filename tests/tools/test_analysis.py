@@ -176,7 +176,7 @@ def test_mmdet_configs_shows_faults_that_explain_nothing(call, capsys, tiny_run,
     assert '| unexplained ' in capsys.readouterr().out
     with pytest.raises(SystemExit, match='2'):
         call('mmdet_configs.py', config_root / 'nowhere')
-    assert 'nowhere has none of deformable_detr/*.py' in capsys.readouterr().err
+    assert 'nowhere contains none of deformable_detr/*.py' in capsys.readouterr().err
 
 
 def test_memory_compares_a_step_with_and_without_checkpointing(call):
