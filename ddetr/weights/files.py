@@ -67,7 +67,7 @@ def read_weights(
     # if most names are this model's, they are not another project's
     its_own = model is not None and not family and 2 * len(model.state_dict().keys() & state) > len(state)
     if its_own or ((model is not None or not strict) and not recognise(state, *families)):
-        weights = Converted(state, Layout(len(names or ())), 'ddetr', 'names of no known family', None)
+        weights = Converted(state, Layout(len(names or ())), 'ddetr', 'unknown model family', None)
     else:
         # keep all rows if the model has as many classes as COCO has category ids
         coco_ids = own_number not in (NUM_COCO_IDS - 1, NUM_COCO_IDS)

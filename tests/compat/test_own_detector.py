@@ -94,7 +94,7 @@ def test_a_detector_without_a_family_trains_tests_fine_tunes_and_is_identified(
     checkpoint = next((tmp_path / 'a').glob('epoch_*.pth'))
     evaluate_detector(own_config, checkpoint, EvalOptions(work_dir=str(tmp_path / 'b')))
     facts = identify(monkeypatch, capsys, checkpoint, '--config', own_config)
-    assert facts['format'] == 'names of no known family'
+    assert facts['format'] == 'unknown model family'
     assert facts['model'] == 'a custom model, 6 classes'
     assert facts['classes'].startswith('circle, square')
     with pytest.raises(CheckpointError, match=r"its 6 tensor names, such as '.*', match no known format"):

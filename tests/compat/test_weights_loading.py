@@ -73,7 +73,7 @@ def test_a_file_of_another_variant_names_its_own_config(project, held, built, bu
     with pytest.raises(CheckpointError) as error:
         load_weights(model, path)
     sentence = str(error.value)
-    assert sentence.startswith(f'{path} holds Deformable DETR')
+    assert sentence.startswith(f'{path} contains Deformable DETR')
     assert DEFORMABLE.format(held) in sentence
     assert '\n' not in sentence
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
