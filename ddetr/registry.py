@@ -1,8 +1,8 @@
-"""The registries through which config files name the parts of a detector.
+"""Registries that map the `type` keys of config files to components.
 
-Each one is a child of mmengine's registry of the same purpose, so a config finds mmengine's and mmcv's
-own components (optimizers, hooks, `Resize`, ...) under the same `type` key. The scope is `ddetr`; types that
-carry MMDetection's prefix (`mmdet.ResNet`) find ours, unless the real mmdet is imported in the same process.
+Each registry is a child of mmengine's registry of the same kind, so configs can also use components from mmengine
+and mmcv (optimizers, hooks, `Resize`, ...). The scope is `ddetr`. Types with MMDetection's prefix (`mmdet.ResNet`)
+resolve to the components in this package, unless the real mmdet is imported in the same process.
 """
 
 from mmengine.registry import DATA_SAMPLERS as ENGINE_DATA_SAMPLERS
@@ -24,7 +24,7 @@ ALIAS = 'mmdet'
 
 
 def _child(parent: Registry, location: str) -> Registry:
-    """A registry under `parent` whose components are imported with the module `location` at first use."""
+    """Child registry of `parent` that imports the module `location` on first use."""
     registry = Registry(parent.name, parent=parent, scope=SCOPE, locations=[location])
     parent.children.setdefault(ALIAS, registry)
     return registry

@@ -1,7 +1,7 @@
-"""Detect objects in an image or a folder of images, as `ddetr predict` does.
+"""Detect objects in an image or a folder of images, like `ddetr predict`.
 
-`python demo/image_demo.py IMAGE CONFIG CHECKPOINT` writes a picture with boxes and a JSON file for each image. A file
-that `ddetr export` has written needs no config: `python demo/image_demo.py IMAGE model.onnx`.
+`python demo/image_demo.py IMAGE CONFIG CHECKPOINT` writes an annotated image and a JSON file for each image. Files
+written by `ddetr export` need no config: `python demo/image_demo.py IMAGE model.onnx`.
 """
 
 from ddetr.cli import Parser, predict

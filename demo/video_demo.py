@@ -1,6 +1,6 @@
 """Detect objects in every frame of a video: `python demo/video_demo.py VIDEO CONFIG CHECKPOINT --out FILE.mp4`.
 
-Beside the video with boxes, FILE.mp4.jsonl gets one line of JSON a frame.
+Writes the annotated video, and FILE.mp4.jsonl with one line of JSON per frame.
 """
 
 from pathlib import Path
@@ -13,9 +13,11 @@ from ddetr.utils.cli import run_cli
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument('video', help='video file, address, or number of a camera')
+    parser.add_argument('video', help='video file, URL, or camera index')
     predict.add_detector_arguments(parser)
-    parser.add_argument('--out', default='outputs/video.mp4', help='the video with boxes, .mp4 or .avi')
+    parser.add_argument(
+        '--out', default='outputs/video.mp4', help='annotated video, .mp4 or .avi (default: %(default)s)'
+    )
     predict.add_detector_options(parser)
     args = parser.parse_args()
     options = PredictOptions(score_thr=args.score_thr, classes=args.classes, top_k=args.top_k)

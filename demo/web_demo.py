@@ -1,4 +1,4 @@
-"""Serve a detector as a page in the browser, as `ddetr demo` does: `python demo/web_demo.py CONFIG CHECKPOINT`."""
+"""Serve a detector as a web demo; same as `ddetr demo`: `python demo/web_demo.py CONFIG CHECKPOINT`."""
 
 from ddetr.cli import demo, run_tool
 from ddetr.utils.cli import run_cli

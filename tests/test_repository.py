@@ -141,7 +141,7 @@ def test_release_notes_equal_the_changelog_section_of_the_version(tmp_path):
     (tmp_path / 'CITATION.cff').write_text('version: 9.9.9\n')
     done = subprocess.run([*command, tmp_path, notes], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert 'CITATION.cff says version 9.9.9' in done.stderr
+    assert 'CITATION.cff has version 9.9.9' in done.stderr
 
 
 def check_schema(name, *paths):

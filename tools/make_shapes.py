@@ -1,4 +1,4 @@
-"""Draw the built-in dataset of shapes, in COCO's format: python tools/make_shapes.py [OUT_DIR]"""
+"""Generate the built-in shapes dataset in COCO format: python tools/make_shapes.py [OUT_DIR]"""
 
 import argparse
 import dataclasses
@@ -9,14 +9,18 @@ from ddetr.utils.cli import run_cli
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('out_dir', nargs='?', default='data/shapes', help='new folder (default: %(default)s)')
-    parser.add_argument('--num-train', type=int, help='training images (default: %(default)s)')
-    parser.add_argument('--num-val', type=int, help='held-out images (default: %(default)s)')
+    parser.add_argument(
+        'out_dir', nargs='?', default='data/shapes', help='output folder (default: %(default)s)'
+    )
+    parser.add_argument('--num-train', type=int, help='number of training images (default: %(default)s)')
+    parser.add_argument('--num-val', type=int, help='number of validation images (default: %(default)s)')
     parser.add_argument(
         '--size', type=int, help='longer side of every image in pixels (default: %(default)s)'
     )
-    parser.add_argument('--max-objects', type=int, help='most shapes in one image (default: %(default)s)')
-    parser.add_argument('--seed', type=int, help='another seed draws other images (default: %(default)s)')
+    parser.add_argument(
+        '--max-objects', type=int, help='maximum number of shapes per image (default: %(default)s)'
+    )
+    parser.add_argument('--seed', type=int, help='random seed (default: %(default)s)')
     parser.set_defaults(**dataclasses.asdict(ShapesRecipe()))
     args = vars(parser.parse_args())
     out_dir = args.pop('out_dir')

@@ -1,4 +1,4 @@
-"""Print a config as it is after its bases and overrides, as `ddetr configs` does."""
+"""Print a complete config after inheritance and overrides; same as `ddetr configs`."""
 
 from ddetr.cli import configs, run_tool
 from ddetr.utils.cli import run_cli

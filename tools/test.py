@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint, as `ddetr test` does: `python tools/test.py configs/...py work_dirs/.../epoch_50.pth`."""
+"""Evaluate a checkpoint; same as `ddetr test`: `python tools/test.py configs/...py work_dirs/.../epoch_50.pth`."""
 
 from ddetr.cli import run_tool, test
 from ddetr.utils.cli import run_cli

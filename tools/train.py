@@ -1,4 +1,4 @@
-"""Train a detector, as `ddetr train` does: `python tools/train.py configs/...py`."""
+"""Train a detector; same as `ddetr train`: `python tools/train.py configs/...py`."""
 
 from ddetr.cli import run_tool, train
 from ddetr.utils.cli import run_cli

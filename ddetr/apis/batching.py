@@ -1,4 +1,4 @@
-"""Images of any size in batches of equal size, so that no image is padded for its neighbours."""
+"""Group images by size into batches, so that no image is padded to the size of others."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -9,8 +9,8 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 Source = TypeVar('Source')
 
-WINDOW = 8  # batches that may wait for images of their size
-LOADERS = 2  # threads that read images ahead
+WINDOW = 8  # maximum number of batches' worth of items held back
+LOADERS = 2  # threads that prefetch images
 
 
 def run_in_batches(
@@ -19,19 +19,19 @@ def run_in_batches(
     run: Callable[[list[Item]], list[Result]],
     batch_size: int,
 ) -> Iterator[Result]:
-    """Run `run` on batches of items of the same size, and give the results in the items' order.
+    """Run batches of equally sized items, and yield the results in the order of the items.
 
-    At most `WINDOW * batch_size` items wait; where that is reached, the oldest runs in a smaller batch.
+    At most `WINDOW * batch_size` items are held back; beyond that, the oldest one runs in a smaller batch.
 
     Args:
-        items: May be endless.
-        size_of: What the items of a batch have in common. None: an item that runs alone, at once.
-        run: From a batch's items to as many results.
-        batch_size: The most items in a batch.
+        items: Items to process; may be endless.
+        size_of: Returns the size of an item; batches contain only equal sizes. Items with None run alone, immediately.
+        run: Maps the items of a batch to the same number of results.
+        batch_size: Maximum number of items per batch.
     """
     waiting: dict[Hashable, list[tuple[int, Item]]] = {}
     done: dict[int, Result] = {}
-    position = 0  # of the next result to give
+    position = 0  # index of the next result to yield
 
     def flush(size: Hashable) -> None:
         batch = waiting.pop(size)
@@ -56,7 +56,7 @@ def run_in_batches(
 
 
 def read_ahead(read: Callable[[Source], Item], sources: Iterable[Source], ahead: int) -> Iterator[Item]:
-    """`read` of each source, in order; up to `ahead` are read in threads while the others are worked on."""
+    """Yield `read(source)` for each source, in order, while threads prefetch up to `ahead` of them."""
     with ThreadPoolExecutor(LOADERS) as threads:
         reading: deque[Future[Item]] = deque()
         for source in sources:

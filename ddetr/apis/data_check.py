@@ -1,4 +1,4 @@
-"""The doctor (`ddetr.datasets.doctor`) for configs, and its short form at the start of a training."""
+"""Dataset checks (`ddetr.datasets.doctor`) for configs, and a short version at the start of training."""
 
 import math
 import os
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ddetr.engine import DetRunner
 
 SPLITS = ('train', 'val', 'test')
-SPOILED_SHARE = 0.1  # of all boxes, from which on a training would learn wrong boxes
-LINES = 5  # of the short form
-SHORT_MIB = 50  # annotation files above this size are not read a second time: COCO's train2017 has 450 MB
+SPOILED_SHARE = 0.1  # fraction of wrong boxes above which training does not start
+LINES = 5  # maximum number of lines in the short version
+SHORT_MIB = 50  # larger annotation files are not read a second time: COCO train2017 has 450 MB
 
 
 def check_data(
@@ -34,12 +34,12 @@ def check_data(
     workers: int | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Find every fault of a dataset, given by its folder or by a config; see `ddetr.datasets.doctor.examine`.
+    """Find all faults of a dataset, given by its folder or by a config; see `ddetr.datasets.doctor.examine`.
 
-    A config says the splits, the number of queries, the training sizes and the stride of the finest feature level.
+    A config provides the splits, the number of queries, the training sizes and the stride of the finest feature level.
 
     Raises:
-        InputError: There is no such folder or config, or no dataset of a known format in it.
+        InputError: The folder or config does not exist, or contains no dataset in a supported format.
     """
     if Path(data).suffix != '.py':
         return examine(data, images=images, num_queries=num_queries, sizes=sizes, workers=workers)
@@ -55,10 +55,10 @@ def check_data(
 
 
 def splits_of_config(cfg: Config) -> list[WrittenSplit]:
-    """The datasets of a config's loaders as their files are written.
+    """Dataset splits of a config's loaders, as stored in their files.
 
     Raises:
-        InputError: The config has no dataset, or one of a type whose files are not known.
+        InputError: The config has no dataset, or one of a type that cannot be checked.
     """
     splits: list[WrittenSplit] = []
     datasets = {name: (cfg.get(f'{name}_dataloader') or {}).get('dataset') for name in SPLITS}
@@ -69,8 +69,8 @@ def splits_of_config(cfg: Config) -> list[WrittenSplit]:
             split = written_split(DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []}), name)
             if split is None:
                 raise ConfigError(
-                    f'{name}_dataloader.dataset.type={dataset.get("type")!r} has no files that can be checked: '
-                    'give the folder of a dataset in the format of COCO, VOC or YOLO.'
+                    f'{name}_dataloader.dataset.type={dataset.get("type")!r} cannot be checked: pass the folder of a '
+                    'dataset in COCO, VOC or YOLO format.'
                 )
             splits.append(split)
     if not splits:
@@ -79,12 +79,12 @@ def splits_of_config(cfg: Config) -> list[WrittenSplit]:
 
 
 def written_split(dataset: Any, name: str) -> WrittenSplit | None:
-    """A dataset's files as they are written; None for types of datasets whose files are not known."""
+    """Dataset split as stored in its files; None for dataset types that cannot be checked."""
     return dataset.written_split()._replace(name=name) if isinstance(dataset, DetectionDataset) else None
 
 
 def _plain_datasets(dataset: Any) -> Iterator[Mapping[str, Any]]:
-    """A dataset's config, or those in its wrappers."""
+    """Yield the innermost dataset configs, without wrappers."""
     if dataset is None:
         return
     inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
@@ -100,7 +100,7 @@ def _num_queries(cfg: Config) -> int | None:
 
 
 def _sizes(cfg: Config) -> tuple[tuple[int, int], ...]:
-    """The sizes that the training pipelines resize images to."""
+    """Sizes (long, short) to which the training pipelines resize images."""
     return tuple(dict.fromkeys(_scales(cfg.get('train_dataloader', {}))))
 
 
@@ -122,23 +122,23 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 def _stride(cfg: Config) -> int | None:
-    """Stride in pixels of the backbone's finest level, as far as the config says it."""
+    """Stride of the backbone's finest level in pixels; None if the config does not determine it."""
     backbone = cfg.get('model', {}).get('backbone', {})
     if backbone.get('out_strides'):
         return int(min(backbone['out_strides']))
-    if 'depth' in backbone:  # ResNet and its relatives
+    if 'depth' in backbone:  # ResNet and its variants
         strides = backbone.get('strides', (1, 2, 2, 2))
         return 4 * int(math.prod(strides[: min(backbone.get('out_indices', (0,))) + 1]))
     return None
 
 
 def check_before_training(runner: 'DetRunner') -> None:
-    """Log what is wrong with the training and validation data, in a few lines; no image is opened.
+    """Log a short summary of faults in the training and validation data, without opening images.
 
-    `check_data=False` in the config switches this off. Process 0 alone does it. Files above SHORT_MIB are passed over.
+    Runs on rank 0 and skips annotation files above SHORT_MIB. `check_data=False` in the config disables it.
 
     Raises:
-        ConfigError: So many boxes are wrong that a training would be worthless.
+        ConfigError: More than `SPOILED_SHARE` of the boxes have a fault that makes training useless.
     """
     if not runner.cfg.get('check_data', True) or runner.rank != 0:
         return
@@ -150,7 +150,7 @@ def check_before_training(runner: 'DetRunner') -> None:
                 continue
             try:
                 split = written_split(dataset, name)
-            except InputError:  # the dataset itself has read it: from elsewhere, by `backend_args`
+            except InputError:  # the dataset was read through `backend_args`, for example from a remote store
                 split = None
             splits += [split] if split is not None else []
     if splits:
@@ -176,9 +176,7 @@ def _log(report: Report, logger: MMLogger, config: str | None) -> None:
     lines = [f'{fault.severity}: {fault.name}: {fault.count}' for fault in faults[:LINES]]
     lines += [f'and {len(faults) - LINES} more'] if len(faults) > LINES else []
     if lines:
-        more = (
-            f'python tools/data/doctor.py {config or "CONFIG"} shows them, check_data=False skips this check'
-        )
+        more = f'python tools/data/doctor.py {config or "CONFIG"} shows details, check_data=False disables this check'
         logger.warning('Dataset check (%s):\n  %s', more, '\n  '.join(lines))
 
 
@@ -188,5 +186,5 @@ def _require_sound(report: Report) -> None:
         if fault.spoils and fault.count > SPOILED_SHARE * total:
             raise ConfigError(
                 f'{fault.count} of {total} boxes: {fault.name}, for example {fault.examples[0].text}. '
-                f'{fault.cure} check_data=False trains all the same.'
+                f'{fault.cure} Set check_data=False to train anyway.'
             )

@@ -1,4 +1,4 @@
-"""An exported file in the place of a detector: what it says about itself is enough to test and to detect with it."""
+"""Use an exported file in place of a detector, for testing and inference, based on its own metadata."""
 
 import functools
 import logging
@@ -23,24 +23,24 @@ from ddetr.utils.errors import ConfigError, InputError
 
 
 def is_exported(path: Any) -> bool:
-    """Whether a checkpoint's name is that of an exported file."""
+    """Whether a path has the suffix of an exported file."""
     return isinstance(path, (str, Path)) and deployment.is_exported(path)
 
 
 class ExportedDetector(nn.Module):
-    """An exported file behind the methods and attributes of a detector that inference and the Runner use.
+    """Exported file with the detector interface used by inference and the Runner.
 
     Args:
-        path: File that `ddetr export` has written.
-        device: 'cpu' unless given; see `ddetr.deployment.load`.
-        threads: Of the CPU; by default all cores.
+        path: File written by `ddetr export`.
+        device: Device, default 'cpu'; see `ddetr.deployment.load`.
+        threads: Number of CPU threads; default: all cores.
 
     Attributes:
-        dataset_meta: `classes`, the names by label.
-        cfg: A config with the test pipeline only.
+        dataset_meta: Dict with `classes`, the class names by label.
+        cfg: Config that contains only the test pipeline.
 
     Raises:
-        InputError: See `ddetr.deployment.load`; or the file's test pipeline names transforms that are not registered.
+        InputError: See `ddetr.deployment.load`; or the file's test pipeline uses transforms that are not registered.
     """
 
     def __init__(self, path: str | Path, device: str | None = None, threads: int | None = None) -> None:
@@ -52,32 +52,32 @@ class ExportedDetector(nn.Module):
 
     @torch.no_grad()
     def test_step(self, data: Mapping[str, Any]) -> Samples:
-        """Detect in a batch.
+        """Detect objects in a batch.
 
         Args:
-            data: `inputs`, (3, H_i, W_i) tensors as the test pipeline makes them, and `data_samples`.
+            data: Dict with `inputs`, (3, H_i, W_i) tensors from the test pipeline, and `data_samples`.
 
         Returns:
             The samples, each with `pred_instances`: `bboxes` (N, 4) x1 y1 x2 y2 in pixels of the original image,
             `scores` (N,), `labels` (N,), best first.
 
         Raises:
-            InputError: The runtime fails on these images, such as those with fewer tokens than there are queries.
+            InputError: The runtime fails on these images, for example if they have fewer tokens than queries.
         """
         return detect(self.runtime, data['inputs'], data['data_samples'])
 
 
 def detect(runtime: Runtime, images: Sequence[Tensor], samples: Samples) -> Samples:
-    """`ExportedDetector.test_step` for a runtime."""
+    """Implementation of `ExportedDetector.test_step` for a runtime."""
     sides = np.array([image.shape[1:] for image in images])  # (B, 2)
     batch, sizes_hw = prepare_batch([image.numpy() for image in images], runtime.info)
-    shrunk = sizes_hw / sides  # below 1 where an image exceeds a fixed size
+    shrunk = sizes_hw / sides  # below 1 if an image exceeds the fixed size
     if (shrunk < 1).any():
         _warn_of_shrinking(runtime.info.height, runtime.info.width)
     scales = torch.from_numpy(shrunk[:, [1, 0, 1, 0]].astype(np.float32))  # (B, 4), w h w h
     for sample, scale, *fields in zip(samples, scales, *runtime(batch, sizes_hw), strict=True):
         boxes, scores, labels = (torch.from_numpy(np.array(field)) for field in fields)
-        kept = scores > 0  # places without a detection score 0
+        kept = scores > 0  # unused slots have score 0
         sample.pred_instances = InstanceData(
             bboxes=sample.to_original(boxes[kept] / scale), scores=scores[kept], labels=labels[kept]
         )
@@ -86,17 +86,17 @@ def detect(runtime: Runtime, images: Sequence[Tensor], samples: Samples) -> Samp
 
 @functools.cache
 def _warn_of_shrinking(height: int | None, width: int | None) -> None:
-    """Say once that images are made smaller than the test pipeline makes them."""
+    """Warn once that images are scaled down below the size of the test pipeline."""
     print_log(
-        f'images that exceed the exported size, {height or "any"} x {width or "any"} pixels (h x w), are scaled down '
-        'to it: small objects may be missed. Export dynamic sizes to detect at full size.',
+        f'images larger than the exported size of {height or "any"} x {width or "any"} pixels (h x w) are scaled down '
+        'to it: small objects may be missed. Export with dynamic sizes to detect at full resolution.',
         'current',
         logging.WARNING,
     )
 
 
 def test_pipeline(info: ExportInfo, path: str | Path) -> list[dict[str, Any]]:
-    """The transforms that bring an image to size. InputError if there are none, or of types that are not registered."""
+    """Test pipeline of an exported file. Raise InputError if there is none or it uses unregistered types."""
     if not info.test_pipeline:
         raise InputError(f'{path} has no test pipeline: export it again with a config that has one.')
     try:
@@ -106,12 +106,12 @@ def test_pipeline(info: ExportInfo, path: str | Path) -> list[dict[str, Any]]:
         return steps
     except ConfigError as error:
         raise InputError(
-            f'the test pipeline in {path} is refused: {error}; import the module that registers it first.'
+            f'the test pipeline in {path} cannot be used: {error}; import the module that registers it first.'
         ) from error
 
 
 def _with_tuples(value: Any) -> Any:
-    """Lists of numbers as tuples: JSON does not tell them apart, and mmcv's transforms take sizes as tuples only."""
+    """Convert lists of numbers to tuples: JSON has no tuples, but mmcv's transforms accept sizes only as tuples."""
     if isinstance(value, dict):
         return {key: _with_tuples(item) for key, item in value.items()}
     if isinstance(value, list):

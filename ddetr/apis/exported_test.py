@@ -1,4 +1,4 @@
-"""Evaluation of exported files: the Runner and the config for it."""
+"""Runner and config for the evaluation of exported files."""
 
 from pathlib import Path
 from typing import Any
@@ -19,27 +19,27 @@ from .exported import ExportedDetector, test_pipeline
 
 
 class ExportedRunner(DetRunner):
-    """A Runner whose config has as its model nothing but the `path` of an exported file."""
+    """Runner for configs whose `model` contains only the `path` of an exported file."""
 
     def build_model(self, model: Any) -> nn.Module:
-        """The exported file. The registry would import all detectors before it builds one."""
+        """Load the exported file, without the registry, which would import all detectors."""
         return ExportedDetector(model['path'])
 
 
 def exported_test_config(path: str | Path, config: str | Path | None, data: str | None) -> Config:
-    """A config that evaluates an exported file.
+    """Build a config to evaluate an exported file.
 
     Args:
-        path: Of the file. Its test pipeline and classes are taken.
-        config: Config whose test set and metrics are taken; None for `data` with `CocoMetric`.
-        data: Folder of a dataset, in place of the config's.
+        path: Exported file, which provides test pipeline and classes.
+        config: Config that provides test set and metrics; None for `data` with `CocoMetric`.
+        data: Dataset folder that replaces the config's test set.
 
     Raises:
-        InputError: Neither config nor data; or one of them, or the file, cannot be used.
+        InputError: Neither config nor data is given, or one of them or the file is invalid.
     """
     if config is None and data is None:
-        raise InputError(f'{path} carries no dataset: name one by --data DIR, or give a config.')
-    # loaded here too, so that a wrong file is found at once
+        raise InputError(f'{path} does not specify a dataset: pass --data DIR or a config.')
+    # fail early if the file is invalid
     info = load(path).info
     given = load_config(config) if config is not None else Config(_without_config())
     cfg = Config({key: given[key] for key in KEPT if key in given})
@@ -58,8 +58,8 @@ def exported_test_config(path: str | Path, config: str | Path | None, data: str 
     named = tuple(dataset['metainfo']['classes'])
     if named != tuple(info.classes):
         raise InputError(
-            f'{path} detects {listing(info.classes)}, but {data or config} has the classes {listing(named)}: evaluate '
-            'it on a dataset with its own classes, in their order.'
+            f'{path} detects {listing(info.classes)}, but {data or config} has the classes {listing(named)}: use a '
+            'dataset with the same classes in the same order.'
         )
     return cfg
 

@@ -1,4 +1,4 @@
-"""From a config, a checkpoint and a command's options to an exported file that has been proved."""
+"""Export a checkpoint and verify the exported file: the implementation of `ddetr export`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,46 +25,46 @@ from .exported import detect
 from .inference import init_detector, prepare_image
 from .sources import list_images
 
-PROOF_IMAGES = 3  # one alone and two together
+PROOF_IMAGES = 3  # a batch of one and a batch of two
 CALIBRATION_IMAGES = 64
 
 
 class ExportCommand(NamedTuple):
-    """What `ddetr export` takes beside config and checkpoint."""
+    """Options of `ddetr export`, other than config and checkpoint."""
 
     to: str  # target
-    out: str | None = None  # by default beside the checkpoint
+    out: str | None = None  # output file; default: next to the checkpoint
     options: ExportOptions = ExportOptions()
-    images: Sequence[str] = ()  # of the proof; by default of the config's test data, else of built-in shapes
+    images: Sequence[str] = ()  # verification images; default: from the test data, otherwise built-in shapes
     data: str | None = (
-        None  # folder of a dataset, or config, whose AP is measured in PyTorch and in the runtime
+        None  # dataset folder or config on which AP is compared between PyTorch and the runtime
     )
-    bounds: Bounds | None = None  # None: those of the precision
+    bounds: Bounds | None = None  # allowed differences; None: those of the precision
     max_ap_difference: float | None = None
     cfg_options: dict[str, Any] = {}
     allow_partial: bool = False
-    calibration: str | None = None  # folder of images for int8; by default the config's training data
+    calibration: str | None = None  # image folder for int8 calibration; default: the config's training data
 
 
 class APs(NamedTuple):
-    """The same metrics of the detector and of the exported file."""
+    """Metrics of the detector in PyTorch and of the exported file."""
 
     pytorch: dict[str, float]
     exported: dict[str, float]
 
 
 def export_model(config: str | None, checkpoint: str, command: ExportCommand) -> tuple[Exported, APs | None]:
-    """Export a checkpoint's detector and prove it; nothing is left at the file's name unless that succeeds.
+    """Export a checkpoint and verify the result. The file is written only if the verification succeeds.
 
     Raises:
-        InputError: See `init_detector` and `export_detector`; with `data`, an AP that differs by more than its bound.
+        InputError: See `init_detector` and `export_detector`; with `data`, also if AP differs by more than the bound.
     """
     module = target_module(command.to)
     precision = command.options.precision
     check_precision(command.to, precision)
     if precision == 'int8' and command.data is None:
         raise InputError(
-            '--precision int8 changes detections, and is proved by AP: name the data with --data.'
+            '--precision int8 changes detections and is verified by AP: pass a dataset with --data.'
         )
     torch.manual_seed(0)
     model: Any = init_detector(config, checkpoint, 'cpu', command.cfg_options, command.allow_partial)
@@ -89,7 +89,7 @@ def export_model(config: str | None, checkpoint: str, command: ExportCommand) ->
 
 
 def proof_images(model: Any, given: Sequence[str]) -> list[Any]:
-    """The images of the proof: those that are given, some of the config's test data, or built-in shapes."""
+    """Verification images: those given, otherwise some of the config's test data or built-in shapes."""
     if given:
         return [*given, *[given[-1]] * (PROOF_IMAGES - len(given))]
     dataset = dataset_of(model.cfg.get('test_dataloader', {}))
@@ -104,10 +104,10 @@ def proof_images(model: Any, given: Sequence[str]) -> list[Any]:
 
 
 def calibration_images(model: Any, command: ExportCommand) -> list[np.ndarray]:
-    """Images (3, h, w) uint8 as the test pipeline makes them, evenly spaced in a folder or in the training data.
+    """Calibration images (3, h, w) uint8 after the test pipeline, evenly spaced in a folder or the training data.
 
     Raises:
-        InputError: There are none.
+        InputError: Neither a folder nor training data is given.
     """
     dataset = dataset_of(model.cfg.get('train_dataloader') or {})
     if command.calibration is not None:
@@ -117,15 +117,15 @@ def calibration_images(model: Any, command: ExportCommand) -> list[np.ndarray]:
         files = [built.get_data_info(index)['img_path'] for index in range(len(built))]
     else:
         raise InputError(
-            '--precision int8 is calibrated on training images, and a checkpoint does not name any: give the config '
-            'it was trained with, or a folder of images with --calibration.'
+            '--precision int8 is calibrated on training images, which a checkpoint does not specify: pass its training '
+            'config, or a folder of images with --calibration.'
         )
     chosen = np.linspace(0, len(files) - 1, min(CALIBRATION_IMAGES, len(files))).round().astype(int)
     return [prepare_image(model, files[index])['inputs'][0].numpy() for index in chosen]
 
 
 def evaluation_config(model: Any, data: str) -> Config:
-    """The model's config with the test set of a folder, or of another config."""
+    """Config for the evaluation, with the test set of a dataset folder or of another config."""
     cfg = model.cfg
     if Path(data).is_dir():
         cfg = Config(cfg.to_dict())
@@ -136,7 +136,7 @@ def evaluation_config(model: Any, data: str) -> Config:
         cfg = load_config(data)
     if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
         raise InputError(
-            f'--data {data}: the config has no test_dataloader and test_evaluator to measure AP with.'
+            f'--data {data}: the config needs a test_dataloader and a test_evaluator to measure AP.'
         )
     dataset: Any = dataset_of(cfg.test_dataloader)
     if 'ann_file' in dataset and 'classes' not in dataset.get('metainfo', {}):
@@ -161,12 +161,12 @@ def compare_ap(model: Any, runtime: Runtime, cfg: Config) -> APs:
 
 
 def check_ap(aps: APs, command: ExportCommand) -> None:
-    """Raise InputError if one of the metrics differs by more than the bound."""
+    """Raise InputError if any metric differs by more than the bound."""
     bound = command.max_ap_difference
     bound = AP_BOUNDS[command.options.precision] if bound is None else bound
     for name, value in aps.pytorch.items():
         if abs(value - aps.exported[name]) > bound:
             raise InputError(
-                f'the export to {command.to} has {name} {aps.exported[name]:.4f}, PyTorch {value:.4f}: more than '
-                f'{bound:g} apart. Nothing was written.'
+                f'the export to {command.to} has {name} {aps.exported[name]:.4f}, PyTorch {value:.4f}: they differ by '
+                f'more than {bound:g}. Nothing was written.'
             )

@@ -1,4 +1,4 @@
-"""Detection on images from Python: a model with its weights, pictures in, boxes out."""
+"""Python API for inference on images."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,16 +31,16 @@ from .sources import Source
 from .tiling import Tiling, detect_tiled
 from .writers import Target, open_writers
 
-# a file or address; (H, W, 3) BGR uint8 as OpenCV reads it; an image of Pillow
+# path or URL; (H, W, 3) BGR uint8 array, as read by OpenCV; Pillow image
 Image = str | Path | np.ndarray | PIL.Image.Image
 
 
 class Written(NamedTuple):
-    """What `DetInferencer.save` wrote for one image."""
+    """Files written by `DetInferencer.save` for one image."""
 
     picture: Path
-    detections: Path  # JSON
-    detected: int  # how many boxes are in both
+    detections: Path  # JSON file
+    detected: int  # number of boxes in both files
 
 
 def init_detector(
@@ -53,22 +53,22 @@ def init_detector(
     """Build a detector and load its weights.
 
     Args:
-        config: File, name of a config that comes with ddetr, or what `load_config` made of it. Without one, the config
-            that a training checkpoint carries. Or, alone, a file that `ddetr export` has written.
-        checkpoint: Weights of any format that we know, a work directory, or an exported file, which needs no config;
-            without one the model is as initialised.
-        device: By default a GPU if there is one, else the CPU.
-        cfg_options: Values by dotted config key, where `config` is no `Config` already.
-        allow_partial: Take what fits of the weights.
+        config: Config file, name of a shipped config, or a loaded `Config`. None uses the config stored in a training
+            checkpoint. May also be an exported file, without a checkpoint.
+        checkpoint: Weights in any supported format, a work directory, or an exported file, which needs no config.
+            None keeps the initial weights.
+        device: Default: a GPU if there is one, otherwise the CPU.
+        cfg_options: Values by dotted config key; ignored if `config` is a `Config`.
+        allow_partial: Whether to load only the matching weights instead of raising an error.
 
     Returns:
-        The model in evaluation mode, an `ExportedDetector` for exported files, with the attributes `cfg` and
-        `dataset_meta`, whose `classes` are the names that the checkpoint carries (else those of the config, else COCO's
-        for 80 classes, else numbers), and whose `category_ids` are those of the training's annotation file, if the
-        checkpoint carries them.
+        The model in evaluation mode (an `ExportedDetector` for exported files) with the attributes `cfg` and
+        `dataset_meta`. `dataset_meta['classes']` are the names stored in the checkpoint, otherwise those of the config,
+        COCO's for 80 classes, or numbers. `dataset_meta['category_ids']` are those of the training annotations, if
+        stored in the checkpoint.
 
     Raises:
-        InputError: config or checkpoint cannot be used.
+        InputError: The config or checkpoint is invalid.
     """
     if is_exported(checkpoint or config):
         return _init_exported(config, checkpoint, device, bool(cfg_options) or allow_partial)
@@ -104,7 +104,7 @@ def _init_exported(config: Any, checkpoint: Any, device: str | None, with_option
     path = checkpoint or config
     if (config is not None and checkpoint is not None) or with_options:
         raise InputError(
-            f'{path} is an exported file, which takes no config, no --cfg-options and no --allow-partial.'
+            f'{path} is an exported file: config, --cfg-options and --allow-partial do not apply.'
         )
     if DefaultScope.get_current_instance() is None:
         init_default_scope(SCOPE)
@@ -114,13 +114,14 @@ def _init_exported(config: Any, checkpoint: Any, device: str | None, with_option
 def inference_detector(
     model: nn.Module, images: Image | Sequence[Image]
 ) -> DetDataSample | list[DetDataSample]:
-    """Detect objects in an image or in a list of them, one after the other, with a model from `init_detector`.
+    """Detect objects in one image or a list of images with a model from `init_detector`.
 
-    For many images, `DetInferencer.predict` takes batches and gives results as they come.
+    Images are processed one by one. For many images, `DetInferencer.predict` uses batches and yields results as they
+    become available.
 
     Returns:
-        For each image a sample with `pred_instances` in pixels of the image, best first; for a single image just
-        that sample.
+        A sample for each image, with `pred_instances` in pixels of the image, best first. A single image returns a
+        single sample.
 
     Raises:
         InputError: An image cannot be read.
@@ -131,9 +132,9 @@ def inference_detector(
 
 
 class Prediction(NamedTuple):
-    """One image and what was found in it."""
+    """One image and its detections."""
 
-    source: Any  # as it was given
+    source: Any  # the input, as passed
     image: np.ndarray  # (H, W, 3) BGR uint8
     sample: DetDataSample
 
@@ -150,14 +151,14 @@ class _Loaded(NamedTuple):
     image: np.ndarray
     batch: (
         dict[str, list[Any]] | None
-    )  # of this image alone, for the data preprocessor; None: too large, to be tiled
+    )  # batch of this image for the data preprocessor; None if the image is to be tiled
 
 
 class DetInferencer:
-    """A detector for images of all kinds: detections, pictures with boxes, JSON.
+    """High-level inference: detections, annotated images and JSON.
 
-    `detector(image)` gives a sample as `inference_detector` does, `detector.predict(images)` goes through any number
-    of images in batches, and `predict_files` (prediction.py) writes what it finds to files.
+    `detector(image)` returns a sample, like `inference_detector`. `detector.predict(images)` processes any number of
+    images in batches. `predict_files` (prediction.py) writes the results to files.
 
     Args:
         config: See `init_detector`.
@@ -165,7 +166,7 @@ class DetInferencer:
         device: See `init_detector`.
         cfg_options: See `init_detector`.
         allow_partial: See `init_detector`.
-        tiling: Cut images that are larger than a tile into tiles.
+        tiling: Tiling of images that are larger than a tile; None disables it.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class DetInferencer:
         tiling: Tiling | None = None,
     ) -> None:
         if checkpoint is None and not is_exported(config):
-            raise CheckpointError('DetInferencer needs the checkpoint to detect with.')
+            raise CheckpointError('DetInferencer needs a checkpoint.')
         if tiling is not None:
             tiling.check()
         model: Any = init_detector(config, checkpoint, device, cfg_options, allow_partial)
@@ -191,7 +192,7 @@ class DetInferencer:
         self.visualizer.dataset_meta = model.dataset_meta
 
     def prepare(self, dtype: str = 'fp32') -> None:
-        """Detect with the prepared form from now on; see `prepare_for_inference`."""
+        """Replace the model by its prepared version; see `prepare_for_inference`."""
         self.model = prepare_for_inference(self.model, dtype)
 
     def __call__(self, image: Image) -> DetDataSample:
@@ -204,29 +205,29 @@ class DetInferencer:
     def predict(
         self, images: Iterable[Image | Source], batch_size: int = 1
     ) -> Iterator[Prediction | Failure]:
-        """Detect objects in images, in their order, in batches of images that are of equal size for the model.
+        """Detect objects in images, and yield the results in their order.
 
-        A batch changes nothing: no image is padded for its neighbours. Images are read as needed, so that `images` may
-        be a generator of any length; at most `batching.WINDOW` batches are held in memory.
+        Batches contain only images of equal input size, so results do not depend on `batch_size`. Images are read as
+        needed, so `images` may be a generator of any length; at most `batching.WINDOW` batches are held in memory.
 
         Args:
-            images: Files, addresses, arrays, PIL images, or `Source` records of images.
-            batch_size: The most images in a batch.
+            images: Paths, URLs, arrays, PIL images, or `Source` records of images.
+            batch_size: Maximum number of images per batch.
         """
         if batch_size < 1:
-            raise InputError(f'batch_size={batch_size}: at least one image makes a batch.')
+            raise InputError(f'batch_size={batch_size} must be at least 1.')
         loaded = read_ahead(self._load, images, batch_size)
         return run_in_batches(loaded, _size_for_model, self._run, batch_size)
 
     def draw(self, image: np.ndarray, sample: DetDataSample, score_thr: float) -> np.ndarray:
-        """The (H, W, 3) BGR uint8 image with the boxes that score at least `score_thr`, enlarged if it is small."""
+        """Draw boxes with a score of at least `score_thr` on an image, (H, W, 3) BGR uint8; enlarges small images."""
         found = sample.pred_instances.cpu().numpy()
         return self.visualizer.draw_instances(image[..., ::-1], found[found.scores >= score_thr])[..., ::-1]
 
     def save(self, image: str | Path, out_dir: str | Path, score_thr: float = 0.3) -> Written:
-        """Detect, and write `NAME` with boxes and `NAME.json` into a folder, NAME with its suffix: `cat.jpg`.
+        """Detect, and write the annotated image and `NAME.json` to a folder, such as `cat.jpg` and `cat.jpg.json`.
 
-        The JSON has the image's file name, width and height in pixels and a list of detections, best first, each
+        The JSON contains the image's file name, width and height in pixels and a list of detections, best first, each
         with `label` (from 0), `class`, `score` and `bbox`, x1 y1 x2 y2 in pixels of the image.
         """
         name = Path(image).name
@@ -241,11 +242,11 @@ class DetInferencer:
         return Written(target.picture(name), target.path(name, '.json'), len(found.pred_instances))
 
     def to_json(self, sample: DetDataSample, score_thr: float) -> list[dict[str, Any]]:
-        """The detections that score at least `score_thr` as plain values; see `save`."""
+        """Detections with a score of at least `score_thr` as plain values; see `save`."""
         return detection_rows(Selection(score_thr)(sample), self.classes)
 
     def to_supervision(self, sample: DetDataSample, score_thr: float = 0.0) -> Any:
-        """The detections as `supervision.Detections` with the classes' names; needs the package `supervision`."""
+        """Detections as `supervision.Detections` with class names; needs the package `supervision`."""
         return to_supervision(Selection(score_thr)(sample).pred_instances, self.classes)
 
     def _load(self, source: Image | Source) -> '_Loaded | Failure':
@@ -260,7 +261,7 @@ class DetInferencer:
             return Failure(source, error)
 
     def _run(self, items: 'list[_Loaded | Failure]') -> list[Prediction | Failure]:
-        """Results of one batch of images of equal size, of one image for tiling, or of one failure."""
+        """Process one batch of equally sized images, one image to tile, or one failure."""
         loaded = [item for item in items if isinstance(item, _Loaded)]
         if not loaded:
             return [item for item in items if isinstance(item, Failure)]
@@ -270,7 +271,7 @@ class DetInferencer:
                 samples = [detect_tiled(self._detect_arrays, item.image, self.tiling) for item in loaded]
             else:
                 samples = _run_batch(self.model, batches)
-        except InputError as error:  # such as an image with fewer tokens than there are queries
+        except InputError as error:  # for example, an image with fewer tokens than queries
             return [Failure(item.source, error) for item in loaded]
         return [
             Prediction(item.source, item.image, sample) for item, sample in zip(loaded, samples, strict=True)
@@ -296,17 +297,17 @@ def _size_for_model(item: '_Loaded | Failure') -> tuple[int, ...] | None:
 
 
 def load_image(model: Any, image: Image) -> np.ndarray:
-    """An image as (H, W, 3) BGR uint8, read as the config's test pipeline reads it.
+    """Load an image as (H, W, 3) BGR uint8, with the loader of the config's test pipeline.
 
     Raises:
-        InputError: The file cannot be read, or the array is no such image.
+        InputError: The file cannot be read, or the array has another shape or dtype.
     """
     if isinstance(image, PIL.Image.Image):
         return np.ascontiguousarray(np.asarray(PIL.ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1])
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise InputError(
-                f'an image array is (H, W, 3) BGR uint8; this one is {image.shape} {image.dtype}: convert it first.'
+                f'image arrays must be (H, W, 3) BGR uint8, got {image.shape} {image.dtype}: convert it first.'
             )
         return image
     try:
@@ -317,13 +318,13 @@ def load_image(model: Any, image: Image) -> np.ndarray:
 
 
 def prepare_image(model: Any, image: Image) -> dict[str, list[Any]]:
-    """One image as a batch for `model.data_preprocessor`, brought to size as in testing."""
+    """Prepare one image as a batch for `model.data_preprocessor`, resized as in testing."""
     path = None if isinstance(image, (np.ndarray, PIL.Image.Image)) else str(image)
     return _prepare(model, load_image(model, image), path)
 
 
 def _prepare(model: Any, image: np.ndarray, path: str | None) -> dict[str, list[Any]]:
-    """See `prepare_image`, of an image that was read already."""
+    """`prepare_image` for an image that is already loaded."""
     load, *steps = _pipeline(model.cfg)
     shape = image.shape[:2]
     array = image.astype(np.float32) if load.get('to_float32') else image
@@ -334,31 +335,31 @@ def _prepare(model: Any, image: np.ndarray, path: str | None) -> dict[str, list[
 
 @torch.no_grad()
 def _run_batch(model: Any, batches: Sequence[dict[str, list[Any]]]) -> list[DetDataSample]:
-    """Detections of images of equal size, each given as a batch of its own."""
+    """Detect in images of equal size, given as one batch per image."""
     together = {key: [value for batch in batches for value in batch[key]] for key in batches[0]}
     samples: list[DetDataSample] = model.test_step(together)
     return samples
 
 
 def _pipeline(cfg: Config) -> list[dict[str, Any]]:
-    """The steps of testing but for the annotations, which the user's images do not have."""
+    """Steps of the test pipeline without loading annotations, which the user's images do not have."""
     steps = dataset_of(cfg.get('test_dataloader', {})).get('pipeline', ())
     steps = [step for step in steps if _component(step) is not LoadAnnotations]
     if not steps or not _component(steps[0]).__name__.startswith('Load'):
         raise ConfigError(
-            'the config has no test_dataloader.dataset.pipeline that starts with LoadImageFromFile: '
-            'it says how images are brought to size.'
+            'the config has no test_dataloader.dataset.pipeline that starts with LoadImageFromFile: add one to '
+            'define how images are resized.'
         )
     return steps
 
 
 def _component(step: dict[str, Any]) -> Any:
-    """A step's class; configs name it with a scope (`mmdet.LoadAnnotations`), without one, or by itself."""
+    """Class of a step; configs give its name, with or without scope (`mmdet.LoadAnnotations`), or the class itself."""
     return TRANSFORMS.get(step['type']) if isinstance(step['type'], str) else step['type']
 
 
 def _category_ids(content: Mapping[str, Any] | None, classes: Sequence[str] | None) -> dict[str, list[int]]:
-    """The classes' ids in the annotation file that a checkpoint was trained on, if it tells."""
+    """Category ids of the training annotation file, if stored in the checkpoint."""
     meta = (content or {}).get('meta')
     ids = meta.get('category_ids') if isinstance(meta, Mapping) else None
     fits = isinstance(ids, (list, tuple)) and classes is not None and len(ids) == len(classes)

@@ -1,4 +1,4 @@
-"""Detection on whatever people name, written to files: what `ddetr predict` does."""
+"""Detect objects in images and videos and write the results to files: the implementation of `ddetr predict`."""
 
 import json
 import math
@@ -26,27 +26,27 @@ from .writers import Target, category_ids_for, open_writers
 Item = TypeVar('Item')
 
 VIDEO_CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}
-DEFAULT_FPS = 25.0  # where a camera tells none
+DEFAULT_FPS = 25.0  # for cameras that do not report a frame rate
 
 
 class PredictOptions(NamedTuple):
-    """What `ddetr predict` takes beside images and checkpoint."""
+    """Options of `ddetr predict`, other than inputs and checkpoint."""
 
     out_dir: str = 'outputs'
-    formats: Sequence[str] = ('picture', 'json')  # of `writers.FORMATS`
+    formats: Sequence[str] = ('picture', 'json')  # from `RESULT_FORMATS`
     score_thr: float = 0.3
     classes: Sequence[str | int] | None = None  # names or labels; None: all
-    top_k: int | None = None  # the best so many of an image
-    batch_size: int = 1  # images of equal size that are detected together
+    top_k: int | None = None  # maximum number of detections per image
+    batch_size: int = 1  # maximum number of images per batch, all of equal size
 
 
 class Summary(NamedTuple):
-    """What was done."""
+    """Summary of a prediction run."""
 
     images: int
-    frames: int  # of videos
-    detected: int
-    failures: tuple[str, ...]  # one sentence each
+    frames: int  # video frames
+    detected: int  # number of detections
+    failures: tuple[str, ...]  # one message each
 
     def __str__(self) -> str:
         counts = {'image': self.images, 'video frame': self.frames}
@@ -60,18 +60,18 @@ def predict_files(
     inputs: str | int | Path | Iterable[str | int | Path],
     options: PredictOptions = PredictOptions(),  # noqa: B008 (immutable)
 ) -> Summary:
-    """Detect in images and videos, and write what was found.
+    """Detect objects in images and videos, and write the results.
 
-    An image that cannot be read is left out and named in the summary. Everything else is done; no file is half-written.
+    Images that cannot be read are skipped and listed in the summary. Files are written atomically.
 
     Args:
-        detector: Trained.
+        detector: Trained detector.
         inputs: See `sources.find_sources`.
-        options: See there. Of a video `clip.mp4`, the files `clip.mp4` with boxes and `clip.mp4.jsonl`, one line a
-            frame, are written; other suffixes than .mp4 and .avi get .mp4 added.
+        options: See `PredictOptions`. For a video `clip.mp4`, the files are `clip.mp4` with boxes and
+            `clip.mp4.jsonl` with one line per frame. Suffixes other than .mp4 and .avi get .mp4 appended.
 
     Raises:
-        InputError: Inputs or options cannot be used; nothing has been written then.
+        InputError: Inputs or options are invalid; nothing is written.
     """
     several = not isinstance(inputs, (str, int, Path))
     sources = find_sources(inputs if several else [inputs])  # type: ignore[list-item, arg-type]
@@ -97,7 +97,7 @@ def predict_files(
 
 
 def _require_other_files(images: Sequence[Source], out_dir: Path) -> None:
-    """Raise an InputError if a picture would get the place of one of the images."""
+    """Raise an InputError if an output would overwrite one of the input images."""
     read = {os.path.realpath(str(source.place)) for source in images}
     for source in images:
         if os.path.realpath(picture := out_dir / picture_name(source.name)) in read:
@@ -106,9 +106,9 @@ def _require_other_files(images: Sequence[Source], out_dir: Path) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, once: what was done so far is then written. A second Ctrl-C ends at once."""
+    """Event set by the first Ctrl-C, so that completed results are still written. A second Ctrl-C exits at once."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread only
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield stop
         return
     earlier = signal.getsignal(signal.SIGINT)
@@ -125,11 +125,11 @@ def interruptible() -> Iterator[threading.Event]:
 
 
 def select(options: PredictOptions, classes: Sequence[str]) -> Selection:
-    """The detections that options ask for. InputError for values that make no sense."""
+    """Create the `Selection` for the options. Raise InputError for invalid values."""
     if math.isnan(options.score_thr):
-        raise InputError(f'score_thr={options.score_thr} is no number.')
+        raise InputError(f'score_thr={options.score_thr} must be a number.')
     if options.top_k is not None and options.top_k < 1:
-        raise InputError(f'top_k={options.top_k}: keep at least one detection of an image.')
+        raise InputError(f'top_k={options.top_k} must be at least 1.')
     labels = None if options.classes is None else labels_of(options.classes, classes)
     return Selection(options.score_thr, labels, options.top_k)
 
@@ -157,7 +157,7 @@ def _predict_images(
             detected += len(sample.pred_instances)
     good = done - len(failures)
     if done < len(sources):
-        failures.append(f'stopped by Ctrl-C: {len(sources) - done} images were left out.')
+        failures.append(f'stopped by Ctrl-C: {len(sources) - done} images were skipped.')
     return Summary(good, 0, detected, tuple(failures))
 
 
@@ -183,9 +183,9 @@ def predict_video(
     batch_size: int = 1,
     stop: threading.Event | None = None,
 ) -> Summary:
-    """Write a video with boxes, at the rate of the given one, and as `OUT.jsonl` one line a frame.
+    """Write a video with boxes at the original frame rate, and `OUT.jsonl` with one line per frame.
 
-    Frames are as large as the drawn pictures: small ones are enlarged. A camera is read until `stop` is set.
+    Small frames are enlarged for drawing. A camera is read until `stop` is set.
 
     Raises:
         InputError: The video cannot be opened, or has no frames.
@@ -218,13 +218,13 @@ def predict_video(
             raise InputError(f'video {place} has no frames.')
     cut = (
         total is not None and count < 0.95 * total and not (stop and stop.is_set())
-    )  # containers count roughly
-    failure = f'video {place}: {count} of its {total} frames could be decoded; the file is damaged.'
+    )  # frame counts of containers are approximate
+    failure = f'video {place}: only {count} of {total} frames could be decoded; the file is damaged.'
     return Summary(0, count, detected, (failure,) if cut else ())
 
 
 def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """(H, W, 3) BGR uint8."""
+    """Yield frames, (H, W, 3) BGR uint8."""
     while (frame := video.read()[1]) is not None:
         yield frame
 
@@ -238,7 +238,7 @@ def _until(stop: threading.Event | None, items: Iterable[Item]) -> Iterator[Item
 
 @contextmanager
 def _video_writer(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that writes (H, W, 3) BGR frames; the first one says how large all are."""
+    """Yield a function that writes (H, W, 3) BGR frames; the first frame determines the size."""
     writer: cv2.VideoWriter | None = None
 
     def write(frame: np.ndarray) -> None:
@@ -247,7 +247,9 @@ def _video_writer(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], No
             codec = cv2.VideoWriter.fourcc(*VIDEO_CODECS[path.suffix.lower()])
             writer = cv2.VideoWriter(str(path), codec, rate, (frame.shape[1], frame.shape[0]))
             if not writer.isOpened():
-                raise InputError(f'OpenCV cannot write {path.suffix} videos here: name an .avi file.')
+                raise InputError(
+                    f'OpenCV cannot write {path.suffix} videos on this system: use an .avi file.'
+                )
         writer.write(np.ascontiguousarray(frame))
 
     try:

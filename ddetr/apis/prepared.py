@@ -1,4 +1,4 @@
-"""A faster form of a detector that only infers, compared with the plain one when it is made."""
+"""Optimise a detector for inference, and verify its detections against the original."""
 
 import copy
 import logging
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from mmengine.structures import InstanceData
 
 EXAMPLE_SIZES_HW = ((192, 256), (256, 320))
-ROUNDINGS = 10  # times what rounding its weights changes the plain model by, within which a form is as good
-FEW_OUTPUTS = 8  # layers that predict boxes and points have so many at most
+ROUNDINGS = 10  # tolerated difference, as a multiple of the effect of rounding the original weights
+FEW_OUTPUTS = 8  # maximum number of outputs of layers that predict boxes and points
 Batch = dict[str, list[Any]]
 
 
 class Bound(NamedTuple):
-    """How far the detections of the prepared form may be from those of the plain model."""
+    """Allowed differences between the detections of the prepared and the original model."""
 
     score: float
-    box: float  # coordinates, as a share of the image's sides
-    min_score: float  # of the detections that are compared
+    box: float  # box coordinates, as a fraction of the image sides
+    min_score: float  # minimum score of the compared detections
 
 
 class Difference(NamedTuple):
-    """The largest differences found."""
+    """Largest differences between detections."""
 
-    detections: int  # that were compared
+    detections: int  # number of compared detections
     score: float
-    box: float  # coordinates, as a share of the image's sides
+    box: float  # box coordinates, as a fraction of the image sides
 
     def within(self, bound: Bound) -> bool:
-        """NaN is not."""
+        """Whether both differences are within the bound; False for NaN."""
         return self.score <= bound.score and self.box <= bound.box
 
 
@@ -49,32 +49,32 @@ BOUNDS = dict(zip(PRECISIONS, (Bound(1e-5, 1e-5, 0.0), Bound(0.05, 0.01, 0.3)), 
 def prepare_for_inference(
     detector: nn.Module, dtype: str = 'fp32', *, compile: bool = False, example: Sequence[Batch] | None = None
 ) -> nn.Module:
-    """A copy of a detector that gives the same detections in less time, for every API that takes a detector.
+    """Create a faster copy of a detector with the same detections, usable with every API that takes a detector.
 
-    Batch norms are folded into the convolutions before them, convolutions run in channels_last, weights are packed for
-    oneDNN on the CPU, feed-forward networks run in row tiles. `bf16` also stores the weights of all layers that work
-    on pixels in bfloat16; layers that work on queries or predict boxes stay in float32. Both forms are then run on the
-    example, and their detections compared. Layers are found by their types and by the flow of data.
+    Batch norms are folded into the preceding convolutions, convolutions use channels_last, weights are packed for
+    oneDNN on the CPU, and feed-forward networks are tiled. `bf16` also stores the weights of layers that process
+    pixels in bfloat16; layers that process queries or predict boxes stay in float32. Layers are found by their type
+    and by tracing the data flow. The detections of both models on the example are then compared.
 
-    The form cannot be trained, copied, moved or saved; the detector itself does not change.
+    The copy cannot be trained, copied, moved or saved. The original detector is not changed.
 
     Args:
-        detector: Trained, on its device.
+        detector: Trained detector, on its device.
         dtype: 'fp32' or 'bf16'.
-        compile: Compile the form with `torch.compile` instead of packing its weights. The first image of each size then
-            takes minutes.
-        example: Two batches of images of different sizes, as data loaders give them: `inputs`, `data_samples`. By
-            default random images, on which a trained detector finds little.
+        compile: Whether to use `torch.compile` instead of packed weights. The first image of each size then takes
+            minutes.
+        example: Two batches of images of different sizes, as returned by a data loader (`inputs`, `data_samples`).
+            Default: random images, on which a trained detector finds few objects.
 
     Returns:
-        The form, in evaluation mode. Its attribute `difference` is the `Difference` from the plain model.
+        The prepared model in evaluation mode. Its attribute `difference` is the `Difference` from the original.
 
     Raises:
-        InputError: Another dtype, a detector that cannot run in this form, or detections that differ by more than
-            `BOUNDS[dtype]` and by more than rounding the weights explains.
+        InputError: Unknown dtype, unsupported detector, or detections that differ by more than both `BOUNDS[dtype]`
+            and the effect of rounding the weights.
     """
     if dtype not in BOUNDS:
-        raise InputError(f'dtype={dtype!r} is none of {", ".join(BOUNDS)}.')
+        raise InputError(f'dtype={dtype!r} must be one of {", ".join(BOUNDS)}.')
     from ddetr.models.inference_form import fold_norms, pack_layers
 
     plain = copy.deepcopy(detector).eval().requires_grad_(False)
@@ -93,7 +93,7 @@ def prepare_for_inference(
         found = _detect(form, batches)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise InputError(
-            f'{type(detector).__name__} does not run in its prepared form {dtype}: {error} Use the plain model.'
+            f'{type(detector).__name__} does not run when prepared in {dtype}: {error} Use the original model.'
         ) from error
     min_score = BOUNDS[dtype].min_score
     form.difference = compare_detections(expected, found, min_score)
@@ -109,10 +109,10 @@ def prepare_for_inference(
 def compare_detections(
     expected: Sequence[DetDataSample], found: Sequence[DetDataSample], min_score: float
 ) -> Difference:
-    """Compare each expected detection of at least `min_score` with the nearest of its class that was found.
+    """Compare each detection of at least `min_score` with the nearest one of its class, in both directions.
 
-    Equal scores may change places, and the last detections may change for others of the same score: these, within 1e-4
-    of an image's lowest score, are left out where the list is full.
+    The order of equal scores is arbitrary, and so is the cut-off at the end of a full list. Detections within 1e-4 of
+    an image's lowest score are therefore ignored if both lists have the same length.
     """
     count, score, box = 0, 0.0, 0.0
     for left, right in zip(expected, found, strict=True):
@@ -127,7 +127,7 @@ def compare_detections(
 
 
 def _nearest(one: 'InstanceData', other: 'InstanceData', sides: Tensor, min_score: float) -> Tensor:
-    """(n, 2): differences of score and box between each detection that counts and the nearest of its class."""
+    """Differences (n, 2) in score and box between each compared detection and the nearest one of its class."""
     floor = min((float(found.scores.min()) for found in (one, other) if len(found)), default=0.0)
     floor = max(min_score, floor + 1e-4 if len(one) == len(other) else floor)
     chosen = one[one.scores >= floor]
@@ -144,16 +144,16 @@ def _nearest(one: 'InstanceData', other: 'InstanceData', sides: Tensor, min_scor
 
 
 def _require_equal(difference: Difference, dtype: str, rounding: Callable[[], Difference]) -> None:
-    """Raise an InputError beyond the bound, unless rounding its weights changes the plain model about as much.
+    """Raise an InputError beyond the bound, unless rounding the original weights has a similar effect.
 
-    That is so where proposals tie, where NMS decides by a hair, or where a network magnifies rounding.
+    This happens with tied proposals, near-threshold NMS decisions, and networks that amplify rounding errors.
     """
     bound = BOUNDS[dtype]
     if difference.within(bound):
         if not difference.detections:
             print_log(
-                f'the prepared form {dtype} was compared on no detection: pass an example with objects to '
-                'prepare_for_inference.',
+                f'the prepared {dtype} model could not be verified, because nothing was detected: pass an example with '
+                'objects to prepare_for_inference.',
                 level=logging.WARNING,
             )
         return
@@ -161,19 +161,19 @@ def _require_equal(difference: Difference, dtype: str, rounding: Callable[[], Di
     known = f'{difference.score:.2g} in score and {difference.box:.2g} of the image in boxes'
     if difference.within(Bound(ROUNDINGS * here.score, ROUNDINGS * here.box, 0.0)):
         print_log(
-            f'the prepared form {dtype} differs from the plain model by {known}; rounding its weights changes the '
-            'plain model as much.',
+            f'the prepared {dtype} model differs from the original by {known}; rounding the original weights has a '
+            'similar effect.',
             level=logging.WARNING,
         )
         return
     raise InputError(
-        f'the prepared form {dtype} differs from the plain model by {known}; {bound.score:g} and {bound.box:g} are '
-        f'allowed. Use {"fp32" if dtype == "bf16" else "the plain model"}.'
+        f'the prepared {dtype} model differs from the original by {known}; {bound.score:g} and {bound.box:g} are '
+        f'allowed. Use {"fp32" if dtype == "bf16" else "the original model"}.'
     )
 
 
 def _with_rounding(plain: nn.Module, dtype: str) -> nn.Module:
-    """The model with each weight off by about the precision of the dtype."""
+    """Copy of the model with each weight perturbed by about the precision of the dtype."""
     precision = torch.finfo(torch.bfloat16 if dtype == 'bf16' else torch.float32).eps
     shaken = copy.deepcopy(plain)
     generator = torch.Generator().manual_seed(0)
@@ -185,12 +185,12 @@ def _with_rounding(plain: nn.Module, dtype: str) -> nn.Module:
 
 @torch.no_grad()
 def _detect(model: Any, batches: Sequence[Batch]) -> list[DetDataSample]:
-    """Detections of all images; batches and their samples stay as they are."""
+    """Detections in all images; the batches and their samples are not modified."""
     return [sample for batch in batches for sample in model.test_step(copy.deepcopy(batch))]
 
 
 def _random_examples() -> list[Batch]:
-    """Two batches of two images; in the second one an image is padded."""
+    """Two batches of two images each; the second includes a padded image."""
     generator = torch.Generator().manual_seed(0)
     return [
         _random_batch((EXAMPLE_SIZES_HW[0], EXAMPLE_SIZES_HW[0]), generator),
@@ -205,12 +205,12 @@ def _random_batch(sizes_hw: Sequence[tuple[int, int]], generator: torch.Generato
 
 
 def _store_pixel_layers_in_bf16(model: nn.Module, batches: Sequence[Batch]) -> None:
-    """Convert the layers whose work grows with the image, and let all layers cast their inputs."""
+    """Convert layers whose cost grows with the image size to bfloat16, and make all layers cast their inputs."""
     from ddetr.models.inference_form import has_bf16_instructions
 
     if next(model.parameters()).device.type == 'cpu' and not has_bf16_instructions():
         print_log(
-            'this CPU has no bfloat16 instructions: the bf16 form takes less memory here, but more time.',
+            'this CPU has no bfloat16 instructions: the bf16 model uses less memory, but is slower.',
             level=logging.WARNING,
         )
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
@@ -224,7 +224,7 @@ def _store_pixel_layers_in_bf16(model: nn.Module, batches: Sequence[Batch]) -> N
 
 
 def _rows(model: nn.Module, layers: dict[str, nn.Module], batch: Batch) -> dict[str, int]:
-    """Rows that each layer computes for a batch: tokens, queries, pixels, regions."""
+    """Number of rows (tokens, queries, pixels, regions) that each layer computes for a batch."""
     rows: dict[str, int] = defaultdict(int)
     handles = []
     for name, layer in layers.items():

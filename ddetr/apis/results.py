@@ -1,4 +1,4 @@
-"""Which detections are kept, and in which forms they are given."""
+"""Select detections and convert them to other formats."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from ddetr.utils.errors import InputError, did_you_mean
 
 
 class Selection(NamedTuple):
-    """Which of an image's detections are kept."""
+    """Criteria for the detections to keep in an image."""
 
     score_thr: float = 0.3
-    labels: frozenset[int] | None = None  # None: of all classes
-    top_k: int | None = None  # the best so many of them
+    labels: frozenset[int] | None = None  # None: all classes
+    top_k: int | None = None  # maximum number of detections
 
     def __call__(self, sample: DetDataSample) -> DetDataSample:
-        """A sample on the CPU with these detections only."""
+        """Copy a sample to the CPU with only the selected detections."""
         found = sample.pred_instances.cpu()
         kept = found.scores >= self.score_thr
         if self.labels is not None:
@@ -29,10 +29,10 @@ class Selection(NamedTuple):
 
 
 def labels_of(wanted: Sequence[str | int], classes: Sequence[str]) -> frozenset[int]:
-    """The labels of classes that are given by name or by index.
+    """Labels of classes given by name or by index.
 
     Raises:
-        InputError: There is no such class.
+        InputError: Unknown class.
     """
     labels = set()
     for entry in wanted:
@@ -43,8 +43,10 @@ def labels_of(wanted: Sequence[str | int], classes: Sequence[str]) -> frozenset[
         else:
             known = ', '.join(f'{label} {name}' for label, name in enumerate(classes[:20]))
             more = f' and {len(classes) - 20} more' if len(classes) > 20 else ''
-            hint = did_you_mean(str(entry), classes, f'; they are {known}{more}.')
-            raise InputError(f'there is no class {entry!r} among the {len(classes)} of the checkpoint{hint}')
+            hint = did_you_mean(str(entry), classes, f': {known}{more}.')
+            raise InputError(
+                f'class {entry!r} is not one of the {len(classes)} classes of the checkpoint{hint}'
+            )
     return frozenset(labels)
 
 
@@ -56,7 +58,7 @@ def detection_rows(sample: DetDataSample, classes: Sequence[str]) -> list[dict[s
 
 
 def import_supervision() -> Any:
-    """The optional package `supervision`. InputError where it is not installed."""
+    """Import the optional package `supervision`. Raise InputError if it is not installed."""
     try:
         import supervision
     except ImportError as error:
@@ -67,7 +69,7 @@ def import_supervision() -> Any:
 
 
 def to_supervision(found: InstanceData, classes: Sequence[str] | None = None) -> Any:
-    """Detections as `supervision.Detections`, with the classes' names as `data['class_name']` if they are given."""
+    """Convert to `supervision.Detections`, with class names in `data['class_name']` if `classes` is given."""
     arrays = found.cpu().numpy()
     names = (
         {} if classes is None else {'class_name': np.array([classes[i] for i in arrays.labels], dtype=str)}

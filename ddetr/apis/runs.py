@@ -1,4 +1,4 @@
-"""From a config file and a command's options to a Runner that is ready to train or test."""
+"""Train and test with a config file and command-line options."""
 
 import logging
 import os
@@ -22,32 +22,36 @@ from .exported import is_exported
 if TYPE_CHECKING:
     from ddetr.engine import DetRunner
 
-LAUNCHED = 'LAUNCHED_AT'  # environment variable: when the command was started first, in seconds since 1970
+LAUNCHED = 'LAUNCHED_AT'  # environment variable: time of the first launch, in seconds since the epoch
 
 
 class TrainOptions(NamedTuple):
-    """What `ddetr train` takes beside the config."""
+    """Options of `ddetr train`, other than the config."""
 
     work_dir: str | None = (
-        None  # for logs and checkpoints; None: the config's, or `work_dirs/<config's name>`
+        None  # folder for logs and checkpoints; None: the config's, or `work_dirs/<config name>`
     )
-    resume: str | None = None  # training checkpoint to go on from, or 'auto' for the work directory's last
-    allow_partial: bool = False  # take what fits of the weights of `load_from` and warn, instead of an error
-    amp: bool = False  # mixed precision
-    auto_scale_lr: bool = False  # scale the learning rate by the batch size that is really trained with
-    launcher: str = 'none'  # or what started several processes: 'pytorch' (torchrun), 'slurm', 'mpi'
+    resume: str | None = (
+        None  # training checkpoint to resume from; 'auto': the last one in the work directory
+    )
+    allow_partial: bool = (
+        False  # load only matching weights of `load_from` and warn, instead of raising an error
+    )
+    amp: bool = False  # automatic mixed precision
+    auto_scale_lr: bool = False  # scale the learning rate to the actual batch size
+    launcher: str = 'none'  # distributed launcher: 'pytorch' (torchrun), 'slurm', 'mpi'
     cfg_options: Mapping[str, Any] = {}  # values by dotted config key
-    amp_dtype: str | None = None  # 'float16' or 'bfloat16', also without `amp`
-    data: str | None = None  # folder of a dataset, in place of the config's datasets and classes
+    amp_dtype: str | None = None  # 'float16' or 'bfloat16'; implies `amp`
+    data: str | None = None  # dataset folder that replaces the config's datasets and classes
 
 
 class EvalOptions(NamedTuple):
-    """What `ddetr test` takes beside config and checkpoint; see `TrainOptions` for what is not said here."""
+    """Options of `ddetr test`, other than config and checkpoint; see also `TrainOptions`."""
 
     work_dir: str | None = None
-    out: str | None = None  # JSON file for the detections, in COCO's result format
-    show_dir: str | None = None  # folder for pictures of all images with their boxes
-    score_thr: float = 0.3  # of the boxes in these pictures
+    out: str | None = None  # JSON file for the detections, in COCO result format
+    show_dir: str | None = None  # folder for annotated images
+    score_thr: float = 0.3  # minimum score of the drawn boxes
     allow_partial: bool = False
     launcher: str = 'none'
     cfg_options: Mapping[str, Any] = {}
@@ -55,10 +59,10 @@ class EvalOptions(NamedTuple):
 
 
 def train_detector(config: str | Path, options: TrainOptions = TrainOptions()) -> 'DetRunner':  # noqa: B008 (immutable)
-    """Train as a config says, by its path or the name of one that comes with ddetr; the Runner after training.
+    """Train a detector with a config, given by path or by the name of a shipped one. Return the Runner.
 
     Raises:
-        InputError: Something in config or options cannot be used; nothing has been trained then.
+        InputError: The config or options are invalid; training has not started.
     """
     from ddetr.engine import build_runner
 
@@ -69,14 +73,14 @@ def train_detector(config: str | Path, options: TrainOptions = TrainOptions()) -
     cfg = _load(load_config(config), str(config), options, changes)
     if options.auto_scale_lr and 'base_batch_size' not in cfg.auto_scale_lr:
         raise ConfigError(
-            f'--auto-scale-lr: config {config} does not say for which batch size its learning rate is meant; '
-            'add auto_scale_lr=dict(base_batch_size=...).'
+            f'--auto-scale-lr: config {config} does not define the batch size of its learning rate: add '
+            'auto_scale_lr=dict(base_batch_size=...).'
         )
     cfg.merge_from_dict(_start(cfg, options.resume))
     path = cfg.get('load_from')
     if (
         path and '://' not in path and not Path(path).expanduser().exists()
-    ):  # before datasets and model are built
+    ):  # fail early, before building datasets and the model
         raise CheckpointError(f'checkpoint {path} does not exist: check the path.')
     runner = build_runner(cfg, ['train', 'val'] if cfg.get('val_cfg') else ['train'])
     _require_objects(runner.train_loop.dataloader)
@@ -90,21 +94,21 @@ def evaluate_detector(
     checkpoint: str | Path,
     options: EvalOptions = EvalOptions(),  # noqa: B008 (immutable)
 ) -> dict[str, float]:
-    """Evaluate a checkpoint on a config's test set; the metrics by name.
+    """Evaluate a checkpoint on a config's test set. Return the metrics by name.
 
     Args:
-        config: None for the config that a training checkpoint carries. An exported file needs none if `options` name
-            the data; of a given one, it takes test set and metrics.
-        checkpoint: File, also an exported one, or work directory.
-        options: See there.
+        config: Config file, or None for the config stored in a training checkpoint. For exported files it provides
+            the test set and metrics, and may be None if `options.data` is given.
+        checkpoint: Checkpoint, exported file or work directory.
+        options: See `EvalOptions`.
 
     Raises:
-        InputError: Something in config, checkpoint or options cannot be used.
+        InputError: The config, checkpoint or options are invalid.
     """
     changes: dict[str, Any] = {}
     if options.out is not None:
         if Path(options.out).suffix != '.json':
-            raise InputError(f'--out {options.out}: detections are written as JSON, name a .json file.')
+            raise InputError(f'--out {options.out}: detections are written as JSON, use a .json file.')
         changes['test_evaluator.outfile_prefix'] = str(Path(options.out).with_suffix(''))
     if options.show_dir is not None:
         changes['default_hooks.visualization'] = {
@@ -117,7 +121,7 @@ def evaluate_detector(
     runner = build(config, checkpoint, options, changes)
     metrics: dict[str, float] = runner.test()
     if options.out is not None and runner.rank == 0:
-        # CocoMetric names its file after what it evaluates
+        # CocoMetric appends .bbox.json
         Path(options.out).with_suffix('.bbox.json').replace(options.out)
     return metrics
 
@@ -125,13 +129,13 @@ def evaluate_detector(
 def _checkpoint_runner(
     config: str | Path | None, checkpoint: str | Path, options: EvalOptions, changes: Mapping[str, Any]
 ) -> 'DetRunner':
-    """A Runner that tests a checkpoint."""
+    """Build a Runner to test a checkpoint."""
     from ddetr.engine import build_runner
 
     name = find_checkpoint(checkpoint)
     if config is None:
         content = read_checkpoint(name)
-        # named after the training's work directory, as that is
+        # the default work directory has the name of the checkpoint's folder
         cfg = _load(saved_config(content, name), str(Path(name).absolute().parent), options, changes)
     else:
         cfg = _load(load_config(config), str(config), options, changes)
@@ -145,15 +149,13 @@ def _checkpoint_runner(
 def _exported_runner(
     config: str | Path | None, checkpoint: str | Path, options: EvalOptions, changes: Mapping[str, Any]
 ) -> 'DetRunner':
-    """A Runner that tests an exported file."""
+    """Build a Runner to test an exported file."""
     from ddetr.engine import build_runner
 
     from .exported_test import ExportedRunner, exported_test_config
 
     if options.launcher != 'none' or options.allow_partial:
-        raise InputError(
-            f'{checkpoint} is an exported file, which takes no --launcher and no --allow-partial.'
-        )
+        raise InputError(f'{checkpoint} is an exported file: --launcher and --allow-partial do not apply.')
     cfg = exported_test_config(checkpoint, config, options.data)
     cfg = _load(cfg, str(checkpoint), options._replace(data=None), changes)
     return build_runner(cfg, ['test'], ExportedRunner)
@@ -162,7 +164,7 @@ def _exported_runner(
 def _load(
     cfg: Config, source: str, options: TrainOptions | EvalOptions, changes: Mapping[str, Any]
 ) -> Config:
-    """A config with what a command changes in it; `source` names the work directory, unless something else does."""
+    """Apply command-line options to a config; the default work directory is named after `source`."""
     if options.data is not None:
         cfg.merge_from_dict(data_options(cfg, options.data))
     merge_options(cfg, {**options.cfg_options, **changes, 'allow_partial': options.allow_partial}, source)
@@ -172,10 +174,10 @@ def _load(
 
 
 def _start(cfg: Config, resume: str | None) -> dict[str, Any]:
-    """Where a training begins: `load_from` and `resume` for the Runner.
+    """Determine `load_from` and `resume` for the Runner.
 
-    `--resume` without a path, and `resume=True` in the config, mean the last checkpoint of the work directory. A run
-    that a launcher has restarted goes on from the last checkpoint that it saved itself, whatever it began with.
+    `--resume` without a path, and `resume=True` in the config, refer to the last checkpoint in the work directory. A
+    run restarted by a launcher continues from the last checkpoint that it saved, regardless of its initial start.
     """
     noted = Path(cfg.work_dir, LAST)
     if _restarted() and noted.exists() and noted.stat().st_mtime >= float(os.environ[LAUNCHED]):
@@ -188,32 +190,32 @@ def _start(cfg: Config, resume: str | None) -> dict[str, Any]:
         return {'resume': True}
     if not noted.exists():
         print_log(
-            f'--resume: no checkpoint in {cfg.work_dir} yet, training starts anew.', level=logging.WARNING
+            f'--resume: no checkpoint in {cfg.work_dir}, training starts from scratch.', level=logging.WARNING
         )
         return {'resume': False}
     return {'load_from': str(_noted_checkpoint(noted)), 'resume': True}
 
 
 def _restarted() -> bool:
-    """Whether torchrun or Slurm runs the same command again; tools/launch.sh notes when it ran first."""
+    """Whether torchrun or Slurm restarted this command; tools/launch.sh records the time of the first launch."""
     again = RESTARTED in os.environ or int(os.environ.get('SLURM_RESTART_COUNT', '0'))
     return LAUNCHED in os.environ and bool(again)
 
 
 def _noted_checkpoint(noted: Path) -> Path:
-    """The checkpoint that `last_checkpoint` names, in its own folder even if that was moved: the path is absolute."""
+    """Checkpoint named by `last_checkpoint`. The recorded path is absolute, so look in the file's own folder first."""
     named = Path(noted.read_text().strip())
     for path in (noted.parent / named.name, named):
         if path.is_file():
             return path
     others = sorted(noted.parent.glob('[!.]*.pth'), key=lambda path: path.stat().st_mtime)
-    others = [path for path in others if not path.name.startswith('best_')]  # these have no optimizer
-    hint = f'go on from the newest that is left, --resume {others[-1]}' if others else 'none is left'
+    others = [path for path in others if not path.name.startswith('best_')]  # these have no optimizer state
+    hint = f'use the newest one available, --resume {others[-1]}' if others else 'no other one is available'
     raise CheckpointError(f'{noted} names {named}, which does not exist: {hint}.')
 
 
 def _learned_classes(cfg: Config, checkpoint: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Number the test set's classes as the checkpoint does, unless the config itself says how."""
+    """Use the checkpoint's class order for the test set, unless the config defines it."""
     dataset = cfg.test_dataloader.dataset
     if 'ann_file' not in dataset or 'classes' in dataset.get('metainfo', {}):
         return {}
@@ -222,7 +224,7 @@ def _learned_classes(cfg: Config, checkpoint: str, content: Mapping[str, Any]) -
 
 
 def _require_objects(loader: Any) -> None:
-    """Refuse to train on no batch, or on a dataset without any object, which would teach a detector to find nothing."""
+    """Raise ConfigError if the loader has no batches or the training set contains no objects."""
     dataset = loader.dataset
     if not len(loader):
         raise ConfigError(
@@ -232,6 +234,6 @@ def _require_objects(loader: Any) -> None:
     items = (dataset.get_data_info(index) for index in range(len(dataset)))
     if hasattr(dataset, 'get_data_info') and not any(item.get('instances', True) for item in items):
         raise ConfigError(
-            f'train_dataloader.dataset: none of its {len(dataset)} images has a box of its classes to train on; check '
+            f'train_dataloader.dataset: none of the {len(dataset)} images has a box of the given classes: check '
             'ann_file and metainfo.classes in the config.'
         )

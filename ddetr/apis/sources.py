@@ -1,4 +1,4 @@
-"""What people name as input: images, folders, patterns, videos, cameras, addresses; and the names of their results."""
+"""Find inputs (images, folders, patterns, videos, cameras, URLs), and choose the names of their results."""
 
 import glob
 import os
@@ -16,45 +16,45 @@ STREAMS = ('rtsp', 'rtmp', 'udp')
 
 
 class Source(NamedTuple):
-    """An image or video to read, and what its results are named after."""
+    """Image or video to read, and the name of its results."""
 
-    place: str | int  # path, address, or index of a camera
-    name: str  # relative path for the results, without the suffix that they add: `cat.jpg`, or `b/cat.jpg`
+    place: str | int  # path, URL, or camera index
+    name: str  # relative path of the results, before their suffix is added: `cat.jpg`, or `b/cat.jpg`
     is_video: bool
 
 
 def list_images(path: str | Path) -> list[Path]:
-    """The image itself, or a folder's images by name.
+    """List an image file, or the images in a folder sorted by name.
 
     Raises:
-        InputError: There is no such file or folder, or no image in it.
+        InputError: The path does not exist, or the folder contains no images.
     """
     path = Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError(f'{path} does not exist: name an image or a folder of images.')
+        raise InputError(f'{path} does not exist: pass an image or a folder of images.')
     images = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise InputError(
-            f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}); for those of its folders, '{path}/**'."
+            f"{path} contains no images ({', '.join(IMAGE_SUFFIXES)}). To include subfolders, use '{path}/**'."
         )
     return images
 
 
 def find_sources(inputs: Iterable[str | int | Path]) -> list[Source]:
-    """The images and videos that are meant, each once, in the order given, folders and patterns by name.
+    """Find all images and videos, without duplicates and in the given order; folders and patterns are sorted by name.
 
     Args:
-        inputs: Files; folders; patterns with `*`, `?`, `[...]` and `**`; addresses such as `https://...` and
-            `rtsp://...`; indices of cameras.
+        inputs: Files; folders; patterns with `*`, `?`, `[...]` and `**`; URLs such as `https://...` and `rtsp://...`;
+            camera indices.
 
     Raises:
-        InputError: Nothing is there, or nothing that has an image's or a video's suffix.
+        InputError: An input does not exist, or contains no file with an image or video suffix.
     """
     places = list(dict.fromkeys(place for entry in inputs for place in _expand(entry)))
     if not places:
-        raise InputError('no input: name images, folders, patterns, videos, cameras or addresses.')
+        raise InputError('no input: pass images, folders, patterns, videos, cameras or URLs.')
     names = _result_names(places)
     return [Source(place, name, _is_video(place)) for place, name in zip(places, names, strict=True)]
 
@@ -76,10 +76,12 @@ def _expand(entry: str | int | Path) -> Iterator[str | int]:
         suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
         found = sorted(match for match in matches if match.suffix.lower() in suffixes and match.is_file())
         if not found:
-            raise InputError(f'{entry} matches no image or video: check the pattern, and put it in quotes.')
+            raise InputError(
+                f'{entry} matches no image or video: check the pattern, and quote it in the shell.'
+            )
         yield from map(str, found)
     else:
-        raise InputError(f'{entry} does not exist: name an image, a folder, a pattern, a video or a camera.')
+        raise InputError(f'{entry} does not exist: pass an image, a folder, a pattern, a video or a camera.')
 
 
 def _is_video(place: str | int) -> bool:
@@ -92,7 +94,7 @@ def _is_video(place: str | int) -> bool:
 
 
 def _result_names(places: Sequence[str | int]) -> list[str]:
-    """File names; those that several places have get as many of their folders as tell them apart."""
+    """File names of the results. Duplicate names are prefixed with as many parent folders as needed."""
     parts = [_parts(place) for place in places]
     same: dict[str, list[int]] = defaultdict(list)
     for index, path in enumerate(parts):
@@ -105,7 +107,7 @@ def _result_names(places: Sequence[str | int]) -> list[str]:
                 names[i] = PurePath(*parts[i][-length:]).as_posix()
             if len({names[i].casefold() for i in group}) == len(group):
                 break
-        else:  # addresses that differ in their query, names that differ in case
+        else:  # URLs that differ only in their query, names that differ only in case
             for number, i in enumerate(group, 1):
                 names[i] = f'{number}/{parts[i][-1]}'
     return names

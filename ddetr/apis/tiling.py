@@ -1,4 +1,4 @@
-"""Large images in overlapping tiles, each detected at full resolution, by supervision's `InferenceSlicer`."""
+"""Tiled inference on large images at full resolution, with supervision's `InferenceSlicer`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,22 +14,22 @@ from .results import import_supervision, to_supervision
 
 
 class Tiling(NamedTuple):
-    """How images are cut. An image that is no larger than a tile is detected as without tiling."""
+    """Tiling parameters. Images no larger than a tile are processed without tiling."""
 
-    size: int = 640  # side of a tile, pixels
-    overlap: int = 128  # of neighbouring tiles, pixels; objects up to this size are whole in one of them
-    iou_thr: float = (
-        0.5  # of two boxes of a class, the share of the smaller one inside the other that makes them one
+    size: int = 640  # side of a tile, in pixels
+    overlap: int = (
+        128  # overlap of adjacent tiles, in pixels; smaller objects are complete in at least one tile
     )
-    min_score: float = 0.05  # lower scores are dropped before tiles are joined
-    batch_size: int = 1  # tiles that are detected together
+    iou_thr: float = 0.5  # overlap relative to the smaller box above which two boxes of a class are merged
+    min_score: float = 0.05  # detections with lower scores are discarded before merging
+    batch_size: int = 1  # number of tiles per batch
 
     def cuts(self, image: np.ndarray) -> bool:
         """Whether an (H, W, 3) image is larger than a tile."""
         return bool(max(image.shape[:2]) > self.size)
 
     def check(self) -> None:
-        """Raise an InputError unless these tiles can be made."""
+        """Raise an InputError if the parameters are invalid or supervision is not installed."""
         if self.size < 1 or not 0 <= self.overlap < self.size:
             raise InputError(
                 f'tiles of {self.size} pixels cannot overlap by {self.overlap}: choose 0 <= overlap < size.'
@@ -40,14 +40,15 @@ class Tiling(NamedTuple):
 def detect_tiled(
     detect: Callable[[Sequence[np.ndarray]], list[DetDataSample]], image: np.ndarray, tiling: Tiling
 ) -> DetDataSample:
-    """Detect in all tiles of an (H, W, 3) BGR image, and join what neighbouring tiles found twice.
+    """Detect objects in all tiles of an (H, W, 3) BGR image, and merge duplicates from adjacent tiles.
 
-    Of boxes of one class that overlap, the best remains: a box that a tile's border cuts lies inside the whole one.
+    Of overlapping boxes of one class, the one with the highest score is kept. The overlap is measured relative to the
+    smaller box, because a box cut off at a tile border lies inside the complete one.
 
     Args:
-        detect: From tiles to their samples.
-        image: The image, larger than a tile.
-        tiling: See there.
+        detect: Maps tiles to their samples.
+        image: Image larger than a tile.
+        tiling: Tiling parameters.
 
     Returns:
         A sample with `pred_instances` in pixels of the image, best first.
@@ -61,7 +62,7 @@ def detect_tiled(
             found.append(to_supervision(instances[instances.scores >= tiling.min_score]))
         return found
 
-    alone = tiling.batch_size == 1  # then supervision hands over single tiles
+    alone = tiling.batch_size == 1  # supervision then passes single tiles
     slicer = supervision.InferenceSlicer(
         callback=(lambda tile: detect_tiles([tile])[0]) if alone else detect_tiles,
         slice_wh=tiling.size,

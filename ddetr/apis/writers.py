@@ -1,4 +1,4 @@
-"""Files for detections: a picture and JSON of each image, COCO's JSON, YOLO's text files, CSV."""
+"""Write detections to files: annotated images, JSON per image, COCO JSON, YOLO text files, CSV."""
 
 import csv
 import json
@@ -21,37 +21,37 @@ if TYPE_CHECKING:
     from ddetr.visualization import DetLocalVisualizer
 
 Write = Callable[[str, np.ndarray, DetDataSample], None]
-"""Writes one image's detections: its name, the (H, W, 3) BGR image, the selected sample on the CPU."""
+"""Function that writes the detections of one image: (name, (H, W, 3) BGR image, selected sample on the CPU)."""
 
 
 class Target(NamedTuple):
-    """Where files go, and what they need to know."""
+    """Output folder, and the metadata that writers need."""
 
     out_dir: Path
     visualizer: 'DetLocalVisualizer'
     classes: Sequence[str]
-    category_ids: Sequence[int]  # by label, of COCO's JSON
+    category_ids: Sequence[int]  # category ids by label, for COCO JSON
 
     def path(self, name: str, suffix: str) -> Path:
-        """A file for one image; `name` keeps its suffix, since cat.jpg and cat.png are two images."""
+        """Output file for one image. `name` keeps its suffix, so that cat.jpg and cat.png do not collide."""
         return self.out_dir / f'{name}{suffix}'
 
     def picture(self, name: str) -> Path:
-        """The file of an image's picture."""
+        """Output file of an annotated image."""
         return self.out_dir / picture_name(name)
 
 
 @contextmanager
 def open_writers(formats: Sequence[str], target: Target) -> Iterator[Write]:
-    """A function that writes an image's detections in all of these `RESULT_FORMATS`.
+    """Yield a function that writes the detections of an image in all given `RESULT_FORMATS`.
 
-    Files of all images together get their names at the end of the block, and only if it ends without an exception.
+    Files that cover all images appear at the end of the block, and only if it raises no exception.
 
     Raises:
-        InputError: A format is not known.
+        InputError: Unknown format.
     """
     if unknown := [name for name in formats if name not in RESULT_FORMATS]:
-        raise InputError(f'format {unknown[0]!r} is none of {", ".join(RESULT_FORMATS)}.')
+        raise InputError(f'format {unknown[0]!r} must be one of {", ".join(RESULT_FORMATS)}.')
     with ExitStack() as stack:
         writers = [stack.enter_context(WRITERS[name](target)) for name in dict.fromkeys(formats)]
 
@@ -63,7 +63,7 @@ def open_writers(formats: Sequence[str], target: Target) -> Iterator[Write]:
 
 
 def category_ids_for(meta: Mapping[str, Any]) -> Sequence[int]:
-    """COCO's category ids by label: those of the training's annotation file, else COCO's own, else from 1."""
+    """Category ids by label: those of the training annotations, otherwise COCO's for its classes, otherwise from 1."""
     classes = meta['classes']
     if len(ids := meta.get('category_ids') or ()) == len(classes):
         return ids
@@ -104,7 +104,7 @@ def _csv(target: Target) -> Iterator[Write]:
 
 @contextmanager
 def _coco(target: Target) -> Iterator[Write]:
-    """A dataset in COCO's format; its `annotations` have scores, so that they are a result list too."""
+    """Dataset in COCO format, whose `annotations` have scores and can also be used as a result list."""
     images: list[dict[str, Any]] = []
     with unfinished_file(target.out_dir / 'detections.coco.json') as path, path.open('w') as file:
         file.write('{"annotations": [')
@@ -136,10 +136,10 @@ def _coco(target: Target) -> Iterator[Write]:
 
 @contextmanager
 def _yolo(target: Target) -> Iterator[Write]:
-    """labels/NAME.txt without the image's suffix, as Ultralytics names and writes them: label, box, score."""
+    """labels/NAME.txt without the image's suffix, in Ultralytics' format: label, box, score."""
     names = ''.join(f'{name}\n' for name in target.classes)
     write_atomically(target.out_dir / 'classes.txt', lambda path: path.write_text(names))
-    image_of: dict[str, str] = {}  # by the name of the text file
+    image_of: dict[str, str] = {}  # image name by text file name
 
     def write(name: str, image: np.ndarray, sample: DetDataSample) -> None:
         stem = str(PurePath(name).with_suffix(''))

@@ -1,7 +1,7 @@
-"""The command `ddetr`. A subcommand is one module here and one entry in COMMANDS; tools/ and demo/ run the same ones.
+"""The `ddetr` command. Each subcommand is a module in this package and an entry in COMMANDS.
 
-A module's docstring is its help; it has `add_arguments(parser)` and `run(args)`. It imports PyTorch in `run` only, so
-that help and lists of configs appear at once.
+The scripts in tools/ and demo/ run the same subcommands. A subcommand defines `add_arguments(parser)` and `run(args)`;
+its docstring is the help text. PyTorch is imported only in `run`, so that `--help` and `ddetr configs` are fast.
 """
 
 import argparse
@@ -20,12 +20,12 @@ COMMANDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes options between positional arguments, also where the first of these may be left out."""
+    """Argument parser that accepts options between positional arguments, even if the first of these is optional."""
 
     _intermixing = False
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
-        """argparse's, and its form for intermixed arguments, which calls this again."""
+        """Use argparse's `parse_known_intermixed_args`, which calls this method again."""
         if self._intermixing:
             return super().parse_known_args(*args, **kwargs)
         self._intermixing = True
@@ -36,9 +36,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `ddetr` with the process's arguments, or these."""
+    """Run `ddetr` with `arguments`, or with those of the process if None."""
     parser = argparse.ArgumentParser(
-        prog='ddetr', description='Train, evaluate and use detectors of the Deformable family.'
+        prog='ddetr', description='Train, evaluate and run detectors of the Deformable DETR family.'
     )
     parser.add_argument('--version', action='version', version=f'ddetr {__version__}')
     subparsers = parser.add_subparsers(metavar='COMMAND', required=True, parser_class=Parser)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_tool(command: ModuleType) -> None:
-    """Run one subcommand as a program of its own, as the files in tools/ and demo/ do."""
+    """Run one subcommand as a separate program, as the scripts in tools/ and demo/ do."""
     parser = Parser()
     fill(parser, command)
     args = parser.parse_args()
@@ -59,7 +59,7 @@ def run_tool(command: ModuleType) -> None:
 
 
 def fill(parser: argparse.ArgumentParser, command: ModuleType) -> None:
-    """Give a parser a subcommand's help, arguments and function."""
+    """Add a subcommand's help, arguments and function to a parser."""
     parser.description = command.__doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     command.add_arguments(parser)

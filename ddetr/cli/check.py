@@ -1,8 +1,8 @@
-"""Find every fault of a detection dataset in one pass.
+"""Check a detection dataset and report all faults.
 
-DATA is the folder of a dataset in the format of COCO, Pascal VOC or YOLO, or a config, by its file or name. The report
-goes to the terminal and, with pictures of the worst, to one HTML page. Exit status: 0 without errors (warnings and
-notes do not count), 1 with errors, 2 if there is nothing that can be checked.
+DATA is a dataset folder in COCO, Pascal VOC or YOLO format, or the path or name of a config. The report is printed to
+the terminal and written, with pictures of the worst cases, to an HTML page. Exit status: 0 without errors (warnings
+and notes do not count), 1 with errors, 2 if there is nothing to check.
 """
 
 import argparse
@@ -14,27 +14,37 @@ from ddetr.utils.shipped_configs import find_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line's arguments."""
-    parser.add_argument('data', help='folder of a dataset, or config file')
-    parser.add_argument('--html', help='file of the page; by default work_dirs/doctor/<DATA>.html')
-    parser.add_argument('--no-images', action='store_true', help='do not open the images: fast, finds less')
+    """Add the command-line arguments."""
+    parser.add_argument('data', help='dataset folder, or config')
+    parser.add_argument('--html', help='path of the HTML page (default: work_dirs/doctor/<DATA>.html)')
+    parser.add_argument(
+        '--no-images', action='store_true', help='do not open the images: faster, but less thorough'
+    )
     parser.add_argument('--fix', metavar='FOLDER', help='write a cleaned copy of the dataset to this folder')
-    parser.add_argument('--num-queries', type=int, help="of the detector; by default the config's, or 300")
+    parser.add_argument(
+        '--num-queries', type=int, help="number of queries (default: the config's, otherwise 300)"
+    )
     parser.add_argument(
         '--size',
         type=int,
         nargs=2,
         metavar=('LONG', 'SHORT'),
-        help='that training fits images into, in pixels',
+        help='training image size, in pixels',
     )
-    parser.add_argument('--examples', type=int, default=3, help='of each fault in the terminal (%(default)s)')
-    parser.add_argument('--workers', type=int, help='threads that open images; by default one per CPU')
-    parser.add_argument('--fiftyone', metavar='NAME', help='make a FiftyOne dataset with the faults as tags')
+    parser.add_argument(
+        '--examples', type=int, default=3, help='examples per fault in the terminal (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--workers', type=int, help='number of threads for reading images (default: one per CPU)'
+    )
+    parser.add_argument(
+        '--fiftyone', metavar='NAME', help='create a FiftyOne dataset with the faults as tags'
+    )
     add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the report, write the page, and exit with its status."""
+    """Print the report, write the page, and exit with the status."""
     from ddetr.apis import check_data
     from ddetr.datasets.doctor import fix, to_fiftyone, write_html
 

@@ -1,7 +1,7 @@
-"""List the configs that come with ddetr, or print or copy one of them.
+"""List the shipped configs, or print or copy one of them.
 
-Without CONFIG, the names of all, which every command takes in place of a file. With CONFIG, the config as it is after
-its bases and overrides; --copy writes it to a file of its own, to be edited and trained with.
+Without CONFIG, list all names; every command accepts a name instead of a file. With CONFIG, print the complete config
+after inheritance and overrides; --copy writes it to a standalone file that can be edited and trained with.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from ddetr.utils.shipped_configs import list_configs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line's arguments."""
-    parser.add_argument('config', metavar='CONFIG', nargs='?', help='config file, or name of one')
+    """Add the command-line arguments."""
+    parser.add_argument('config', metavar='CONFIG', nargs='?', help='config file or name')
     add_cfg_options(parser)
-    parser.add_argument('--check', action='store_true', help='also check that every type and key is known')
+    parser.add_argument('--check', action='store_true', help='also check all types and keys')
     parser.add_argument('--copy', metavar='FILE', help='write the config to this .py file instead')
 
 
@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> None:
         return
     target = Path(args.copy)
     if target.suffix != '.py' or target.exists():
-        raise ConfigError(f'--copy {target}: name a .py file that does not exist yet.')
+        raise ConfigError(f'--copy {target}: use a .py file that does not exist yet.')
     for variable in (
         set(cfg) - read_keys()
-    ):  # already filled in where it was used: editing it would change nothing
+    ):  # already substituted where it was used: editing it would have no effect
         cfg.pop(variable)
     write_atomically(target, lambda unfinished: unfinished.write_text(cfg.pretty_text))
     print(f'{target}: edit it, then `ddetr train {target}`')

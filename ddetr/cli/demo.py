@@ -1,8 +1,8 @@
-"""Serve a detector as a page in the browser.
+"""Serve a detector as a web demo.
 
-Without CONFIG, it is the one that the checkpoint was trained with, which training checkpoints carry. CHECKPOINT may be
-a work directory. The page takes images, shows detections, where the detector looked for each, and how its box was
-refined. It is served to this machine only unless --host says otherwise. Needs `pip install ddetr[web]`.
+CONFIG defaults to the config stored in the training checkpoint. CHECKPOINT may be a work directory. The page accepts
+images and shows detections, their sampling points and how each box was refined. Without --host it is accessible only
+from this machine. Needs `pip install ddetr[web]`.
 """
 
 import argparse
@@ -12,27 +12,27 @@ from ddetr.utils.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line's arguments."""
-    parser.add_argument('config', metavar='CONFIG', nargs='?', help='config file, or name of one')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint, or work directory')
+    """Add the command-line arguments."""
+    parser.add_argument('config', metavar='CONFIG', nargs='?', help='config file or name')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint or work directory')
     parser.add_argument(
         '--host',
         default='127.0.0.1',
-        help='address to listen on; 0.0.0.0 for every machine that can reach this one (default: 127.0.0.1)',
+        help='address to listen on; 0.0.0.0 accepts connections from other machines (default: 127.0.0.1)',
     )
-    parser.add_argument('--port', type=int, default=7860, help='0 for any free one (default: 7860)')
+    parser.add_argument('--port', type=int, default=7860, help='port; 0 chooses a free one (default: 7860)')
     parser.add_argument(
         '--examples',
         nargs='+',
         metavar='IMAGE',
-        help="images or folders to offer; by default the first of the config's test set, where it is there",
+        help="example images or folders (default: first images of the config's test set, if available)",
     )
-    parser.add_argument('--score-thr', type=float, default=0.3, help='threshold at first (default: 0.3)')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='initial score threshold (default: 0.3)')
     parser.add_argument(
-        '--max-upload-mb', type=float, default=20, metavar='MB', help='largest file (default: 20)'
+        '--max-upload-mb', type=float, default=20, metavar='MB', help='maximum file size (default: 20)'
     )
     parser.add_argument(
-        '--max-megapixels', type=float, default=40, metavar='MP', help='largest image (default: 40)'
+        '--max-megapixels', type=float, default=40, metavar='MP', help='maximum image size (default: 40)'
     )
     parser.add_argument(
         '--queue',
@@ -40,11 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=32,
         dest='queue_length',
         metavar='N',
-        help='most images that wait (default: 32)',
+        help='maximum number of queued images (default: 32)',
     )
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ...; by default a GPU if there is one')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if available)')
     add_cfg_options(parser)
-    parser.add_argument('--allow-partial', action='store_true', help='take of the checkpoint what fits')
+    parser.add_argument('--allow-partial', action='store_true', help='load only the matching weights')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,4 +60,4 @@ def run(args: argparse.Namespace) -> None:
     try:
         serve(args.config, args.checkpoint, options, **detector)
     except KeyboardInterrupt:
-        print('ended')
+        print('stopped')

@@ -1,14 +1,14 @@
-"""Print the versions that a bug report needs.
+"""Print version information for bug reports.
 
-Package versions, how the op was built, GPUs, compilers and the environment variables that matter. No user names and no
-paths: the report can be pasted into an issue as it is.
+The report lists package versions, the build of the op, GPUs, compilers and relevant environment variables. It contains
+no user names or paths, so it can be pasted into an issue as is.
 """
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line's arguments."""
+    """Add the command-line arguments."""
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 

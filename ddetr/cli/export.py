@@ -1,8 +1,8 @@
-"""Export a detector to another runtime, and prove that it detects the same there.
+"""Export a detector to another runtime, and verify its detections there.
 
-Without CONFIG, it is the one that the checkpoint was trained with. The file is run in its runtime on images and
-compared with PyTorch; a difference above the bounds is an error, and nothing is written. docs/deployment.md has the
-formats, and how to run what is written.
+CONFIG defaults to the config stored in the training checkpoint. The exported model is run on images in its runtime and
+compared with PyTorch; a difference above the bounds is an error, and nothing is written. docs/deployment.md describes
+the formats and how to run exported files.
 """
 
 import argparse
@@ -15,43 +15,47 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line's arguments."""
-    parser.add_argument('config', metavar='CONFIG', nargs='?', help='config file, or name of one')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint, or work directory')
+    """Add the command-line arguments."""
+    parser.add_argument('config', metavar='CONFIG', nargs='?', help='config file or name')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint or work directory')
     parser.add_argument(
         '--to', required=True, metavar='TARGET', help='onnx, torch-export, aoti, openvino or tensorrt'
     )
-    parser.add_argument('--out', metavar='FILE', help='file to write; by default beside the checkpoint')
+    parser.add_argument('--out', metavar='FILE', help='output file (default: next to the checkpoint)')
     for name in ('batch', 'height', 'width'):
-        parser.add_argument(f'--{name}', type=int, metavar='N', help='fix this size; by default any')
+        parser.add_argument(f'--{name}', type=int, metavar='N', help=f'fixed {name} (default: dynamic)')
     parser.add_argument(
-        '--with-preprocessing', action='store_true', help='uint8 images in; normalise in the graph'
+        '--with-preprocessing', action='store_true', help='take uint8 images and normalise in the graph'
     )
-    parser.add_argument('--opset', type=int, default=18, help='of ONNX, 18 to 22')
+    parser.add_argument('--opset', type=int, default=18, help='ONNX opset, 18 to 22')
     parser.add_argument(
         '--op',
         default='gridsample',
-        help='deformable attention in ONNX as: gridsample, gather, node, tensorrt',
+        help='deformable attention in ONNX: gridsample, gather, node or tensorrt',
     )
-    parser.add_argument('--images', nargs='+', default=(), metavar='IMAGE', help='for the proof')
-    parser.add_argument('--data', metavar='DIR_OR_CONFIG', help='dataset to measure AP on, before and after')
+    parser.add_argument('--images', nargs='+', default=(), metavar='IMAGE', help='verification images')
+    parser.add_argument('--data', metavar='DIR_OR_CONFIG', help='dataset on which to compare AP with PyTorch')
     parser.add_argument(
-        '--precision', default='fp32', metavar='NAME', help='fp32, fp16 or int8, of onnx and openvino'
+        '--precision', default='fp32', metavar='NAME', help='fp32, fp16 or int8, for onnx and openvino'
     )
     parser.add_argument(
-        '--calibration', metavar='DIR', help="images for int8; by default the config's training data"
+        '--calibration',
+        metavar='DIR',
+        help="calibration images for int8 (default: the config's training data)",
     )
     for name, what in (('score', 'scores'), ('box', 'boxes, in pixels'), ('ap', 'metrics, with --data')):
         parser.add_argument(
-            f'--max-{name}-diff', type=float, help=f'bound of {what}; by default by precision'
+            f'--max-{name}-diff',
+            type=float,
+            help=f'maximum difference of {what} (default: depends on the precision)',
         )
-    parser.add_argument('--min-score', type=float, help='lowest score that the proof compares')
-    parser.add_argument('--allow-partial', action='store_true', help='take of the checkpoint what fits')
+    parser.add_argument('--min-score', type=float, help='minimum score of detections to compare')
+    parser.add_argument('--allow-partial', action='store_true', help='load only the matching weights')
     add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, and print the proof."""
+    """Export, and print the result of the verification."""
     from ddetr.apis.exporting import ExportCommand, export_model
     from ddetr.deployment import Bounds, ExportOptions
     from ddetr.deployment.precision import BOUNDS
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def ap_table(aps: 'APs') -> str:
-    """Metrics side by side."""
+    """Table of the metrics in PyTorch and after the export."""
     from ddetr.utils.tables import render_table
 
     rows = [[name, f'{value:.4f}', f'{aps.exported[name]:.4f}'] for name, value in aps.pytorch.items()]

@@ -1,19 +1,19 @@
-"""Say what a checkpoint is and which config fits it."""
+"""Identify the model and format of a checkpoint, and the matching config."""
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line's arguments."""
-    parser.add_argument('file', help='checkpoint, or folder from Hugging Face')
+    """Add the command-line arguments."""
+    parser.add_argument('file', help='checkpoint, or Hugging Face folder')
     parser.add_argument(
         '--config',
-        help='of the detector that the file is for: one of your own, which custom_imports brings in',
+        help='config of the detector; needed for custom detectors, imported through custom_imports',
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the facts."""
+    """Print the report."""
     from ddetr.analysis.building import build_detector
     from ddetr.engine.config import load_config
     from ddetr.weights import read_weights
@@ -26,11 +26,11 @@ def run(args: argparse.Namespace) -> None:
     facts = {
         'format': weights.title,
         'model': layout,
-        'tensors': f'{len(weights.state)} under our names, {values / 1e6:.1f} M values, {dtypes}',
+        'tensors': f'{len(weights.state)} with ddetr names, {values / 1e6:.1f} M values, {dtypes}',
         'classes': ', '.join(file.classes) if file.classes else '',
         'trained': ', '.join(f'{key} {file.meta[key]}' for key in ('epoch', 'iter') if key in file.meta),
         'notes': '; '.join(weights.notes),
-        'left over': ', '.join(weights.unexpected),
+        'unexpected': ', '.join(weights.unexpected),
         'missing': ', '.join(weights.missing_in_layers()),
         'config': ' or '.join(layout.fitting_configs()),
     }

@@ -1,18 +1,20 @@
-"""Show the curves and validation pictures of a training in the browser, while it runs or afterwards.
+"""Show the curves and validation images of a training run in the browser, live or afterwards.
 
-Serves one page on this machine, which reloads itself while the training runs. Trainings also write it to
-WORK_DIR/curves.html themselves. From another machine: ssh -L 8080:localhost:8080 HOST, then open http://localhost:8080.
+Serves a page on this machine that reloads itself while training runs. Training also writes it to WORK_DIR/curves.html.
+From another machine: ssh -L 8080:localhost:8080 HOST, then open http://localhost:8080.
 """
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line's arguments."""
-    parser.add_argument('work_dir', metavar='WORK_DIR', help='work directory of the training')
-    parser.add_argument('--port', type=int, default=8080, help='0 for any free one (default: %(default)s)')
+    """Add the command-line arguments."""
+    parser.add_argument('work_dir', metavar='WORK_DIR', help='work directory of the training run')
     parser.add_argument(
-        '--once', action='store_true', help='write WORK_DIR/curves.html instead, for an earlier training'
+        '--port', type=int, default=8080, help='port; 0 chooses a free one (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--once', action='store_true', help='write WORK_DIR/curves.html and exit, for an earlier run'
     )
 
 

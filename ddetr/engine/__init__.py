@@ -2,7 +2,7 @@ from typing import TYPE_CHECKING
 
 from ddetr.utils.lazy import lazy_names
 
-from . import compat  # noqa: F401 (its bridges)
+from . import compat  # noqa: F401 (applies the workarounds)
 
 if TYPE_CHECKING:
     from ddetr.weights import read_checkpoint
@@ -33,7 +33,7 @@ __all__ = [
     'read_checkpoint',
 ]
 
-# mmengine's Runner takes a second to import, and reading configs needs none.
+# Importing mmengine's Runner takes a second and is not needed to read configs.
 __getattr__ = lazy_names(
     __name__,
     {

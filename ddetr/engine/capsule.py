@@ -28,19 +28,19 @@ class Capsule(NamedTuple):
 
     step: Step
     weights: Mapping[str, Any]  # the model's state dict before the step, buffers included
-    config: Mapping[str, Any]  # the whole config, as plain dicts
-    config_file: str | None  # beside it may lie modules that `custom_imports` names
-    loss_scaler: Mapping[str, Any]  # state; empty without one
-    losses: Mapping[str, float]  # of the step, when it was run again right away
-    place: str  # module that was found then; empty if all was finite
-    report: str  # what was said of it
+    config: Mapping[str, Any]  # complete config, as plain dicts
+    config_file: str | None  # its folder may contain modules named in `custom_imports`
+    loss_scaler: Mapping[str, Any]  # state; empty without a loss scaler
+    losses: Mapping[str, float]  # losses when the step was rerun immediately
+    place: str  # first non-finite module in that rerun; empty if everything was finite
+    report: str  # message of the failure
     iteration: int  # from 1
     rank: int
-    versions: Mapping[str, str]  # of ddetr and the packages below it
+    versions: Mapping[str, str]  # versions of ddetr and its dependencies
 
 
 def versions() -> dict[str, str]:
-    """Versions of ddetr and of the libraries that it computes with."""
+    """Versions of ddetr and of the libraries that affect its numerical results."""
     found = {'ddetr': ddetr.__version__}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -60,10 +60,10 @@ def write_capsule(capsule: Capsule, path: Path) -> None:
 
 
 def read_capsule(path: str | Path, trust: bool = False) -> Capsule:
-    """Read a capsule onto the CPU. Unless trusted, no code in it is executed.
+    """Read a capsule onto the CPU. Unless `trust` is set, loading never executes code.
 
     Raises:
-        CheckpointError: The file is unreadable, or contains objects of foreign types and is not trusted.
+        CheckpointError: The file is unreadable, or contains objects of unknown types and is not trusted.
     """
     if not Path(path).is_file():
         raise CheckpointError(f'capsule {path} does not exist: check the path.')
@@ -74,5 +74,5 @@ def read_capsule(path: str | Path, trust: bool = False) -> Capsule:
         step = Step(**{**step, 'effective': EffectiveBatch(**step['effective'])})
         return Capsule(**{**content, 'step': step})
     except Exception as error:  # torch.load can raise any exception on a malformed file
-        hint = '' if trust else ' If you wrote it yourself, with samples of types of your own, add --trust.'
+        hint = '' if trust else ' If you wrote it yourself and it contains custom sample types, add --trust.'
         raise CheckpointError(f'capsule {path} cannot be read: {first_line(error)}.{hint}') from error

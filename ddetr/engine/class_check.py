@@ -1,4 +1,4 @@
-"""Check before training that detector and datasets agree on the classes."""
+"""Check before training that the detector and datasets agree on the classes."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def check_classes(model: nn.Module, datasets: dict[str, Any]) -> None:
     Models without `num_classes` and datasets without class names are skipped.
 
     Raises:
-        ConfigError: A label has no logit, a logit has no class, or two datasets number their classes differently.
+        ConfigError: The numbers of classes differ, or two datasets order their classes differently.
     """
     metas = {key: getattr(dataset, 'metainfo', None) or {} for key, dataset in datasets.items()}
     named = {key: meta['classes'] for key, meta in metas.items() if meta.get('classes')}
@@ -27,13 +27,13 @@ def check_classes(model: nn.Module, datasets: dict[str, Any]) -> None:
     for first, key in zip(named, list(named)[1:], strict=False):
         if list(named[key]) != list(named[first]):
             raise ConfigError(
-                f'{first} and {key} number their classes differently ({list(named[first])[:5]}... and '
-                f'{list(named[key])[:5]}...): give both the same dataset.metainfo=dict(classes=...).'
+                f'{first} and {key} have different classes or class orders ({list(named[first])[:5]}... and '
+                f'{list(named[key])[:5]}...): set the same dataset.metainfo=dict(classes=...) in both.'
             )
 
 
 def _config_key(model: nn.Module) -> str:
-    """Where the config probably sets it: the last module that has the model's `num_classes`."""
+    """Config key that probably sets `num_classes`: that of the last module with the model's value."""
     modules, number = model.named_modules(), model.num_classes
     names = [name for name, module in modules if getattr(module, 'num_classes', None) == number]
     return '.'.join(['model', *filter(None, names[-1:]), 'num_classes'])

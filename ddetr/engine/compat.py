@@ -1,8 +1,8 @@
-"""Workarounds that mmengine 0.10.7 needs with current packages, each with its reason.
+"""Workarounds for mmengine 0.10.7 with current packages.
 
-Each uses an extension point of mmengine: registries, and methods of the Runner that `DetRunner`
-(runner.py) overrides, and the optimizer wrappers (optim_wrapper.py). (`ddetr.weights.checkpoint` replaces its
-checkpoint loaders.) `onedl-mmengine` 0.10.12, which installs under the same import name, needs the same workarounds.
+They use extension points of mmengine: registries, methods of the Runner overridden by `DetRunner` (runner.py), and
+optimizer wrappers (optim_wrapper.py). `ddetr.weights.checkpoint` replaces the checkpoint loaders. `onedl-mmengine`
+0.10.12, which installs under the same import name, needs the same workarounds.
 """
 
 import mmengine.registry
@@ -12,7 +12,7 @@ from mmengine.registry import Registry
 from ddetr.registry import SCOPE
 from ddetr.utils.errors import ConfigError
 
-# mmengine warns about each registry that has no child of the default scope, whenever it builds from one.
+# mmengine warns on every build from a registry without a child registry in the default scope.
 for _registry in vars(mmengine.registry).copy().values():
     if isinstance(_registry, Registry) and SCOPE not in _registry.children:
         Registry(_registry.name, parent=_registry, scope=SCOPE)
@@ -21,7 +21,5 @@ for _registry in vars(mmengine.registry).copy().values():
 def init_cpu_group(launcher: str) -> None:
     """Initialise the process group over gloo; mmengine's `init_dist` selects a GPU first and fails without one."""
     if launcher != 'pytorch':
-        raise ConfigError(
-            f'launcher={launcher!r} needs GPUs: start with torchrun (--launcher pytorch) on CPUs.'
-        )
+        raise ConfigError(f'launcher={launcher!r} needs GPUs: on CPUs, use torchrun with --launcher pytorch.')
     torch.distributed.init_process_group(backend='gloo')

@@ -1,6 +1,6 @@
-"""Imports all of the engine that configs name, and with it our checkpoint reader in place of mmengine's.
+"""Register all engine components that configs can use, and replace mmengine's checkpoint reader.
 
-The registries import it at first use (`ddetr.registry`).
+The registries import this module on first use (`ddetr.registry`).
 """
 
 from ddetr.weights import pretrained

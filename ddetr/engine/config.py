@@ -1,4 +1,4 @@
-"""Read config files, and check them before anything is built, so that a typo costs seconds instead of a run."""
+"""Read config files and validate them before anything is built, so that typos are found within seconds."""
 
 import difflib
 import inspect
@@ -20,7 +20,7 @@ from ddetr import registry as ours
 from ddetr.utils.errors import ConfigError, InputError, did_you_mean, first_line
 from ddetr.utils.shipped_configs import find_config
 
-# The registries of the components under each top-level config key.
+# Registries of the components allowed under each top-level config key.
 REGISTRIES: dict[str, tuple[Registry, ...]] = {
     'model': (ours.MODELS, ours.TASK_UTILS, engine.WEIGHT_INITIALIZERS),
     'train_dataloader': (ours.DATASETS, ours.TRANSFORMS, ours.DATA_SAMPLERS, engine.FUNCTIONS),
@@ -39,13 +39,13 @@ _SAME = {
 }  # fmt: skip
 REGISTRIES |= {key: REGISTRIES[same] for key, same in _SAME.items()}
 
-# Top-level keys that the Runner, or ddetr, looks up in the config itself.
+# Top-level keys that the Runner or ddetr reads directly from the config.
 LOOKED_UP_KEYS = {
     'model_wrapper_cfg', 'sync_bn', 'find_unused_parameters', 'activation_checkpointing',
     'efficient_conv_bn_eval', 'compile', 'custom_imports', 'allow_partial', 'check_data', 'channels_last',
 }  # fmt: skip
 
-# Keys that the builder of a component takes out before its constructor is called.
+# Keys that builders remove before they call the constructor.
 BUILDER_KEYS = {
     'optim_wrapper': {'constructor', 'paramwise_cfg', 'optimizer'},
     'param_scheduler': {'convert_to_iter_based'},
@@ -55,22 +55,22 @@ LOADER_KEYS = {'num_batch_per_epoch', 'disable_subprocess_warning', 'dataset'}
 
 @cache
 def read_keys() -> frozenset[str]:
-    """Top-level config keys that something reads: the Runner's parameters, and `LOOKED_UP_KEYS`."""
-    from mmengine.runner import Runner  # takes a second
+    """Top-level config keys that are used: the Runner's parameters and `LOOKED_UP_KEYS`."""
+    from mmengine.runner import Runner  # slow import
 
     return frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | LOOKED_UP_KEYS
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file of ours or of MMDetection and apply `--cfg-options` to it.
+    """Read a ddetr or MMDetection config file and apply `--cfg-options`.
 
     Args:
-        path: `.py`, `.json` or `.yaml` config, or the name of one that comes with ddetr. A Python config is
-            executed; modules in its `custom_imports` may lie beside it.
-        options: Values by dotted key, `{'model.num_queries': 100, 'custom_hooks.0.interval': 5}`.
+        path: Path of a `.py`, `.json` or `.yaml` config, or the name of a shipped one. Python configs are executed;
+            modules in `custom_imports` may be in the same folder.
+        options: Values by dotted key, such as `{'model.num_queries': 100, 'custom_hooks.0.interval': 5}`.
 
     Returns:
-        The config, in scope `ddetr` (with `mmdet` as an alias) and with a seed, 0 by default.
+        The config, with `default_scope='ddetr'` (and `mmdet` as an alias) and a seed, 0 by default.
 
     Raises:
         ConfigError: The file is missing or unreadable, or an option names an unknown key.
@@ -78,7 +78,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     path = find_config(path)
     folder = str(path.resolve().parent)
     if folder not in sys.path:
-        sys.path.append(folder)  # last: it hides no installed module
+        sys.path.append(folder)  # at the end, so that it does not shadow installed modules
     try:
         cfg = Config.fromfile(path)
     except (ConfigParsingError, SyntaxError, OSError, ImportError, NameError, KeyError, TypeError) as error:
@@ -94,7 +94,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any], path: str | Path) -> None:
-    """Apply `--cfg-options` to the config read from `path`. Raise ConfigError for an unknown key."""
+    """Apply `--cfg-options` to the config read from `path`. Raise ConfigError for unknown keys."""
     _check_options(cfg, options)
     try:
         cfg.merge_from_dict(dict(options))
@@ -103,22 +103,22 @@ def merge_options(cfg: Config, options: Mapping[str, Any], path: str | Path) -> 
 
 
 def check_config(cfg: Config) -> None:
-    """Check, without building anything, that every type is registered and accepts its keys.
+    """Check that every type is registered and accepts its keys, without building anything.
 
     Raises:
-        ConfigError: Names the first violation and the closest valid name.
+        ConfigError: A type or key is unknown. The message names the first one and the closest valid name.
     """
     for key, value in cfg.items():
         near = difflib.get_close_matches(key, read_keys(), n=1, cutoff=0.87)
         if key not in read_keys() and near and isinstance(value, (dict, list)):
             raise ConfigError(f'unknown config key {key!r}; did you mean {near[0]!r}?')
     places = [place for key, value in cfg.items() if key in REGISTRIES for place in _walk(key, value)]
-    # all types before any key: a missing component explains more than its keys
+    # check all types before any keys: an unregistered component is the more helpful error
     parts = [_part_at(*place) for place in places]
     for (path, value), part in zip(places, parts, strict=True):
         if path.endswith('_dataloader'):
             _check_keys(path, value, torch.utils.data.DataLoader, LOADER_KEYS)
-        # norm_cfg, act_cfg, init_cfg, ...: the builders of mmcv and mmengine take keys of their own out of these
+        # norm_cfg, act_cfg, init_cfg, ... are not checked: builders of mmcv and mmengine add keys of their own
         if isinstance(ema := value.get('ema_type'), str) and ours.MODELS.get(ema) is None:
             hint = did_you_mean(
                 ema, {name for name in _names(ours.MODELS) if 'EMA' in name or 'Averag' in name}
@@ -129,7 +129,7 @@ def check_config(cfg: Config) -> None:
 
 
 def dataset_of(loader: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Dataset config of a data loader without its wrappers; the first of concatenated datasets."""
+    """Innermost dataset config of a data loader, without wrappers; the first of concatenated datasets."""
     dataset = loader.get('dataset', {})
     while 'dataset' in dataset or 'datasets' in dataset:
         dataset = dataset.get('dataset') or dataset['datasets'][0]
@@ -148,12 +148,12 @@ def explain_build_errors() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except ValueError as error:  # in the constructor's own words, which name the key
+    except ValueError as error:  # the constructor's own message names the key
         raise ConfigError(first_line(error)) from error
     except (TypeError, KeyError) as error:
         line = first_line(error)
         if missing := re.search(r'(\w+)\.__init__\(\) missing .*?argument.*?: (.*)', line):
-            raise ConfigError(f'{missing[1]} needs {missing[2]}: add it in the config.') from error
+            raise ConfigError(f'{missing[1]} needs {missing[2]}: add it to the config.') from error
         if 'unexpected keyword argument' in line:
             raise ConfigError(f'{line}: correct or remove this key in the config.') from error
         if 'is not in the' not in line:
@@ -179,25 +179,27 @@ def _check_keys(path: str, value: Mapping[str, Any], kind: Any, extra: set[str])
     known = _parameters(kind)
     for key in value:
         if known is not None and key not in known | extra | {'type', '_scope_', 'init_cfg'}:
-            raise ConfigError(f'{path}.{key}: {kind.__name__} takes no such key{did_you_mean(key, known)}')
+            raise ConfigError(f'{path}.{key}: {kind.__name__} has no such key{did_you_mean(key, known)}')
 
 
 def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Raise ConfigError for options that no component reads; they would have no effect, silently."""
+    """Raise ConfigError for options that nothing reads, which would silently have no effect."""
     for option in options:
         top, *rest = option.split('.')
         if top in cfg and top not in read_keys():
             raise ConfigError(
-                f'--cfg-options {option}: {top} is a variable of the config file, already filled in wherever it is '
-                'used; set those keys.'
+                f'--cfg-options {option}: {top} is only a variable of the config file. Override the keys that use it '
+                'instead.'
             )
         if top not in read_keys():
-            raise ConfigError(f'--cfg-options {option}: there is no such key{did_you_mean(top, read_keys())}')
+            raise ConfigError(f'--cfg-options {option}: unknown key {top!r}{did_you_mean(top, read_keys())}')
         inner, path = cfg.get(top), top
         for key in rest:
             if isinstance(inner, (list, tuple)) and key.isdigit():
                 if int(key) >= len(inner):
-                    raise ConfigError(f'--cfg-options {option}: {path} has {len(inner)} items, from 0.')
+                    raise ConfigError(
+                        f'--cfg-options {option}: index out of range, {path} has {len(inner)} items (from 0).'
+                    )
                 inner = inner[int(key)]
             elif isinstance(inner, Mapping):
                 known = key in inner or 'type' in inner
@@ -210,7 +212,7 @@ def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def _walk(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every dict in `value`, including itself, with its path of keys."""
+    """Yield every dict in `value`, including itself, with its dotted path."""
     if isinstance(value, Mapping):
         yield path, value
     elif not isinstance(value, (list, tuple)):
@@ -220,7 +222,7 @@ def _walk(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _parameters(kind: Any) -> set[str] | None:
-    """Keyword parameters of a component; None if it accepts any.
+    """Keyword parameters of a component, or None if it accepts any.
 
     A constructor with `**kwargs` also accepts the parameters of the next constructor in the MRO.
     """
@@ -231,7 +233,7 @@ def _parameters(kind: Any) -> set[str] | None:
     for constructor in constructors:
         try:
             parameters = inspect.signature(constructor).parameters.values()
-        except ValueError:  # written in C without a signature
+        except ValueError:  # C function without a signature
             return None
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
@@ -240,7 +242,7 @@ def _parameters(kind: Any) -> set[str] | None:
 
 
 def _names(registry: Registry | None) -> set[str]:
-    """All types that a registry can build, including those of its parents."""
+    """All types that a registry can build, including those of its parent registries."""
     if registry is None:
         return set()
     registry.import_from_location()

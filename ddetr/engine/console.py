@@ -1,9 +1,9 @@
-"""Filter the terminal output of a run to progress and results. The log file contains everything."""
+"""Reduce the terminal output of a run to progress and results. The log file remains complete."""
 
 import logging
 
-# Starts of messages by which mmengine tells of its workings: the environment, the config and the hooks in full,
-# lines for every parameter with a learning rate of its own, classes of its own that it means to retire.
+# Prefixes of verbose mmengine messages: environment, full config, list of hooks, one line per parameter with its own
+# learning rate, and deprecation warnings.
 DETAILS = (
     '\n----',
     'Config:',
@@ -17,7 +17,7 @@ FROZEN = 'is skipped since its requires_grad=False'
 
 
 def keep_details_out(handler: logging.Handler) -> None:
-    """Make a handler drop the messages above; errors always pass."""
+    """Make a handler drop these messages; errors always pass."""
     handler.addFilter(lambda record: record.levelno >= logging.ERROR or not _is_detail(record.getMessage()))
 
 

@@ -19,20 +19,22 @@ FILENAME = 'interrupted.pth'
 class InterruptionHook(Hook):
     """On SIGTERM or SIGUSR1, finish the current iteration, save `interrupted.pth` and stop.
 
-    A signal to any process stops all of them at the same iteration. Training then raises `TrainingInterrupted`, whose
-    exit code the commands return.
+    A signal to any process stops all processes at the same iteration. Training then raises `TrainingInterrupted`,
+    whose exit code the command-line tools return.
     """
 
-    priority = 'LOWEST'  # after the hooks that note results, schedule and save
+    priority = 'LOWEST'  # after the hooks that log, schedule and save
 
     def __init__(self) -> None:
         self.asked = False
-        self.agreed: bool | None = None  # what all processes have said in this iteration, if they have
+        self.agreed: bool | None = (
+            None  # result of this iteration's vote over all processes; None before the vote
+        )
         self._earlier_handlers: dict[int, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Install the handlers. Before training starts, signals end the process as usual."""
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+        """Install the signal handlers. Before training starts, signals terminate the process as usual."""
+        if threading.current_thread() is threading.main_thread():  # required by Python
             self._earlier_handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def stop_listening(self) -> None:
@@ -53,7 +55,7 @@ class InterruptionHook(Hook):
         """
         if self.asked:
             for hook in runner.hooks:
-                if isinstance(hook, EMAHook):  # has put the averaged weights into the model
+                if isinstance(hook, EMAHook):  # swap the averaged weights out of the model again
                     hook.after_val_epoch(runner)
             self._end(runner, {'epoch': runner.epoch, 'iter': runner.iter, 'validate': True})
 
@@ -64,15 +66,15 @@ class InterruptionHook(Hook):
         path = Path(runner.work_dir, FILENAME)
         runner.save_checkpoint(runner.work_dir, FILENAME, meta=meta)
         runner.note_last_checkpoint(path)
-        runner.logger.info(f'interrupted at iteration {meta["iter"]}: go on from {path} with --resume')
+        runner.logger.info(f'interrupted at iteration {meta["iter"]}: continue from {path} with --resume')
         raise TrainingInterrupted(f'interrupted at iteration {meta["iter"]}, saved as {path}')
 
 
 def shield_worker(worker_id: int) -> None:
     """Make a data loader worker ignore termination signals, except from its parent process.
 
-    Schedulers signal all processes of a job. PyTorch's handler would terminate the worker, which raises an error in the
-    training process in the middle of an iteration.
+    Schedulers signal all processes of a job. PyTorch's handler would terminate the worker and thereby raise an error
+    in the training process in the middle of an iteration.
     """
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -1,4 +1,4 @@
-"""Training progress: every loss term in the log file, one readable line on the terminal."""
+"""Training progress: all loss terms in the log file, one short line on the terminal."""
 
 import datetime
 import logging
@@ -14,20 +14,20 @@ from ddetr.registry import LOG_PROCESSORS
 
 
 class ProgressLine(str):
-    """Line of the log file; `short` is its form on the terminal."""
+    """Progress line for the log file; `short` is its terminal version."""
 
     short: str
 
 
 @LOG_PROCESSORS.register_module()
 class LogProcessor(EngineLogProcessor):
-    """mmengine's log processor with short training lines on the terminal and memory usage also on the CPU.
+    """mmengine's log processor with short training lines on the terminal and memory usage on the CPU.
 
-    TensorBoard, Weights & Biases, MLflow and the JSON log receive every term and the total `images_per_second`.
+    TensorBoard, Weights & Biases, MLflow and the JSON log receive all loss terms and the total `images_per_second`.
     """
 
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
-        """Scalars and line after an iteration: see mmengine's."""
+        """Scalars and log line after an iteration; see mmengine."""
         tag, text = super().get_log_after_iter(runner, batch_idx, mode)
         if mode != 'train':
             return tag, text
@@ -61,7 +61,7 @@ def short_progress(tag: dict[str, Any], eta_seconds: float | None) -> str:
 
 
 def peak_memory_mib() -> int | None:
-    """Peak resident memory of this process in MiB; None on Windows and when training on a GPU."""
+    """Peak resident memory of this process in MiB; None on Windows and if a GPU is available."""
     if torch.cuda.is_available() or sys.platform == 'win32':
         return None
     import resource
@@ -71,7 +71,7 @@ def peak_memory_mib() -> int | None:
 
 
 class ShortLines(logging.Formatter):
-    """Terminal formatter: like `formatter`, but with the short form of progress lines."""
+    """Terminal formatter that wraps `formatter` and shortens progress lines."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Training loops that resume exactly where a checkpoint was saved.
+"""Training loops that resume bit-exactly, also in the middle of an epoch.
 
-No random state is saved: random numbers of an iteration follow from the seed, the iteration and the rank, those of a
-sample from the seed, the epoch and its index. Gradients of an unfinished accumulation window are not saved either: the
-weights have not changed since its start, so its first batches are run again.
+No random state is saved: the random numbers of an iteration are derived from the seed, the iteration and the rank,
+those of a sample from the seed, the epoch and its index. Gradients of an unfinished accumulation window are not saved
+either: the weights have not changed since the window began, so its first batches are recomputed.
 """
 
 from bisect import bisect
@@ -31,22 +31,22 @@ from .interruption import shield_worker
 class Place(NamedTuple):
     """Position in the sequence of training batches."""
 
-    epoch: int  # of the sampler
-    start: int  # sample of the epoch's order, counted over all processes, with which the batches begin
-    skip: int  # batches from there
+    epoch: int  # sampler epoch
+    start: int  # index of the first sample in the epoch's order, over all processes
+    skip: int  # number of batches to skip from there
 
 
 class Position(NamedTuple):
-    """Position from which a training resumes, as stored in checkpoints; the same in all processes."""
+    """Position from which training resumes, as stored in checkpoints; identical in all processes."""
 
-    epoch: int  # the place of the current window's first batch
+    epoch: int  # `epoch`, `start` and `skip`: `Place` of the current window's first batch
     start: int
     skip: int
-    replay: int  # batches of that window that are done
+    replay: int  # number of completed batches in that window
     processes: int
-    batch_size: int  # of each process
-    accumulated: int  # batches of a full window
-    validate: bool  # whether the validation after the last iteration is still to be done
+    batch_size: int  # per process
+    accumulated: int  # number of batches in a full window
+    validate: bool  # whether the validation after the last iteration is still pending
 
     @property
     def samples(self) -> int:
@@ -64,9 +64,9 @@ class ResumableLoop(BaseLoop):
     dynamic_intervals: list[int]
 
     _next = Place(0, 0, 0)
-    _window: Sequence[Place] = ()  # of the current window's batches
+    _window: Sequence[Place] = ()  # places of the current window's batches
     _window_begin = 0  # iteration of the first of them
-    _replay = 0  # batches of the first window after a resume that were done before
+    _replay = 0  # number of batches in the first window after resuming that were already completed
     _validate_first = False
     _effective = EffectiveBatch(())
 
@@ -75,10 +75,10 @@ class ResumableLoop(BaseLoop):
 
     @property
     def batch_sampler(self) -> ResumableBatchSampler:
-        """The loader's batch sampler; ConfigError if the loader was not built from a config."""
+        """Batch sampler of the loader. Raise ConfigError if the loader was not built from a config."""
         if not isinstance(self.dataloader.batch_sampler, ResumableBatchSampler):
             raise ConfigError(
-                'train_dataloader is a DataLoader, which cannot be resumed: give a config dict instead.'
+                'train_dataloader is a DataLoader, which cannot be resumed: pass a config dict instead.'
             )
         return self.dataloader.batch_sampler
 
@@ -88,7 +88,7 @@ class ResumableLoop(BaseLoop):
         return self.runner.optim_wrapper._accumulative_counts
 
     def position(self, epoch: int, iteration: int) -> Position:
-        """Position after `epoch` epochs and `iteration` iterations: those that are done, or one more."""
+        """Position after `epoch` epochs and `iteration` iterations, which may include the current one."""
         place, replay, done = self._next, self._replay, iteration - self._window_begin
         if epoch > self._epoch:
             place, replay = Place(epoch, 0, 0), 0
@@ -106,17 +106,17 @@ class ResumableLoop(BaseLoop):
         """Resume from a checkpoint whose `_epoch` and `_iter` are already set.
 
         Args:
-            position: The checkpoint's `Position`, as a dict; None for checkpoints of mmengine, which have none.
+            position: The checkpoint's `Position`, as a dict; None for mmengine checkpoints, which have none.
 
         Returns:
             Description of the differences from an uninterrupted run; None if there are none.
 
         Raises:
-            CheckpointError: The position has other keys than this version writes.
+            CheckpointError: The position was written by an incompatible version.
         """
         sampler: Any = self.batch_sampler.sampler
         if getattr(sampler, 'seed', None) is not None:
-            sampler.seed = self.runner.base_seed  # that of the checkpoint, by now
+            sampler.seed = self.runner.base_seed  # already restored from the checkpoint
         if position is None:
             self._next = self._place_of_iteration()
             return None
@@ -124,7 +124,7 @@ class ResumableLoop(BaseLoop):
             then = Position(**position)
         except TypeError as error:
             raise CheckpointError(
-                f'the checkpoint was saved by another version of ddetr: {error}.'
+                f'the checkpoint was saved by an incompatible version of ddetr: {error}.'
             ) from error
         self._next, self._replay, self._validate_first = Place(*then[:3]), then.replay, then.validate
         here = then._replace(
@@ -145,7 +145,7 @@ class ResumableLoop(BaseLoop):
         return _differences(then, here)
 
     def micro_batches(self, source: Iterator[tuple[Place, Any]]) -> Iterator[Any]:
-        """The batches of `source`, fetched window by window; those of an interrupted window are repeated first."""
+        """Yield the batches of `source`, fetched window by window. An interrupted window is recomputed first."""
         while window := list(islice(source, self.accumulated)):
             repeated, self._replay = self._replay, 0
             self._window, self._window_begin = [place for place, _ in window], self._iter - repeated
@@ -156,7 +156,7 @@ class ResumableLoop(BaseLoop):
             yield from (batch for _, batch in window[repeated:])
 
     def batches_from(self, place: Place) -> Iterator[tuple[Place, Any]]:
-        """Batches of one epoch, starting at `place`."""
+        """Yield the batches of one epoch, starting at `place`."""
         batch_sampler, sampler = self.batch_sampler, cast(Any, self.batch_sampler.sampler)
         batch_sampler.seed, batch_sampler.skip = self.runner.base_seed, place.skip
         sampler.start = place.start
@@ -167,7 +167,7 @@ class ResumableLoop(BaseLoop):
 
     @contextmanager
     def iteration(self, number: int) -> Iterator[None]:
-        """Seed the random generators for an iteration, and normalise its losses by the counts of the window."""
+        """Seed the random generators for an iteration, and normalise its losses over the accumulation window."""
         self._seed(number)
         with self._effective.active():
             yield
@@ -176,13 +176,13 @@ class ResumableLoop(BaseLoop):
         seed_everything(derive_seed(self.runner.base_seed, 'iteration', iteration, self.runner.rank))
 
     def _repeat(self, iteration: int, batch: Any) -> None:
-        """Recompute and add the gradients of an earlier iteration, without updating running statistics."""
+        """Recompute the gradients of an earlier iteration and accumulate them, without updating running statistics."""
         self.runner.model.train()
         with _buffers_kept(self.runner.model), self.iteration(iteration):
             self.runner.model.train_step(batch, optim_wrapper=self.runner.optim_wrapper)
 
     def _effective_batch(self, window: Sequence[Any]) -> EffectiveBatch:
-        """Normalisers shared by the losses of a window's batches; see `BaseDetector` for `count_ahead`."""
+        """Effective batch for the losses of a window; see `BaseDetector` for `count_ahead`."""
         samples: list[Any] = [
             batch.get('data_samples', ()) if isinstance(batch, Mapping) else () for batch in window
         ]
@@ -202,7 +202,7 @@ class ResumableLoop(BaseLoop):
         self.runner.val_loop.run()
 
     def _is_due(self, done: int, last: int) -> bool:
-        """Whether a validation follows `done` epochs or iterations of `last`."""
+        """Whether to validate after `done` of `last` epochs or iterations."""
         step = bisect(self.dynamic_milestones, done + 1)
         interval = self.dynamic_intervals[step - 1]
         begun = done >= self.val_begin
@@ -212,17 +212,17 @@ class ResumableLoop(BaseLoop):
         raise NotImplementedError
 
     def _place_of_iteration(self) -> Place:
-        """Position of `_iter`, assuming a constant number of processes and batch size."""
+        """Place of `_iter`, assuming a constant number of processes and batch size."""
         raise NotImplementedError
 
     def _renumber(self, batches: int) -> None:
-        """Correct `_iter`, which is `batches` into the epoch, if the number of images per iteration has changed."""
+        """Update `_iter` to `batches` into the epoch, after the number of images per iteration has changed."""
         raise NotImplementedError
 
 
 @LOOPS.register_module()
 class EpochBasedTrainLoop(ResumableLoop, engine.EpochBasedTrainLoop):
-    """mmengine's loop over epochs, resumable in the middle of one. The last accumulation window ends with the epoch."""
+    """mmengine's epoch-based loop, resumable mid-epoch. The last accumulation window ends with the epoch."""
 
     def run(self) -> nn.Module:
         """Train until `max_epochs`."""
@@ -237,7 +237,7 @@ class EpochBasedTrainLoop(ResumableLoop, engine.EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """Train on the rest of the epoch."""
+        """Train for the rest of the epoch."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         batches = self.micro_batches(self.batches_from(self._next._replace(epoch=self._epoch)))
@@ -265,14 +265,14 @@ class EpochBasedTrainLoop(ResumableLoop, engine.EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class IterBasedTrainLoop(ResumableLoop, engine.IterBasedTrainLoop):
-    """mmengine's loop over iterations. A finite sampler restarts at the end of each epoch.
+    """mmengine's iteration-based loop. A finite sampler restarts at the end of each epoch.
 
     Args:
-        runner, dataloader: Given by the Runner.
-        max_iters: Iterations to train.
+        runner, dataloader: Set by the Runner.
+        max_iters: Number of training iterations.
         val_begin: First iteration at which to validate.
-        val_interval: Iterations between two validations.
-        dynamic_intervals: Pairs of an iteration and the validation interval from that iteration on.
+        val_interval: Number of iterations between validations.
+        dynamic_intervals: Pairs of an iteration and the validation interval that applies from there on.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class IterBasedTrainLoop(ResumableLoop, engine.IterBasedTrainLoop):
         val_interval: int = 1000,
         dynamic_intervals: list[tuple[int, int]] | None = None,
     ) -> None:
-        # not mmengine's, which starts the loader's workers before a resume can say where to begin
+        # skip mmengine's constructor: it starts the loader's workers before a resume can set the position
         BaseLoop.__init__(self, runner, _with_seeds(dataloader))
         self._max_iters, self._max_epochs = int(max_iters), 1
         self._epoch = self._iter = 0
@@ -332,11 +332,11 @@ class IterBasedTrainLoop(ResumableLoop, engine.IterBasedTrainLoop):
         return Place(epoch, 0, skip)
 
     def _renumber(self, batches: int) -> None:
-        """Keep `_iter`."""
+        """Keep `_iter`: it counts all iterations, not those of an epoch."""
 
 
 def _with_seeds(dataloader: Any) -> Any:
-    """Data loader config with one seed per sample; an already built loader is returned unchanged."""
+    """Add per-sample seeds to a data loader config. A loader that is already built is returned unchanged."""
     if not isinstance(dataloader, Mapping):
         return dataloader
     loader = {**dataloader}
@@ -351,19 +351,19 @@ def _with_seeds(dataloader: Any) -> Any:
 
 
 def _differences(then: Position, here: Position) -> str:
-    """Differences from the checkpoint's run due to another number of processes, images or accumulated batches."""
+    """Describe the effects of a different number of processes, images per batch or accumulated batches."""
     says = [
-        'which images share a batch' if then[4:6] != here[4:6] else '',
-        'what is drawn inside the model, such as dropout' if then.processes != here.processes else '',
-        'what schedules by iteration do, since an iteration has another number of images'
+        'the composition of batches' if then[4:6] != here[4:6] else '',
+        'random numbers inside the model, such as dropout' if then.processes != here.processes else '',
+        'schedules by iteration, since the number of images per iteration has changed'
         if then.processes * then.batch_size != here.processes * here.batch_size
         else '',
-        'the number of batches between two updates' if then.accumulated != here.accumulated else '',
+        'the number of batches per update' if then.accumulated != here.accumulated else '',
     ]
     return (
-        f'it was saved by {then.processes} processes with {then.batch_size} images a batch, {then.accumulated} '
-        f'accumulated, and goes on at image {then.samples} of epoch {then.epoch + 1} with {here.processes} x '
-        f'{here.batch_size}, {here.accumulated} accumulated: not as in an uninterrupted run can be '
+        f'saved by {then.processes} processes with {then.batch_size} images per batch and {then.accumulated} '
+        f'accumulated batches, resumed at image {then.samples} of epoch {then.epoch + 1} with {here.processes} x '
+        f'{here.batch_size}, {here.accumulated} accumulated. This may differ from an uninterrupted run in '
         f'{" and ".join(filter(None, says))}'
     )
 

@@ -1,4 +1,4 @@
-"""Optimizer wrappers whose accumulation windows are started by the training loop (loops.py)."""
+"""Optimizer wrappers whose accumulation windows are controlled by the training loop (loops.py)."""
 
 import logging
 import math
@@ -17,13 +17,13 @@ from ddetr.utils.errors import ConfigError
 from ddetr.utils.nonfinite import watched
 
 DTYPES = ('float16', 'bfloat16')
-EMULATING = ('NO AVX', 'AVX2')  # x86 CPUs without AVX-512, by PyTorch's names
+EMULATING = ('NO AVX', 'AVX2')  # PyTorch's names for x86 CPUs without AVX-512
 
 
 class Watch(Protocol):
-    """Inspects each step before the weights change."""
+    """Interface for inspecting each step before the weights are updated."""
 
-    notes: list[str]  # faults in the current forward pass, see `ddetr.utils.nonfinite`
+    notes: list[str]  # faults in the current forward pass; see `ddetr.utils.nonfinite`
 
     def allows(self, loss: float, gradient_norm: float) -> bool:
         """Whether to use a batch with this loss and the gradients accumulated so far."""
@@ -31,12 +31,13 @@ class Watch(Protocol):
 
 @OPTIM_WRAPPERS.register_module()
 class OptimWrapper(engine.OptimWrapper):
-    """mmengine's wrapper with an optional watch over updates.
+    """mmengine's optimizer wrapper with an optional watch that can reject updates.
 
-    mmengine's loops count all iterations, so that a window may extend beyond the end of an epoch.
+    mmengine counts all iterations, so its accumulation windows may extend beyond the end of an epoch. Here the loop
+    sets the length of each window.
 
     Attributes:
-        watch: Decides after each backward pass whether the batch is used.
+        watch: Decides after each backward pass whether to use the batch.
         spoilt: Whether an earlier batch of the current window was rejected, so that the whole window is skipped.
         updated: Whether the last batch updated the weights.
     """
@@ -44,10 +45,10 @@ class OptimWrapper(engine.OptimWrapper):
     watch: Watch | None = None
     spoilt = False
     updated = False
-    _norm: tuple[Tensor, float] | None = None  # of the window's gradients, where they are watched
+    _norm: tuple[Tensor, float] | None = None  # gradient norm of the window, if watched
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
-        """Start a window of `max_counts` batches, `init_counts` of them done; the last one updates the weights."""
+        """Start a window of `max_counts` batches, `init_counts` of them completed. The last one updates the weights."""
         self._inner_count, self._max_counts = init_counts, max_counts
         self._remainder_counts = max_counts % self._accumulative_counts
 
@@ -61,7 +62,7 @@ class OptimWrapper(engine.OptimWrapper):
     def update_params(
         self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None
     ) -> None:
-        """Run the backward pass and, at the end of a window, the update, unless a batch of it was rejected."""
+        """Run the backward pass and, at the end of a window, update the weights unless a batch was rejected."""
         self.backward(self.scale_loss(loss))
         last, norm = self.should_update(), 0.0
         if last:
@@ -69,7 +70,7 @@ class OptimWrapper(engine.OptimWrapper):
         if self.watch is not None:
             norm_there = self._gradient_norm().to(loss.device)
             both = torch.stack((loss.detach().to(norm_there.dtype), norm_there))
-            value, norm = both.tolist()  # here the CPU waits for the GPU
+            value, norm = both.tolist()  # synchronises with the GPU
             self._norm = norm_there, norm
             self.spoilt = not self.watch.allows(value, norm) or self.spoilt
         self.updated = last and math.isfinite(norm) and not self.spoilt
@@ -88,7 +89,7 @@ class OptimWrapper(engine.OptimWrapper):
         return [p for group in groups for p in group['params'] if p.requires_grad and p.grad is not None]
 
     def _clip_grad(self) -> None:
-        """mmengine's, but reuse the gradient norm that the watch has computed."""
+        """Clip as mmengine does, but reuse the gradient norm computed for the watch."""
         if self._norm is None or self.clip_func is not clip_grad_norm_:
             super()._clip_grad()
             return
@@ -107,15 +108,15 @@ class OptimWrapper(engine.OptimWrapper):
 
 @OPTIM_WRAPPERS.register_module()
 class AmpOptimWrapper(OptimWrapper, engine.AmpOptimWrapper):
-    """Mixed precision on every device: by default float16 on a GPU, bfloat16 on the CPU.
+    """Automatic mixed precision on GPU and CPU; by default float16 on a GPU, bfloat16 on the CPU.
 
-    float16 needs a loss scale; bfloat16 has the range of float32. mmengine's constructor asserts that there is a GPU,
-    and its autocast does not support float16 on the CPU.
+    float16 needs a loss scale; bfloat16 has the range of float32. mmengine's constructor requires a GPU, and its
+    autocast does not support float16 on the CPU.
 
     Args:
-        loss_scale: 'dynamic', a constant, or keywords of `torch.amp.GradScaler`.
+        loss_scale: 'dynamic', a constant, or keyword arguments of `torch.amp.GradScaler`.
         dtype: 'float16' or 'bfloat16'.
-        **kwargs: Of `OptimWrapper`.
+        **kwargs: See `OptimWrapper`.
 
     Raises:
         ConfigError: The dtype is not supported.
@@ -128,7 +129,7 @@ class AmpOptimWrapper(OptimWrapper, engine.AmpOptimWrapper):
         self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
         name = str(dtype or torch.get_autocast_dtype(self.device)).removeprefix('torch.')
         if name not in DTYPES:
-            raise ConfigError(f'optim_wrapper.dtype={name!r} is none of {", ".join(DTYPES)}: correct it.')
+            raise ConfigError(f'optim_wrapper.dtype={name!r} must be one of {", ".join(DTYPES)}.')
         self.cast_dtype = getattr(torch, name)
         _warn_of_emulation(self.device, name)
         self._scale_update_param = loss_scale if isinstance(loss_scale, float) else None
@@ -158,16 +159,16 @@ class AmpOptimWrapper(OptimWrapper, engine.AmpOptimWrapper):
             self._unscaled = True
 
     def _discard(self) -> None:
-        self.loss_scaler.update(self.loss_scaler.get_scale())  # forgets the gradients, keeps the scale
+        self.loss_scaler.update(self.loss_scaler.get_scale())  # reset the scaler's state, keep the scale
         self._unscaled = False
 
 
 def _warn_of_emulation(device: str, dtype: str) -> None:
-    """Say so where a CPU has no instructions for a dtype: products take up to 200 times as long."""
+    """Warn if the CPU has no instructions for a dtype: matrix products then take up to 200 times as long."""
     if device == 'cpu' and torch.backends.cpu.get_cpu_capability() in EMULATING:
         print_log(
-            f'This CPU has no {dtype} instructions and emulates them, many times slower than float32: train '
-            'without --amp here.',
+            f'This CPU has no {dtype} instructions. Emulating them is many times slower than float32: train without '
+            '--amp.',
             'current',
             logging.WARNING,
         )

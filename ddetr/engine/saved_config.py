@@ -1,7 +1,7 @@
-"""The config that a training checkpoint carries, so that the checkpoint alone is enough to test or to predict.
+"""Read the config stored in a training checkpoint, so that a checkpoint alone suffices for testing and inference.
 
-mmengine keeps it as Python source in `meta['cfg']`. It is read as literals and may name registered components only:
-a checkpoint of unknown origin cannot execute code by it (`Registry.get` would import whatever a dotted type names).
+mmengine stores it as Python source in `meta['cfg']`. It is parsed as literals and may use only registered components,
+so that an untrusted checkpoint cannot execute code (`Registry.get` would import any dotted type).
 """
 
 import ast
@@ -18,9 +18,9 @@ from ddetr.weights.checkpoint import HF_FILES
 
 from .config import merge_options, registered_names
 
-LAST = 'last_checkpoint'  # file in a work directory that names the checkpoint to go on from, as mmengine's
+LAST = 'last_checkpoint'  # file in a work directory that names the checkpoint to resume from, as in mmengine
 
-# What testing needs. Hooks, work directory and launcher are those of the command that tests.
+# Keys needed for testing. Hooks, work directory and launcher are set by the test command.
 KEPT = (
     'model', 'test_dataloader', 'test_evaluator', 'test_cfg', 'visualizer', 'log_processor', 'default_scope',
     'randomness',
@@ -31,51 +31,52 @@ SCOPES = (ours.SCOPE, ours.ALIAS, 'mmengine', 'mmcv')
 def saved_config(
     content: Mapping[str, Any], path: str | Path, options: Mapping[str, Any] | None = None
 ) -> Config:
-    """The part of a training checkpoint's config that testing needs.
+    """Extract the part of a training checkpoint's config that is needed for testing.
 
     Args:
-        content: From `read_checkpoint`.
-        path: Where it was read from, for messages.
+        content: Result of `read_checkpoint`.
+        path: Path of the checkpoint, for error messages.
         options: See `load_config`.
 
     Raises:
-        CheckpointError: The checkpoint has no config, one with components of the user's own, or a malicious one.
+        CheckpointError: The checkpoint has no config, or the config is malformed, needs custom modules, or uses types
+            that are not registered.
     """
     meta = content.get('meta')
     text = meta.get('cfg') if isinstance(meta, Mapping) else None
     if not isinstance(text, str):
         raise CheckpointError(
-            f'checkpoint {path} does not carry the config that it was trained with: give the config too.'
+            f'checkpoint {path} does not contain its training config: pass the config as well.'
         )
     try:
         values = dict(_assignments(ast.parse(text)))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise CheckpointError(
-            f'the config in checkpoint {path} is not made of plain values ({first_line(error)}): give the config too.'
+            f'the config in checkpoint {path} is not a plain literal ({first_line(error)}): pass the config as well.'
         ) from error
     if values.get('custom_imports'):
         raise CheckpointError(
-            f'checkpoint {path} was trained with modules of your own (custom_imports={values["custom_imports"]}), '
-            'which a checkpoint is not trusted to import: give the config too.'
+            f'checkpoint {path} was trained with custom modules (custom_imports={values["custom_imports"]}), which '
+            'are not imported from a checkpoint for security: pass the config as well.'
         )
     try:
         kept = {key: registered_only(values[key], key) for key in KEPT if key in values}
     except ConfigError as error:
         raise CheckpointError(
-            f'the config in checkpoint {path} is refused: {error}; give the config too.'
+            f'the config in checkpoint {path} cannot be used: {error}. Pass the config as well.'
         ) from error
     if 'model' not in kept:
-        raise CheckpointError(f'the config in checkpoint {path} has no model: give the config too.')
+        raise CheckpointError(f'the config in checkpoint {path} has no model: pass the config as well.')
     cfg = Config({**kept, 'default_scope': ours.SCOPE})
     merge_options(cfg, options or {}, path)
     return cfg
 
 
 def find_checkpoint(path: str | Path) -> str:
-    """A checkpoint's path; of a work directory, the best checkpoint, else the last.
+    """Path of a checkpoint; for a work directory, its best checkpoint or, if there is none, the last one.
 
     Raises:
-        CheckpointError: The folder holds no checkpoint.
+        CheckpointError: The folder contains no checkpoint.
     """
     folder = Path(path).expanduser()
     if '://' in str(path) or not folder.is_dir() or any((folder / name).is_file() for name in HF_FILES):
@@ -83,7 +84,7 @@ def find_checkpoint(path: str | Path) -> str:
     files = sorted(folder.glob('[!.]*.pth'), key=lambda file: file.stat().st_mtime)
     best = [file for file in files if file.name.startswith('best_')]
     if not files:
-        raise CheckpointError(f'{folder} is a folder without a checkpoint (.pth): name a checkpoint.')
+        raise CheckpointError(f'folder {folder} contains no checkpoint (.pth): pass a checkpoint.')
     return str((best or files)[-1])
 
 
@@ -93,14 +94,18 @@ def _assignments(tree: ast.Module) -> Iterator[tuple[str, Any]]:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 yield name, literal_value(value)
             case _:
-                raise ValueError(f'line {statement.lineno} assigns no value')
+                raise ValueError(f'line {statement.lineno} is not an assignment')
 
 
 def registered_only(value: Any, place: str) -> Any:
-    """A config, found under the dotted key `place`, with its types' scopes left out.
+    """Remove the scopes of all types in a config and check that the types are registered.
+
+    Args:
+        value: Config, or a part of one.
+        place: Its dotted key.
 
     Raises:
-        ConfigError: A type is not registered. Building it could import anything that it names.
+        ConfigError: A type is not registered; building it could import arbitrary modules.
     """
     if isinstance(value, (list, tuple)):
         return type(value)(registered_only(item, f'{place}.{i}') for i, item in enumerate(value))

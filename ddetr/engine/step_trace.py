@@ -16,29 +16,29 @@ from ddetr.utils.seeding import seed_everything
 
 
 class Step(NamedTuple):
-    """Inputs of a training step of one process, besides weights and buffers."""
+    """Inputs of a training step of one process, other than weights and buffers."""
 
-    batch: Any  # as the loader gave it to the model
-    seed: int  # of this process in this iteration
+    batch: Any  # batch from the data loader
+    seed: int  # seed of this process and iteration
     effective: EffectiveBatch
-    dtype: torch.dtype | None = None  # of autocast
+    dtype: torch.dtype | None = None  # autocast dtype
     loss_scale: float = 1.0
 
 
 class Finding(NamedTuple):
     """First non-finite place in a step."""
 
-    losses: Mapping[str, float]  # all terms and what else the step logs
-    place: str = ''  # the first module, by name and class; '' if all is finite
-    what: str = ''  # what of it is not finite
-    rows: Sequence[int] = ()  # images of the batch with such numbers; empty if that cannot be told
-    notes: Sequence[str] = ()  # what was said of the predictions on the way
+    losses: Mapping[str, float]  # all loss terms and other logged values
+    place: str = ''  # name and class of the first module; '' if everything is finite
+    what: str = ''  # its non-finite tensor: output, gradient, ...
+    rows: Sequence[int] = ()  # indices of the affected images in the batch; empty if unknown
+    notes: Sequence[str] = ()  # faults recorded during the forward pass
 
 
 def run_again(model: BaseModel, step: Step) -> Finding:
-    """Run forward and backward pass of a step and find the first module with a non-finite output or gradient.
+    """Rerun the forward and backward pass and find the first module with a non-finite output or gradient.
 
-    Gradients are added to the parameters; buffers change as in any training step.
+    Gradients are accumulated in the parameters, and buffers change as in any training step.
     """
     rerun, trace = _Rerun(step, next(model.parameters()).device.type), _Trace(_size(step.batch))
     seed_everything(step.seed)
@@ -59,7 +59,7 @@ def nonfinite_names(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 class _Rerun:
-    """Optimizer wrapper that runs the backward pass of a finite loss but updates nothing."""
+    """Optimizer wrapper that runs the backward pass of a finite loss without updating weights."""
 
     def __init__(self, step: Step, device: str) -> None:
         self.step, self.device = step, device
@@ -78,26 +78,26 @@ class _Rerun:
 
 
 class _Trace:
-    """Watches outputs and gradients of all modules.
+    """Records non-finite outputs and gradients of all modules.
 
-    A module breaks the backward pass if the gradients of its outputs are finite and that of an input or parameter is
-    not. Each input passes through a separate identity, because the gradient of a tensor shared by several modules does
-    not identify the module.
+    A module is the cause in the backward pass if the gradients of its outputs are finite and that of an input or
+    parameter is not. Each input passes through its own identity, because the gradient of a tensor shared by several
+    modules does not identify the module.
     """
 
     def __init__(self, batch_size: int | None) -> None:
         self.batch_size = batch_size
-        self.outputs: tuple[str, str, list[int]] | None = None  # the first output that is not finite
+        self.outputs: tuple[str, str, list[int]] | None = None  # first non-finite output
         self.gradients: list[
             tuple[int, str, list[int]]
-        ] = []  # calls with such gradients of an input or parameter
-        self.broken = set[int]()  # calls with such gradients of an output: the fault lies behind them
-        self.calls: list[str] = []  # modules, in the order that they were called
+        ] = []  # calls with a non-finite gradient of an input or parameter
+        self.broken = set[int]()  # calls with a non-finite gradient of an output: the cause is a later module
+        self.calls: list[str] = []  # modules in call order
         self.running: list[int] = []
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
-        """Watch `model`."""
+        """Trace `model` inside the `with` block."""
         handles: list[Any] = []
         for name, module in model.named_modules():
             label = f'{name} ({type(module).__name__})' if name else type(module).__name__
@@ -131,7 +131,7 @@ class _Trace:
 
     def _leave(self, label: str, module: nn.Module, args: tuple, output: Any) -> None:
         while (call := self.running.pop()) and self.calls[call] != label:
-            pass  # calls that an exception has ended
+            pass  # discard calls that were ended by an exception
         for value in _tensors(output):
             if self.outputs is None and not _finite(value):
                 self.outputs = label, 'output', self._rows(value)

@@ -1,4 +1,4 @@
-"""Backend of the COCO evaluation: faster-coco-eval if installed, else pycocotools, with equal results."""
+"""Backend of the COCO evaluation: faster-coco-eval if installed, otherwise pycocotools; results are identical."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ __all__ = ['COCO', 'new_evaluation']
 
 
 def new_evaluation(truth: Any, found: Any) -> Any:
-    """Create a `COCOeval` for boxes, which prints its table to stdout. `truth` and `found` are `COCO` indices."""
+    """Create a `COCOeval` for boxes that prints its table to stdout. `truth` and `found` are `COCO` indices."""
     if COCOeval_faster is None:
         return COCOeval(truth, found, 'bbox')
     return COCOeval_faster(truth, found, 'bbox', print_function=print)

@@ -1,4 +1,4 @@
-"""COCO's average precision, computed by pycocotools, or by faster-coco-eval where that is installed."""
+"""COCO average precision, computed by pycocotools or, if installed, faster-coco-eval."""
 
 import contextlib
 import io
@@ -22,12 +22,12 @@ from .backend import COCO, new_evaluation
 AP_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')  # in the order of pycocotools' table
 
 
-@dataclass(frozen=True)  # no tuple: mmengine rebuilds tuples when it gathers results
+@dataclass(frozen=True)  # not a NamedTuple: mmengine rebuilds tuples when it gathers results
 class ImageDetections:
     """Detections and ground truth of one image, on the CPU."""
 
     img_id: int | str
-    img_path: str  # with the id, tells images of concatenated datasets apart
+    img_path: str  # together with the id, identifies images of concatenated datasets
     boxes_xyxy_px: np.ndarray  # (N, 4), pixels of the original image
     scores: np.ndarray  # (N,)
     labels: np.ndarray  # (N,), indices into the dataset's classes
@@ -36,33 +36,33 @@ class ImageDetections:
 
 @METRICS.register_module()
 class CocoMetric(BaseMetric):
-    """Box AP and AR as COCO defines them: the twelve rows of pycocotools' table, and AP per class on request.
+    """COCO box AP and AR: the twelve rows of pycocotools' table, and optionally AP per class.
 
-    The ground truth comes from the samples (`annotations`, see `PackDetInputs`), for datasets of any format, or from a
+    Ground truth comes from the samples (`annotations`, see `PackDetInputs`), for datasets in any format, or from a
     COCO annotation file. Both give identical results for the same dataset.
 
-    The results are `coco/bbox_mAP`, `_mAP_50`, `_mAP_75`, `_mAP_s`, `_mAP_m`, `_mAP_l` in [0, 1], or -1 without
-    ground truth. With `classwise` they include `coco/<class>_precision`.
+    Results are `coco/bbox_mAP`, `_mAP_50`, `_mAP_75`, `_mAP_s`, `_mAP_m`, `_mAP_l` in [0, 1], or -1 without ground
+    truth. With `classwise`, they include `coco/<class>_precision`.
 
-    Only images from the data loader count, so that a subset of a dataset can be evaluated.
+    Only images from the data loader count, so a subset of a dataset can be evaluated.
 
     Args:
-        ann_file: COCO annotation file to use instead of the samples. It is read once.
-        metric: 'bbox', or `['bbox']`.
-        classwise: log a table with AP of every class.
-        proposal_nums: three ascending limits of detections per image for AR. The largest also applies to AP_50, AP_75
-            and AP by size; AP itself uses 100, which must be one of them.
-        iou_thrs: IoU thresholds instead of 0.50:0.05:0.95.
-        metric_items: results to return, from the six above and 'AR@n' (n of `proposal_nums`), 'AR_s@n',
-            'AR_m@n', 'AR_l@n' (n the last of them).
-        format_only: write the predictions without evaluation, for test sets without public annotations.
-        outfile_prefix: write the predictions to `{outfile_prefix}.bbox.json`, in COCO's result format.
-        backend_args: of mmengine's file backend, for `ann_file`.
-        collect_device: 'cpu' or 'gpu', where processes gather their results.
-        prefix: prefix of the result names, by default 'coco'.
+        ann_file: COCO annotation file to use instead of the samples' annotations; read once.
+        metric: 'bbox' or `['bbox']`.
+        classwise: Whether to log a table with the AP of every class.
+        proposal_nums: Three ascending limits of detections per image for AR. The largest also applies to AP_50, AP_75
+            and AP by size. AP itself uses 100, which must be one of them.
+        iou_thrs: IoU thresholds, instead of 0.50:0.05:0.95.
+        metric_items: Results to return, out of the six above and 'AR@n' (n from `proposal_nums`), 'AR_s@n', 'AR_m@n',
+            'AR_l@n' (n the last of them).
+        format_only: Whether to only write the predictions, for test sets without public annotations.
+        outfile_prefix: Prefix of the prediction file `{outfile_prefix}.bbox.json`, in COCO result format.
+        backend_args: Arguments of mmengine's file backend, for `ann_file`.
+        collect_device: Device on which processes gather their results, 'cpu' or 'gpu'.
+        prefix: Prefix of the result names; default 'coco'.
 
     Raises:
-        InputError: the annotation file is missing, malformed or lacks a class of the dataset; neither a file nor
+        InputError: The annotation file is missing, malformed or lacks a class of the dataset; neither a file nor
             annotations are available; arguments are inconsistent; predictions refer to unknown images or labels.
     """
 
@@ -87,23 +87,23 @@ class CocoMetric(BaseMetric):
             raise InputError(f"CocoMetric(metric={metric!r}): only 'bbox' is supported")
         if format_only and outfile_prefix is None:
             raise InputError(
-                'CocoMetric(format_only=True) needs outfile_prefix, where to write the predictions'
+                'CocoMetric(format_only=True) needs outfile_prefix, the output path of the predictions'
             )
         limits = list(proposal_nums)
         if len(limits) != 3 or limits != sorted(limits) or 100 not in limits:
-            raise InputError(f'CocoMetric({proposal_nums=}): give three ascending numbers, one of them 100')
+            raise InputError(f'CocoMetric({proposal_nums=}): use three ascending numbers, one of them 100')
         self.proposal_nums = limits
-        # pycocotools' twelve numbers, in its order
+        # the twelve values of pycocotools, in its order
         self.items = [*AP_ITEMS, *(f'AR@{n}' for n in limits), *(f'AR_{size}@{limits[-1]}' for size in 'sml')]
         if unknown := set(metric_items or ()) - set(self.items):
-            raise InputError(f'CocoMetric(metric_items): no {sorted(unknown)}; known are {self.items}')
+            raise InputError(f'CocoMetric(metric_items): unknown {sorted(unknown)}. Choose from {self.items}')
         self.metric_items = list(metric_items or AP_ITEMS)
         self.classwise = classwise
         self.iou_thrs = None if iou_thrs is None else np.atleast_1d(np.array(iou_thrs, dtype=float))
         self.format_only = format_only
         self.outfile_prefix = outfile_prefix
         self.ann_file = ann_file
-        # a wrong file is found now, not after the first epoch
+        # fail early: read the file now, not after the first epoch
         self._file = None if ann_file is None else read_coco(ann_file, not format_only, backend_args)
 
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
@@ -132,13 +132,13 @@ class CocoMetric(BaseMetric):
             return {}
         truth, ids = self._truth_of_file(results) if self._file else truth_of_samples(results, category_ids)
         if not truth['annotations']:
-            logger.warning('the ground truth has no object at all: every AP and AR is -1')
-        last_of = dict(zip(ids, results, strict=True))  # an image that was tested twice counts once
+            logger.warning('the ground truth contains no objects: every AP and AR is -1')
+        last_of = dict(zip(ids, results, strict=True))  # images that were tested twice count once
         rows = _coco_rows(last_of.values(), category_ids, last_of)
         evaluation = self._evaluation(truth, rows, category_ids, sorted(set(ids)))
         with contextlib.redirect_stdout(io.StringIO()) as summary:
             evaluation.summarize()
-        table = summary.getvalue().splitlines()[: len(self.items)]  # faster-coco-eval has two rows more
+        table = summary.getvalue().splitlines()[: len(self.items)]  # faster-coco-eval adds two rows
         logger.info('\n' + '\n'.join(table))
         numbers = dict(zip(self.items, evaluation.stats.tolist(), strict=True))
         metrics = {f'bbox_{name}': numbers[name] for name in self.metric_items}
@@ -151,18 +151,18 @@ class CocoMetric(BaseMetric):
         return metrics
 
     def _truth_of_file(self, results: list[ImageDetections]) -> tuple[dict, list[Any]]:
-        """Ground truth of the file, and the image id of each result in it."""
+        """Ground truth from the file, and the image id of each result."""
         assert self._file is not None
         image_ids = [detections.img_id for detections in results]
         tested, listed = set(image_ids), {image['id'] for image in self._file['images']}
         if absent := tested - listed:
             raise InputError(
-                f'image id {min(absent)} was tested on, but {self.ann_file} does not list it: give CocoMetric '
+                f'image id {min(absent)} was tested, but is not in {self.ann_file}: set ann_file of CocoMetric to '
                 'the annotation file of the test dataset'
             )
         if len(tested) < len(listed):
             MMLogger.get_current_instance().info(
-                f'evaluating the {len(tested)} images tested, of {len(listed)} in {self.ann_file}'
+                f'evaluating {len(tested)} of {len(listed)} images in {self.ann_file}'
             )
         return self._file, image_ids
 
@@ -170,7 +170,7 @@ class CocoMetric(BaseMetric):
         self, ground_truth: dict, rows: list[dict], category_ids: list[int], image_ids: list[int]
     ) -> Any:
         """Accumulated `COCOeval` of `rows`."""
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' chatter
+        with contextlib.redirect_stdout(io.StringIO()):  # silence pycocotools
             truth = _index(ground_truth, ground_truth['annotations'])
             found = _index(ground_truth, rows)
             evaluation = new_evaluation(truth, found)
@@ -184,7 +184,7 @@ class CocoMetric(BaseMetric):
 
 
 def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
-    """Index of objects or detections with ids from 1: COCOeval never matches an object with id 0."""
+    """Index objects or detections with ids from 1, because COCOeval never matches an object with id 0."""
     coco = COCO()
     numbered = [
         {'area': found['bbox'][2] * found['bbox'][3], 'iscrowd': 0, **found, 'id': i}
@@ -196,16 +196,17 @@ def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
 
 
 def truth_of_samples(results: list[ImageDetections], category_ids: list[int]) -> tuple[dict, list[int]]:
-    """The samples' ground truth in COCO's format, its images numbered in the order of their ids; each result's number.
+    """Convert the samples' ground truth to COCO format. Return it with the image number of each result.
 
-    pycocotools takes detections of equal scores in the order of the images.
+    Images are numbered in the order of their ids, because pycocotools ranks detections with equal scores in the order
+    of the images.
     """
     if any(detections.truth is None for detections in results):
         raise InputError(
-            "CocoMetric has no ground truth: the samples contain none (no 'instances' in the dataset's items?); "
-            'set ann_file'
+            "CocoMetric has no ground truth: the samples have no annotations ('instances' in the dataset's items). "
+            'Set ann_file'
         )
-    # the type's name first: concatenated datasets may have ids of both kinds
+    # sort by type first: concatenated datasets may mix integer and string ids
     keys = [(type(d.img_id).__name__, d.img_id, d.img_path) for d in results]
     number_of = {key: number for number, key in enumerate(sorted(set(keys)), start=1)}
     annotations = []
@@ -226,15 +227,15 @@ def truth_of_samples(results: list[ImageDetections], category_ids: list[int]) ->
 def _coco_rows(
     results: Iterable[ImageDetections], category_ids: list[int], image_ids: Iterable | None = None
 ) -> list[dict]:
-    """Detections in COCO's result format: x, y, w, h in pixels, COCO's category ids, other image ids if given."""
+    """Detections in COCO result format: x, y, w, h in pixels and category ids; `image_ids` replace the samples' ids."""
     rows = []
     results = list(results)
     for image_id, found in zip(image_ids or [found.img_id for found in results], results, strict=True):
         labels = found.labels.tolist()
         if labels and not 0 <= min(labels) <= max(labels) < len(category_ids):
             raise InputError(
-                f'the detector predicted label {max(labels)}, but the dataset has {len(category_ids)} classes, '
-                "numbered from 0: set the head's num_classes to the number of the dataset's classes"
+                f'the detector predicted label {max(labels)}, but the dataset has {len(category_ids)} classes '
+                f"(labels from 0): set the head's num_classes={len(category_ids)}"
             )
         boxes_xywh = found.boxes_xyxy_px.copy()  # (N, 4)
         boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
@@ -246,9 +247,9 @@ def _coco_rows(
 
 
 def class_table(evaluation: Any, name_of: dict[int, str]) -> dict[str, list[float]]:
-    """The six values of `AP_ITEMS` by class name, from an accumulated evaluation; -1 without ground truth.
+    """Values of `AP_ITEMS` by class name, from an accumulated evaluation; -1 without ground truth.
 
-    `name_of` maps category ids to names. The mean over classes with ground truth equals pycocotools' own result.
+    `name_of` maps category ids to names. The mean over classes with ground truth equals pycocotools' result.
     """
     params = evaluation.params
     precision = evaluation.eval['precision']  # (IoU thresholds, recalls, classes, areas, detection limits)

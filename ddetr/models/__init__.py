@@ -1,4 +1,4 @@
-from ddetr.weights import pretrained  # noqa: F401 (our reader in place of mmengine's)
+from ddetr.weights import pretrained  # noqa: F401 (replaces mmengine's checkpoint reader)
 
 from . import backbones, detectors, heads, layers, losses, necks, set_prediction, task_modules
 from .averaging import ExpMomentumEMA

@@ -12,20 +12,21 @@ from ddetr.utils.errors import ConfigError
 
 @MODELS.register_module()
 class ExpMomentumEMA(ExponentialMovingAverage):
-    """An average that follows the weights closely at first, and slowly later on (Ge et al., "YOLOX", 2021).
+    """Exponential moving average with momentum warm-up (Ge et al., "YOLOX", 2021).
 
-    After t updates the weights enter with momentum + (1 - momentum) * exp(-(1 + t) / gamma).
+    The momentum after t updates is momentum + (1 - momentum) * exp(-(1 + t) / gamma), so the average follows the
+    weights closely at first and slowly later on.
 
     Args:
         model: Model whose weights are averaged.
-        momentum: Share of the weights in the average once it has warmed up.
-        gamma: Updates in which what the momentum starts with above `momentum` falls to 1 / e; positive.
-        interval: Iterations between two updates.
-        device: Where the average is kept; None for the model's device.
-        update_buffers: Average the buffers too, instead of copying them.
+        momentum: Weight of the current parameters in each update, after warm-up.
+        gamma: Time constant of the warm-up, in updates; positive.
+        interval: Number of iterations between updates.
+        device: Device of the averaged weights; None for the model's device.
+        update_buffers: Whether to average buffers instead of copying them.
 
     Raises:
-        ConfigError: A `gamma` that is not positive.
+        ConfigError: `gamma` is not positive.
     """
 
     def __init__(
@@ -39,10 +40,10 @@ class ExpMomentumEMA(ExponentialMovingAverage):
     ) -> None:
         super().__init__(model, momentum, interval, device, update_buffers)
         if gamma <= 0:
-            raise ConfigError(f'ExpMomentumEMA gamma={gamma} is not positive: correct it in custom_hooks.')
+            raise ConfigError(f'ExpMomentumEMA gamma={gamma} must be positive: correct it in custom_hooks.')
         self.gamma = gamma
 
     def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
-        """Move the average towards the weights, in place; `steps` updates came before."""
+        """Update the average in place; `steps` is the number of previous updates."""
         momentum = self.momentum + (1 - self.momentum) * math.exp(-(1 + steps) / self.gamma)
         averaged_param.lerp_(source_param, momentum)

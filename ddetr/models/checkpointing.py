@@ -13,10 +13,10 @@ from ddetr.utils.errors import ConfigError
 
 
 def checkpointed(module: nn.Module, *inputs: Any) -> Any:
-    """Call `module` and keep its inputs only: the backward pass recomputes the activations.
+    """Call `module` and save only its inputs; the backward pass recomputes the activations.
 
-    Results, gradients and running statistics are bit-equal to those of a plain call. The recomputation sees the same
-    state of the random generators (dropout) and of autocast. Outside training this is a plain call.
+    Outputs, gradients and running statistics are bit-identical to those of a plain call. The recomputation uses the
+    same random state (dropout) and autocast state. Outside training this is a plain call.
     """
     if not (module.training and torch.is_grad_enabled()):
         return module(*inputs)
@@ -27,10 +27,15 @@ def checkpointed(module: nn.Module, *inputs: Any) -> Any:
 
 
 def check_num_cp(num_cp: int, num_layers: int, part: str) -> int:
-    """`num_cp`, the number of checkpointed layers; -1 for none, as in MMDetection.
+    """Validate and return `num_cp`, the number of checkpointed layers (-1: none, as in MMDetection).
+
+    Args:
+        num_cp: Number of checkpointed layers.
+        num_layers: Number of layers.
+        part: Key under `model` in the config that holds both, for the error message.
 
     Raises:
-        ConfigError: More than `num_layers`; `part` is the key of the config's model that has both.
+        ConfigError: `num_cp` exceeds `num_layers`.
     """
     if num_cp > num_layers:
         raise ConfigError(f'model.{part}.num_cp={num_cp} exceeds num_layers={num_layers}: lower it.')
@@ -39,7 +44,7 @@ def check_num_cp(num_cp: int, num_layers: int, part: str) -> int:
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let batch norms update copies of their running statistics, so that a batch is not counted twice."""
+    """Restore batch norm statistics afterwards, so that recomputation does not count a batch twice."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [dict(norm.named_buffers()) for norm in norms]
     for norm, buffers in zip(norms, kept, strict=True):

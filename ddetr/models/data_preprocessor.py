@@ -1,4 +1,4 @@
-"""From the loader's lists of images to the padded, normalised batch that a detector takes."""
+"""Normalise and pad lists of images to a batch for the detector."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,14 @@ from ddetr.registry import MODELS
 
 @MODELS.register_module()
 class BatchFixedSizePad(nn.Module):
-    """Pad every batch at the right and the bottom to `size` (h, w) in pixels, for large-scale jittering.
+    """Pad every batch at the right and bottom to a fixed size, for large-scale jittering.
 
-    `img_pad_value` is written into the padding, after normalisation. A larger image is a ValueError.
+    Args:
+        size: (h, w) in pixels.
+        img_pad_value: Fill value of the padding, applied after normalisation.
+
+    Raises:
+        ValueError: A batch exceeds `size`.
     """
 
     def __init__(self, size: Sequence[int], img_pad_value: float = 0):
@@ -34,21 +39,23 @@ class BatchFixedSizePad(nn.Module):
 
 @MODELS.register_module()
 class DetDataPreprocessor(ImgDataPreprocessor):
-    """Move a batch to the model's device, swap channels, normalise, pad to the largest image.
+    """Move a batch to the model's device, swap channels, normalise, and pad to the largest image.
 
-    Padding stands at the right and the bottom and is written after normalisation, so `pad_value=0` is the
-    mean colour. Each sample learns `batch_input_shape` (h, w), the size of the whole batch, and `pad_shape`
-    (h, w), its own image rounded up to `pad_size_divisor`.
+    Images are padded at the right and bottom after normalisation, so `pad_value=0` is the mean colour. Each sample
+    gets `batch_input_shape` (h, w), the size of the padded batch, and `pad_shape` (h, w), its own image size rounded
+    up to a multiple of `pad_size_divisor`.
 
     Args:
-        mean, std: per channel, in the order that the model sees (RGB with `bgr_to_rgb=True`), on the scale 0 to 255.
-        pad_size_divisor: the batch's height and width become multiples of it.
-        pad_value: see above.
-        bgr_to_rgb: reverse the channels of the images, which the pipeline reads as BGR.
-        rgb_to_bgr: the same reversal, for pipelines that read RGB.
-        batch_augments: configs of modules (B, C, H, W) -> (B, C, H', W') that only pad or recolour, in training only.
-        non_blocking: asynchronous copies to the device.
-        with_pad_mask: give the padding mask, which `BaseDetector` asks for; other models need not know of it.
+        mean, std: Mean and standard deviation per channel, in the model's channel order (RGB with `bgr_to_rgb=True`)
+            and on the 0 to 255 scale.
+        pad_size_divisor: Height and width of the batch are padded to multiples of this number.
+        pad_value: Fill value of the padding, after normalisation.
+        bgr_to_rgb: Whether to reverse the channels of BGR images.
+        rgb_to_bgr: Whether to reverse the channels of RGB images.
+        batch_augments: Configs of modules (B, C, H, W) -> (B, C, H', W') that only pad or recolour; applied only in
+            training.
+        non_blocking: Whether to copy to the device asynchronously.
+        with_pad_mask: Whether to return the padding mask. `BaseDetector` sets this.
     """
 
     def __init__(
@@ -68,11 +75,15 @@ class DetDataPreprocessor(ImgDataPreprocessor):
         self.batch_augments = nn.ModuleList(MODELS.build(cfg) for cfg in batch_augments or [])
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Make the padded batch of `inputs`, a list of (3, H_i, W_i) uint8 images, and optionally `data_samples`.
+        """Preprocess one batch.
+
+        Args:
+            data: `inputs`, a list of (3, H_i, W_i) uint8 images, and optionally `data_samples`.
+            training: Whether to apply `batch_augments`.
 
         Returns:
-            `inputs` (B, 3, H, W) float; `data_samples`, or None; with `with_pad_mask`, `pad_mask` (B, H, W) bool,
-            True = padding.
+            `inputs` (B, 3, H, W) float; `data_samples` or None; and, if `with_pad_mask` is set, `pad_mask` (B, H, W)
+            bool, True = padding.
         """
         image_sizes = [tuple(image.shape[-2:]) for image in data['inputs']]
         batch = super().forward(data, training)

@@ -1,7 +1,7 @@
-"""Layers of a detector that only infers: folded norms, weights packed for oneDNN, feed-forward networks in row tiles.
+"""Inference optimisations for any detector: folded batch norms, oneDNN-packed weights, tiled feed-forward networks.
 
-What is replaced is found by the layers' types and by how data flows between them, in any detector. Packed layers call
-private operators of PyTorch, those that torch.compile's CPU backend calls; `can_pack` says whether they work here.
+Layers to replace are found by their type and by tracing the data flow. Packed layers use private PyTorch operators,
+the ones used by torch.compile's CPU backend; `can_pack` checks whether they work on this machine.
 """
 
 from collections import defaultdict
@@ -16,21 +16,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-ROW_TILE = 2048  # of a feed-forward network's hidden activations, which then stay in the cache
+ROW_TILE = 2048  # rows per tile, so that the hidden activations of a feed-forward network stay in the cache
 CHANNELS_LAST = torch.channels_last
 
 
 def has_bf16_instructions() -> bool:
-    """Whether oneDNN computes in bfloat16 on this CPU. Without, PyTorch's own kernels do, which are slow."""
+    """Whether oneDNN supports bfloat16 on this CPU. Otherwise PyTorch falls back to its own, slow kernels."""
     try:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    except AttributeError:  # the operator is gone
+    except AttributeError:  # operator removed in this PyTorch version
         return True
 
 
 @lru_cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has oneDNN's packed layers for CPU tensors of this dtype, and they compute correctly."""
+    """Whether this PyTorch has oneDNN packed layers for CPU tensors of this dtype that give correct results."""
     if dtype is not torch.float32 and not has_bf16_instructions():
         return False
     linear, conv = nn.Linear(4, 4).to(dtype), nn.Conv2d(4, 4, 1).to(dtype)
@@ -38,7 +38,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     with torch.no_grad():
         try:
             found = PackedLinear(linear)(x), PackedConv2d(conv)(x[..., None, None], x[..., None, None])
-        except (AttributeError, RuntimeError, TypeError):  # the operators are gone, or take other arguments
+        except (AttributeError, RuntimeError, TypeError):  # operators removed or with another signature
             return False
         true = linear(x), conv(x[..., None, None]) + x[..., None, None]
         return all(
@@ -48,7 +48,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer, optionally with a ReLU, whose weight is laid out for oneDNN. Inputs are cast to its dtype."""
+    """Linear layer with its weight packed for oneDNN and an optional fused ReLU. Inputs are cast to its dtype."""
 
     packed: Tensor  # opaque
 
@@ -72,13 +72,13 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         x = x.to(self.dtype)
-        if not x.numel():  # oneDNN takes no empty tensors
+        if not x.numel():  # oneDNN does not support empty tensors
             return F.linear(x, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], '')
 
 
 class PackedConv2d(nn.Module):
-    """A convolution in channels_last, optionally followed by an addition and a ReLU. Inputs are cast to its dtype."""
+    """Packed channels_last convolution with optional fused addition and ReLU. Inputs are cast to its dtype."""
 
     packed: Tensor  # opaque
 
@@ -96,7 +96,7 @@ class PackedConv2d(nn.Module):
         return self.packed.to_dense()
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """(B, in, H, W), and what is added to the result before the ReLU -> (B, out, H', W')."""
+        """(B, in, H, W) -> (B, out, H', W'); `added` (B, out, H', W') is added to the result before the ReLU."""
         x = x.to(self.dtype, memory_format=CHANNELS_LAST)
         padding, stride, dilation, groups = self.geometry
         if not x.numel():
@@ -115,7 +115,7 @@ class PackedConv2d(nn.Module):
 
 
 class PackedBlock(nn.Module):
-    """A residual block of torchvision's ResNets with folded norms, ReLUs and addition: its convolutions do it all."""
+    """torchvision ResNet block with batch norms, ReLUs and the residual addition fused into the convolutions."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -134,9 +134,9 @@ class PackedBlock(nn.Module):
 
 
 class TiledMLP(nn.Module):
-    """Linear layers and ReLUs, which take `ROW_TILE` rows at a time so that hidden activations stay in the cache.
+    """Linear layers and ReLUs that process `ROW_TILE` rows at a time, so that activations stay in the cache.
 
-    Each row's numbers are those of the layers one after the other.
+    Tiling does not change the result of any row.
     """
 
     def __init__(self, layers: list[nn.Module]) -> None:
@@ -160,15 +160,15 @@ class _Tracer(fx.Tracer):
 
 
 def conv_norm_pairs(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, str]]:
-    """Names of each convolution whose output goes to one batch norm and nowhere else, and of that norm.
+    """Find convolutions whose output feeds exactly one batch norm, and yield the names of both.
 
-    Data flow is traced by torch.fx; of a module that it cannot trace, its children are.
+    The data flow is traced with torch.fx. If a module cannot be traced, its children are traced instead.
     """
     if not any(isinstance(m, _BatchNorm) for m in module.modules()):
         return
     try:
         graph = _Tracer().trace(module)
-    except Exception:  # anything may happen to a proxy in code that looks at values or sizes
+    except Exception:  # code that inspects values or sizes can raise anything on a proxy
         for name, child in module.named_children():
             yield from conv_norm_pairs(child, f'{prefix}{name}.')
         return
@@ -187,7 +187,7 @@ def conv_norm_pairs(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, 
 
 
 def fold_norms(model: nn.Module) -> int:
-    """Fold batch norms with running statistics into the convolutions before them, in place; how many."""
+    """Fold batch norms with running statistics into the preceding convolutions, in place. Return their number."""
     folded = 0
     for conv_name, norm_name in list(conv_norm_pairs(model)):
         conv: Any = model.get_submodule(conv_name)
@@ -201,9 +201,9 @@ def fold_norms(model: nn.Module) -> int:
 
 
 def pack_layers(model: nn.Module) -> None:
-    """Put tiled feed-forward networks, and where `can_pack` packed layers, in the place of plain ones.
+    """Replace feed-forward networks by tiled ones and, where `can_pack` allows, layers by packed ones, in place.
 
-    Layers of subclasses with a forward of their own stay as they are. A shared layer stays shared.
+    Subclasses with their own forward are left unchanged. Shared layers remain shared.
     """
     _replace(model, {})
 
@@ -238,7 +238,7 @@ def _packs(layer: nn.Linear | nn.Conv2d) -> bool:
 
 
 def _is_folded_block(module: Any) -> bool:
-    """Whether it is a residual block of torchvision's ResNets whose norms are all folded."""
+    """Whether `module` is a torchvision ResNet block with all batch norms folded."""
     if type(module) not in (BasicBlock, Bottleneck):
         return False
     norms = [m for name, m in module.named_children() if name.startswith('bn')]
@@ -248,14 +248,14 @@ def _is_folded_block(module: Any) -> bool:
 
 
 def _mlp_layers(module: nn.Module) -> list[nn.Module]:
-    """The layers of a feed-forward network, packed if they can be; [] for other modules."""
+    """Layers of a feed-forward network, packed if possible; [] for other modules."""
     if type(module) is not nn.Sequential:
         return []
     steps = [m for m in _flat(module) if not isinstance(m, (nn.Dropout, nn.Identity))]
     linears = [m for m in steps if type(m) is nn.Linear]
     if len(linears) < 2 or any(type(m) not in (nn.Linear, nn.ReLU) for m in steps):
         return []
-    if linears[0].weight.device.type != 'cpu':  # a GPU works on all rows at once
+    if linears[0].weight.device.type != 'cpu':  # tiling does not help on a GPU
         return []
     if not all(map(_packs, linears)):
         return steps

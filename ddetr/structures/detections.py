@@ -1,4 +1,4 @@
-"""Detections as tensors, as an exported detector gives them."""
+"""Detections as tensors, the output of an exported detector."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 class Detections(NamedTuple):
-    """What was found in a batch of images, best first."""
+    """Detections in a batch of images, sorted by descending score."""
 
-    boxes_xyxy_px: Tensor  # (B, N, 4), of the input image, after resizing and without padding
-    scores: Tensor  # (B, N), 0 for places that are not filled
+    boxes_xyxy_px: Tensor  # (B, N, 4), in pixels of the resized, unpadded input image
+    scores: Tensor  # (B, N), 0 for unused slots
     labels: Tensor  # (B, N) int64

@@ -1,7 +1,7 @@
-"""Effective batch of a weight update: the images of all processes and accumulated batches.
+"""Effective batch of an optimizer step: the images of all processes and accumulated batches.
 
-The losses of each part are normalised by counts over the effective batch, so that the mean of the gradients over parts,
-as computed by processes and accumulation, equals the gradient of one large batch.
+Losses are normalised by counts over the effective batch. Averaging the gradients over processes and accumulated
+batches then gives the gradient of one large batch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ ACTIVE: ContextVar['EffectiveBatch | None'] = ContextVar('effective batch', defa
 
 @dataclass(frozen=True)
 class EffectiveBatch:
-    """Facts about the effective batch that are known before its first backward pass.
+    """Properties of the effective batch that are known before its first backward pass.
 
     Attributes:
         boxes_per_image: Number of ground-truth boxes of each image.
         processes: Number of processes.
         accumulated: Number of accumulated batches per process.
-        counts: Totals by name that require a forward pass, see `BaseDetector`; empty without accumulation.
-        found: Totals that a forward pass without accumulation has computed.
+        counts: Totals by name that require a forward pass (see `BaseDetector`); empty without accumulation.
+        found: Totals computed during the forward pass when batches are not accumulated.
     """
 
     boxes_per_image: Sequence[int]
@@ -36,7 +36,11 @@ class EffectiveBatch:
     found: dict[str, int] = field(default_factory=dict)
 
     def total(self, name: str, here: int) -> int:
-        """Sum of a count over all parts, `here` in this one; all processes call it.
+        """Sum a count over the effective batch. Must be called by all processes.
+
+        Args:
+            name: Name of the count.
+            here: Its value in this batch.
 
         Raises:
             ValueError: `counts` lacks the name, and the other accumulated batches have not been run yet.
@@ -45,14 +49,14 @@ class EffectiveBatch:
             return self.counts[name]
         if self.accumulated > 1:
             raise ValueError(
-                f'the losses are divided by a count, {name!r}, that is not known before the other accumulated batches '
-                'are through the model: give it in count_ahead() of the detector, or set accumulative_counts=1'
+                f'the losses are normalised by the count {name!r}, which is unknown until the other accumulated '
+                "batches have run: return it from the detector's count_ahead(), or set accumulative_counts=1"
             )
         self.found[name] = sum(gather(here))
         return self.found[name]
 
     def share(self, total: float) -> float:
-        """Normaliser of a sum over this part, where `total` is the count over the effective batch."""
+        """Normaliser for a sum over this batch, given the `total` count over the effective batch."""
         return max(total, 1.0) / self.num_parts
 
     @property
@@ -62,7 +66,7 @@ class EffectiveBatch:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make `effective_batch` return this one."""
+        """Make `effective_batch` return this object inside the `with` block."""
         token = ACTIVE.set(self)
         try:
             yield
@@ -71,12 +75,12 @@ class EffectiveBatch:
 
 
 def effective_batch(samples: Samples) -> EffectiveBatch:
-    """Active effective batch, else that of the current `samples` of all processes; all processes call it."""
+    """Active effective batch, or one gathered from the `samples` of all processes. Must be called by all processes."""
     return ACTIVE.get() or gather_batch([samples])
 
 
 def gather_batch(batches: Sequence[Samples], counts: Mapping[str, int] = _NOTHING) -> EffectiveBatch:
-    """Effective batch of the accumulated `batches` and `counts` of all processes; all processes call it."""
+    """Gather the accumulated `batches` and `counts` of all processes. Must be called by all processes."""
     boxes = [len(getattr(sample, 'gt_instances', ())) for samples in batches for sample in samples]
     everywhere = gather((boxes, dict(counts)))
     totals = {name: sum(theirs[name] for _, theirs in everywhere) for name in counts}

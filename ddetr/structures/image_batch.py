@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ImageBatch(NamedTuple):
-    """Images of different sizes, padded at the right and the bottom to one size. Made by `DetDataPreprocessor`."""
+    """Images padded at the right and bottom to a common size. Created by `DetDataPreprocessor`."""
 
     images: Tensor  # (B, 3, H, W) normalised
     pad_mask: Tensor  # (B, H, W) bool, True = padding
@@ -19,5 +19,5 @@ class ImageBatch(NamedTuple):
 
     @property
     def size_tensor(self) -> Tensor:
-        """`sizes_hw` as (B, 2) int64 on the images' device, which an export can trace for any batch."""
+        """`sizes_hw` as a (B, 2) int64 tensor on the images' device, traceable for any batch size."""
         return torch.stack([(~self.pad_mask[:, :, 0]).sum(1), (~self.pad_mask[:, 0]).sum(1)], 1)

@@ -1,7 +1,7 @@
-"""Records that pass between the steps of a set predictor.
+"""Records passed between the stages of a set predictor.
 
-Shapes: B batch, S tokens of all levels together, L feature levels, Q queries, C channels, K classes, N decoder
-layers, G ground-truth boxes of one image, P matched pairs.
+Shapes: B batch size, S tokens of all levels, L feature levels, Q queries, C channels, K classes, N decoder layers,
+G ground-truth boxes of one image, P matched pairs.
 """
 
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ NO_OBJECT = -1  # label of a query without an object
 
 
 class FlatFeatures(NamedTuple):
-    """A feature pyramid laid out as one sequence of tokens, level after level, row after row."""
+    """Feature pyramid flattened to one token sequence, level by level in row-major order."""
 
     tokens: Tensor  # (B, S, C)
     pos_embed: Tensor  # (B, S, C), level embedding included
     pad_mask: Tensor  # (B, S) bool, True = padding
     spatial_shapes: Tensor  # (L, 2) int64, (h, w) of each level
     level_start_index: Tensor  # (L,) int64, first token of each level
-    valid_ratios: Tensor  # (B, L, 2), (w, h): unpadded fraction of the sides of each level
-    level_sizes_hw: tuple[tuple[int, int], ...]  # `spatial_shapes` as numbers; symbolic while exporting
+    valid_ratios: Tensor  # (B, L, 2), (w, h): unpadded fraction of each level's width and height
+    level_sizes_hw: tuple[tuple[int, int], ...]  # `spatial_shapes` as Python ints; symbolic during export
 
 
 class FlatMap(NamedTuple):
-    """One feature map laid out as a sequence of tokens, row after row."""
+    """Feature map flattened to a token sequence in row-major order."""
 
     tokens: Tensor  # (B, S, C)
     pos_embed: Tensor  # (B, S, C)
@@ -36,7 +36,7 @@ class FlatMap(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """Matched pairs of queries and ground-truth boxes in one image."""
+    """Matched query and ground-truth pairs of one image."""
 
     query_index: Tensor  # (P,) int64, within the query group
     target_index: Tensor  # (P,) int64
@@ -48,7 +48,7 @@ class QueryGroup(NamedTuple):
     queries: slice  # position among the decoder queries
     name: str = ''  # prefix of its losses; empty for the group used for detection
     matches: tuple[Matching, ...] | None = (
-        None  # fixed pairs of the B images; None: the assigner matches each layer
+        None  # fixed pairs, one entry per image; None: the assigner matches each layer
     )
     repeats: int = 1  # number of queries matched to each object
     loss_weight: float = 1.0
@@ -56,18 +56,18 @@ class QueryGroup(NamedTuple):
 
 
 class EncoderProposals(NamedTuple):
-    """Encoder predictions that receive losses."""
+    """Encoder predictions with their own losses."""
 
     cls_logits: Tensor  # (B, S or Q, K)
     boxes_cxcywh_norm: Tensor  # (B, S or Q, 4)
-    by_class: bool  # trained with class labels; False: class 0 stands for any object
+    by_class: bool  # trained with class labels; False: class-agnostic, class 0 is any object
 
 
 class DecoderInput(NamedTuple):
     """Initial decoder queries and reference points."""
 
     content: Tensor  # (B, Q, C)
-    position: Tensor | None  # (B, Q, C); None: each decoder layer computes it from its reference
+    position: Tensor | None  # (B, Q, C); None: each decoder layer computes it from its reference points
     reference_norm: Tensor  # (B, Q, 2) points or (B, Q, 4) boxes, relative to the unpadded image
     groups: tuple[QueryGroup, ...]  # the first one is used for detection
     proposals: EncoderProposals | None = None
@@ -84,22 +84,24 @@ class DecoderStates(NamedTuple):
 class SetPredictions(NamedTuple):
     """Predictions of all decoder layers. Detections come from the last layer."""
 
-    cls_logits: Tensor  # (N, B, Q, K); K + 1 for softmax heads, the last being "no object"
+    cls_logits: Tensor  # (N, B, Q, K); K + 1 for softmax heads, last class: "no object"
     boxes_cxcywh_norm: Tensor  # (N, B, Q, 4), relative to the unpadded image
     groups: tuple[QueryGroup, ...] = (QueryGroup(slice(None)),)
     proposals: EncoderProposals | None = None
-    extras: Mapping[str, Tensor] = NOTHING  # (N, B, Q, ...) each: inputs of further loss terms, such as masks
+    extras: Mapping[str, Tensor] = (
+        NOTHING  # (N, B, Q, ...) each: inputs of additional loss terms, such as masks
+    )
 
 
 class SetTargets(NamedTuple):
-    """The ground truth of one image, as the set losses see it."""
+    """Ground truth of one image in the format of the set losses."""
 
     labels: Tensor  # (G,) int64
     boxes_cxcywh_norm: Tensor  # (G, 4), relative to the unpadded image
 
 
 class Matched(NamedTuple):
-    """One group of queries in one decoder layer, with its pairs of query and object: the input of a loss term."""
+    """Input of a loss term: one query group in one decoder layer, with its matched pairs."""
 
     cls_logits: Tensor  # (B, Q, K)
     labels: Tensor  # (B, Q) int64, `NO_OBJECT` for queries without an object
@@ -109,14 +111,14 @@ class Matched(NamedTuple):
     true_boxes_cxcywh_norm: Tensor  # (P, 4)
     pred_boxes_xyxy_px: Tensor  # (P, 4), the same in pixels of the unpadded image
     true_boxes_xyxy_px: Tensor  # (P, 4)
-    num_pairs: int  # P in the whole effective batch: all processes, all accumulated batches
-    num_queries: int  # B * Q in it
-    num_parts: int  # batches that it is made of; the gradient is their mean
-    avg_factor: float  # what a sum over these pairs is divided by: max(num_pairs, 1) / num_parts
+    num_pairs: int  # P of the effective batch: all processes, all accumulated batches
+    num_queries: int  # B * Q of the effective batch
+    num_parts: int  # number of batches in the effective batch; their gradients are averaged
+    avg_factor: float  # divisor for sums over these pairs: max(num_pairs, 1) / num_parts
     extras: Mapping[str, Tensor]  # (B, Q, ...) each
 
     def iou(self) -> Tensor:
-        """IoU (P,) of each pair's boxes, without a gradient."""
+        """IoU (P,) of each matched pair, without gradient."""
         pred, true = self.pred_boxes_xyxy_px.detach(), self.true_boxes_xyxy_px
         sides = torch.min(pred[:, 2:], true[:, 2:]) - torch.max(pred[:, :2], true[:, :2])
         overlap = sides.clamp(min=0).prod(-1)
@@ -125,7 +127,7 @@ class Matched(NamedTuple):
 
 
 def separate_groups(groups: tuple[QueryGroup, ...], device: torch.device) -> Tensor:
-    """A self-attention mask (Q, Q) that hides every group from all others; True = hidden."""
+    """Self-attention mask (Q, Q) bool that hides each group from all others; True = masked."""
     sizes = [g.queries.stop - g.queries.start for g in groups]
     group = torch.cat([torch.full((size,), i, device=device) for i, size in enumerate(sizes)])  # (Q,)
     return group[:, None] != group

@@ -1,4 +1,4 @@
-"""Shared helpers of the command lines."""
+"""Shared command-line helpers."""
 
 import argparse
 import ast
@@ -13,11 +13,13 @@ from .errors import InputError, NonFiniteError, TrainingInterrupted
 from .literals import literal_value
 from .machines import end_with_launcher
 
-INTERRUPTED_NOTE = 'INTERRUPTED_NOTE'  # environment variable: a file to make when a training was interrupted
+INTERRUPTED_NOTE = (
+    'INTERRUPTED_NOTE'  # environment variable: path of a file to create when training is interrupted
+)
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--cfg-options`: KEY=VALUE pairs that override the config by dotted key."""
+    """Add `--cfg-options`: KEY=VALUE pairs with dotted keys that override the config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -29,13 +31,13 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_launcher(parser: argparse.ArgumentParser, see: str) -> None:
-    """Add the options for several processes: `--launcher`, and torchrun's own option."""
+    """Add the options for distributed runs: `--launcher` and torchrun's `--local-rank`."""
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help=see)
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 class _ConfigOptions(argparse.Action):
-    """mmengine's `DictAction` (numbers, words and lists) extended by Python literals and `dict(...)`."""
+    """Extend mmengine's `DictAction` (numbers, strings and lists) with Python literals and `dict(...)`."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         options = dict(getattr(namespace, self.dest))
@@ -47,7 +49,7 @@ class _ConfigOptions(argparse.Action):
                 equals = ''
             if not equals:
                 parser.error(
-                    f'--cfg-options {pair}: write KEY=VALUE, VALUE a word, a number or a Python literal.'
+                    f'--cfg-options {pair}: write KEY=VALUE, where VALUE is a string, a number or a Python literal.'
                 )
         setattr(namespace, self.dest, options)
 
@@ -68,9 +70,9 @@ def _parse(text: str) -> Any:
 
 
 def run_cli(main: Callable[[], Any]) -> None:
-    """Run a command, and print user errors as one message instead of a traceback.
+    """Run a command and print user errors as one message instead of a traceback.
 
-    The exit status is 2 for user errors, as in argparse, 75 if a signal interrupted a training (continue with
+    The exit status is 2 for user errors, as in argparse, 75 if a signal interrupted training (continue with
     `--resume`), and 3 if a loss or gradient was not finite.
     """
     end_with_launcher()
@@ -78,7 +80,7 @@ def run_cli(main: Callable[[], Any]) -> None:
         main()
         _part_together()
     except TrainingInterrupted as end:
-        print(f'{end}; --resume goes on from there', file=sys.stderr)
+        print(f'{end}; continue with --resume', file=sys.stderr)
         if INTERRUPTED_NOTE in os.environ:
             Path(os.environ[INTERRUPTED_NOTE]).touch()
         _part_together()
@@ -87,17 +89,19 @@ def run_cli(main: Callable[[], Any]) -> None:
         print(f'error: {error}', file=sys.stderr)
         _part_together()
         sys.exit(error.EXIT_CODE)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f' at {error.filename}' if error.filename else ''
-        print(f'error: {error.strerror}{where}: make room, then go on with --resume.', file=sys.stderr)
+        print(
+            f'error: {error.strerror}{where}: free disk space, then continue with --resume.', file=sys.stderr
+        )
         sys.exit(2)
     except InputError as error:
-        # a DataLoader's worker sends its error as the text of a traceback, which ends in `InputError: message`
+        # a DataLoader worker passes on its error as a traceback text that ends in `InputError: message`
         kind = f'{type(error).__module__}.{type(error).__qualname__}: '
         sentence = str(error).strip().split('\n')[-1].removeprefix(kind)
         print(f'error: {sentence}', file=sys.stderr)
@@ -105,10 +109,10 @@ def run_cli(main: Callable[[], Any]) -> None:
 
 
 def _part_together() -> None:
-    """Leave the process group: exiting while gloo's threads run may abort the process (pytorch issue 190489)."""
+    """Destroy the process group: exiting while gloo's threads run may abort the process (pytorch issue 190489)."""
     distributed = sys.modules.get(
         'torch.distributed'
-    )  # not imported: a command without processes needs no torch
+    )  # never imported here: single-process commands may not need torch
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()

@@ -14,6 +14,6 @@ COCO_CLASSES = (
 )
 # fmt: on
 
-# The annotation files leave out 10 of the ids 1 to 90.
+# The annotation files skip 10 of the ids from 1 to 90.
 COCO_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 NUM_COCO_IDS = 91  # 0 to 90

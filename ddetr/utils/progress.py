@@ -11,7 +11,7 @@ T = TypeVar('T')
 def track(items: Iterable[T], what: str, total: int | None = None, every_s: float = 3.0) -> Iterator[T]:
     """Iterate over `items` and print a progress line to stderr every few seconds, suitable for log files.
 
-    The line shows the remaining time if `total` or the length of `items` is known, else the items per second.
+    The line shows the remaining time if `total` or the length of `items` is known, otherwise items per second.
     """
     total = len(items) if total is None and isinstance(items, Sized) else total
     start = last = time.monotonic()

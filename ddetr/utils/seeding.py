@@ -1,4 +1,4 @@
-"""Random seeds derived from their purpose instead of from earlier random numbers."""
+"""Random seeds derived from their purpose rather than from a global random state."""
 
 import hashlib
 import random
@@ -10,13 +10,13 @@ import torch
 
 
 def derive_seed(*facts: int | str) -> int:
-    """63-bit seed that depends on the arguments only."""
+    """63-bit seed that depends only on the arguments."""
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch on all devices of this process."""
+    """Seed Python, NumPy and PyTorch on all devices of this process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -28,7 +28,7 @@ def seeded(seed: int) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # of the CPU only: `torch.manual_seed` reaches GPUs too
+    torch.default_generator.manual_seed(seed)  # CPU only: `torch.manual_seed` would also seed the GPUs
     try:
         yield
     finally:

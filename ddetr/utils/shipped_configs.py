@@ -1,4 +1,4 @@
-"""Configs shipped with ddetr, by name: in a checkout or inside the installed package."""
+"""Find the configs shipped with ddetr, in a checkout or in the installed package."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from .errors import ConfigError, did_you_mean
 
 
 def config_root() -> Path:
-    """Folder of the configs: inside the package if installed from a wheel, else beside it."""
+    """Config folder: inside the package if installed from a wheel, otherwise beside it."""
     package = Path(__file__).resolve().parents[1]
-    inside = package / 'configs'  # setup.py puts it there
+    inside = package / 'configs'  # copied there by setup.py
     return inside if inside.is_dir() else package.parent / 'configs'
 
 
 def list_configs() -> dict[str, Path]:
-    """Paths of all complete configs by name, sorted; without the `_base_` files."""
+    """Paths of all shipped configs by name, sorted; excludes the `_base_` files."""
     files = config_root().glob('*/*.py')
     return {path.stem: path for path in sorted(files) if path.parent.name != '_base_'}
 
@@ -33,8 +33,6 @@ def find_config(config: str | Path) -> Path:
         if path.parent.parts in ((), (family,), (config_root().name, family)):
             return known[name]
     if path.is_dir():
-        raise ConfigError(
-            f'config {config} is a folder: give a file in it, or a name that `ddetr configs` lists.'
-        )
-    hint = did_you_mean(name, known, '; `ddetr configs` lists those that come with ddetr.')
-    raise ConfigError(f'config {config} does not exist: give the path of a config file, or a name{hint}')
+        raise ConfigError(f'config {config} is a folder: pass a config file, or a name from `ddetr configs`.')
+    hint = did_you_mean(name, known, '; `ddetr configs` lists the shipped configs.')
+    raise ConfigError(f'config {config} does not exist: pass the path or the name of a config{hint}')

@@ -8,7 +8,7 @@ FORMATS = ('text', 'markdown', 'csv')
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
-    """Render a header and rows in one of `FORMATS`; the first column is left-aligned, the others right-aligned."""
+    """Render a table in one of `FORMATS`, with the first column left-aligned and the others right-aligned."""
     if style == 'csv':
         out = io.StringIO()
         csv.writer(out, lineterminator='\n').writerows([header, *rows])

@@ -36,4 +36,4 @@ __all__ = [
 
 __getattr__ = lazy_names(
     __name__, {'pretrained': ('PretrainedInit',)}
-)  # mmengine.model takes a second to import
+)  # importing mmengine.model takes a second

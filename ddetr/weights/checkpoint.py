@@ -1,7 +1,7 @@
-"""Loading checkpoints without executing code from them.
+"""Load checkpoints without executing code.
 
-Training, resuming, testing, the demos and the converters all read through `read_checkpoint`: `.safetensors` files hold
-no code, everything else goes through `torch.load(weights_only=True)` with the short list of harmless types below.
+Training, resuming, testing, demos and converters all use `read_checkpoint`. `.safetensors` files contain no code;
+everything else is loaded with `torch.load(weights_only=True)` and the short list of harmless types below.
 """
 
 import argparse
@@ -29,17 +29,17 @@ _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
 
 
 def _history_method(owner: Any, name: str) -> Callable:
-    """What `getattr` may do for a checkpoint: fetch one of the statistics of a `HistoryBuffer`.
+    """Restricted `getattr` for checkpoints, which returns only the statistics methods of `HistoryBuffer`.
 
-    The real `getattr` on the list would reach any function from any allowed type, `os.system` included.
+    With the real `getattr`, a checkpoint could reach any function from any allowed type, including `os.system`.
     """
     if owner is not HistoryBuffer or name not in _HISTORY_METHODS:
         raise UnpicklingError(f'GLOBAL builtins.getattr for {name!r}')
     return getattr(HistoryBuffer, name)
 
 
-# What mmengine's training checkpoints hold beside tensors and plain containers. A pair gives the name under
-# which the file asks for a type: numpy 1 wrote `numpy.core`, numpy 2 writes `numpy._core`.
+# Types in mmengine's training checkpoints other than tensors and plain containers. A pair adds the name under which
+# the file refers to the type: numpy 1 wrote `numpy.core`, numpy 2 writes `numpy._core`.
 SAFE_TYPES: tuple[Any, ...] = (
     HistoryBuffer,
     (_history_method, 'builtins.getattr'),
@@ -54,20 +54,19 @@ SAFE_TYPES: tuple[Any, ...] = (
 
 
 def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
-    """Read a checkpoint's content onto the CPU without executing code from it.
+    """Read a checkpoint onto the CPU. Loading never executes code.
 
     Args:
-        path: A `.safetensors` file, anything that `torch.save` wrote, a folder that Hugging Face's `save_pretrained`
-            wrote, or an address (see remote.py).
-        map_location: For mmengine, which passes it; load_state_dict moves what it takes.
+        path: A `.safetensors` file, a file written by `torch.save`, a folder written by Hugging Face's
+            `save_pretrained`, or a URL (see remote.py).
+        map_location: Ignored; accepted because mmengine passes it.
 
     Returns:
-        The content of the file. Of a `.safetensors` file, `state_dict` and, as `meta`, its string metadata. Without
-        `meta.config`, a text that mmengine's `Runner.resume` would run as Python.
+        Content of the file. For `.safetensors` files, a dict with `state_dict` and the string metadata as `meta`.
+        `meta.config`, which mmengine's `Runner.resume` would execute as Python, is removed.
 
     Raises:
-        CheckpointError: The file is missing, truncated, no checkpoint, or asks for code to be run.
-            Nothing has been executed then.
+        CheckpointError: The file is missing, truncated, not a checkpoint, or requires code execution.
     """
     path = fetch(str(path)) if '://' in str(path) else Path(path).expanduser()
     if not path.exists():
@@ -79,7 +78,7 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
     content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
     if not isinstance(content, dict):
         raise CheckpointError(
-            f'checkpoint {path} holds a {type(content).__name__}, not a dict of tensors: no weights to load.'
+            f'checkpoint {path} contains a {type(content).__name__} instead of a dict of tensors: no weights to load.'
         )
     if isinstance(content.get('meta'), dict):
         content['meta'].pop('config', None)
@@ -90,19 +89,19 @@ def _read_folder(path: Path) -> dict[str, Any]:
     name = next((name for name in HF_FILES if (path / name).is_file()), None)
     if name is None:
         raise CheckpointError(
-            f'checkpoint {path} is a folder and holds none of {", ".join(HF_FILES)}: name a file in it.'
+            f'checkpoint {path} is a folder that contains none of {", ".join(HF_FILES)}: pass a file in it.'
         )
     if not name.endswith('.index.json'):
         return read_checkpoint(path / name)
     try:
         shards = sorted(set(json.loads((path / name).read_text())['weight_map'].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f'{path / name} is no index of weight files ({error!r}).') from error
+        raise CheckpointError(f'{path / name} is not a valid index of weight files ({error!r}).') from error
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith('.safetensors'):
             raise CheckpointError(
-                f'{path / name} names {shard!r}, which is no .safetensors file in its folder.'
+                f'{path / name} names {shard!r}, which is not a .safetensors file in the same folder.'
             )
         state |= read_checkpoint(path / shard)['state_dict']
     return {'state_dict': state}
@@ -111,11 +110,11 @@ def _read_folder(path: Path) -> dict[str, Any]:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework='pt') as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict: it has no __iter__)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict: it has no __iter__)
             return {'state_dict': state, 'meta': file.metadata() or {}}
     except (SafetensorError, OSError, MemoryError) as error:
         raise CheckpointError(
-            f'checkpoint {path} is no valid safetensors file, or it is truncated '
+            f'checkpoint {path} is not a valid safetensors file, or it is truncated '
             f'({path.stat().st_size} bytes; {error}): copy or download it again.'
         ) from error
 
@@ -123,17 +122,19 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def _read_torch(path: Path) -> Any:
     size, claimed = path.stat().st_size, 0
     with suppress(zipfile.BadZipFile, ValueError, OSError), zipfile.ZipFile(path) as archive:
-        claimed = sum(member.file_size for member in archive.infolist())  # torch.load says if it is damaged
+        claimed = sum(
+            member.file_size for member in archive.infolist()
+        )  # damaged archives are reported by torch.load
     if claimed > size:
         raise CheckpointError(
-            f'checkpoint {path} is refused: its {size} bytes would unpack to {claimed}, while torch.save '
-            'stores tensors uncompressed; nothing was unpacked.'
+            f'checkpoint {path} was rejected: its {size} bytes would unpack to {claimed}, but torch.save stores '
+            'tensors uncompressed. Nothing was unpacked.'
         )
     try:
         with torch.serialization.safe_globals(list(SAFE_TYPES)):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch.load can raise any exception on a malformed file
-        # torch's advice to switch `weights_only` off, before, and its links, after the cause help nobody here
+        # remove torch's advice to disable `weights_only` before the cause, and its links after it
         cause = (
             ' '.join(str(error).split()).split(' trusted source. ')[-1].split(' Check the documentation')[0]
         )
@@ -141,10 +142,10 @@ def _read_torch(path: Path) -> Any:
         wanted = re.search(r'GLOBAL (\S+)', cause)
         if wanted and isinstance(error, UnpicklingError):
             raise CheckpointError(
-                f'checkpoint {path} is refused: it asks for {wanted[1]} to be called, which weights do not need; '
-                'nothing was executed. Ask its author for a .safetensors file.'
+                f'checkpoint {path} was rejected: it tries to call {wanted[1]}, which weights do not need. Nothing was '
+                'executed. Ask its author for a .safetensors file.'
             ) from error
         raise CheckpointError(
-            f'checkpoint {path} cannot be read: it is truncated, damaged or no weight file '
-            f'({size} bytes; {type(error).__name__}: {cause[:120]}); copy or download it again.'
+            f'checkpoint {path} cannot be read: it is truncated, damaged or not a checkpoint '
+            f'({size} bytes; {type(error).__name__}: {cause[:120]}). Copy or download it again.'
         ) from error

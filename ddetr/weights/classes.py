@@ -1,4 +1,4 @@
-"""Class rows: the original projects number COCO's classes by category id, with gaps; ddetr numbers them 0 to 79.
+"""Convert class rows: the original projects index COCO classes by category id, with gaps; ddetr from 0 to 79.
 
 Class rows are the rows of classification layers: `(classes, C)` weights and `(classes,)` biases.
 """
@@ -13,10 +13,10 @@ from ddetr.utils.coco_classes import COCO_IDS, NUM_COCO_IDS
 
 from .rules import State, matches_any
 
-# The logit of a class that does not exist: its sigmoid, or its share of a softmax, is 0 in float32.
+# Logit of non-existent classes: their sigmoid or softmax probability is 0 in float32.
 NEVER_FIRES = -1e4
 
-# Where another project keeps the row of "no object". Ours is the last, in the layers that have one.
+# Position of the "no object" row in another project. In ddetr it is the last row, if there is one.
 Background = Literal['none', 'first', 'last']
 
 EMPTY: Mapping[str, Tensor] = MappingProxyType({})
@@ -25,12 +25,10 @@ EMPTY: Mapping[str, Tensor] = MappingProxyType({})
 class ClassRows(NamedTuple):
     """Tensors with class rows."""
 
-    template: str  # of their names, ours; see rules.py
+    template: str  # template of their ddetr names; see rules.py
     background: bool = False  # whether there is a row for "no object"
-    per_class: int = 1  # rows for each class: 4 where each has its own box
-    spare: int = (
-        0  # last rows in the other projects' tensors that stand for no class, and that we do not have
-    )
+    per_class: int = 1  # rows per class: 4 for class-specific boxes
+    spare: int = 0  # number of unused last rows in other projects' tensors, which ddetr does not have
 
 
 def rows_of(name: str, class_rows: Sequence[ClassRows]) -> ClassRows | None:
@@ -47,15 +45,16 @@ def num_class_rows(state: Mapping[str, Tensor], class_rows: Sequence[ClassRows])
 def take_class_rows(
     state: State, class_rows: Sequence[ClassRows], background: Background, coco_ids: bool, proposals: str
 ) -> tuple[State, State]:
-    """Reorder another project's class rows, in tensors under our names, to our order with the background last.
+    """Reorder another project's class rows to ddetr's order, with the background last.
 
     Args:
-        state, class_rows: Tensors, and those of them that have class rows.
+        state: Tensors with ddetr names.
+        class_rows: Description of the tensors with class rows.
         background: Position of the "no object" row in the other project.
-        coco_ids: Interpret rows as COCO category ids if their number matches, and keep those of the 80 categories.
-            Any other number of rows is kept.
-        proposals: Prefix of the branch whose row 0 means "any object"; it stays row 0 and displaces that of the first
-            category.
+        coco_ids: Whether to interpret rows as COCO category ids if their number matches, and keep those of the 80
+            categories. Any other number of rows is kept.
+        proposals: Prefix of the branch whose row 0 means "any object". It stays row 0 and displaces the row of the
+            first category.
 
     Returns:
         The state and, for `put_class_rows`, the displaced rows by name: the first category of the proposals, and
@@ -69,7 +68,7 @@ def take_class_rows(
         if spec.spare:
             classes, aside[name] = classes[: -spec.spare], classes[-spec.spare :].flatten(0, 1)
         objects = len(classes) - (spec.background and background != 'none')
-        # with the background first, it is the row of id 0
+        # if the background is first, it is the row of id 0
         coco = coco_ids and objects == NUM_COCO_IDS - (background == 'first' and spec.background)
         kept = len(COCO_IDS) if coco else objects - (background == 'first' and spec.per_class > 1)
         _, taken = _rows(spec, kept, coco, background)
@@ -88,7 +87,7 @@ def put_class_rows(
     proposals: str,
     aside: Mapping[str, Tensor],
 ) -> State:
-    """The inverse of `take_class_rows`; with `coco`, ids without a category are never predicted."""
+    """Inverse of `take_class_rows`. With `coco`, ids without a category are never predicted."""
     result = dict(state)
     for name, tensor in state.items():
         if not (spec := rows_of(name, class_rows)):
@@ -111,7 +110,7 @@ def put_class_rows(
 
 
 def _rows(spec: ClassRows, objects: int, coco: bool, background: Background) -> tuple[int, list[int]]:
-    """Number of rows in the other project, and the indices of ours among them, in our order."""
+    """Number of rows in the other project, and the indices of ddetr's rows among them, in ddetr's order."""
     first = background == 'first'
     taken = list(COCO_IDS) if coco else [i + first for i in range(objects)]
     total = NUM_COCO_IDS if coco else objects + first

@@ -17,20 +17,20 @@ from .rules import State, to_ours, to_theirs
 
 
 class Converted(NamedTuple):
-    """Weights under our names, with their origin."""
+    """Weights with ddetr names, and their origin."""
 
     state: State
     layout: Layout
-    project: str  # 'ddetr', or that of a `WeightFormat`
-    title: str  # of the format, for people
-    family: WeightFamily | None  # None: names of no known family, unchanged
-    unexpected: tuple[str, ...] = ()  # the source's names that its format does not have
+    project: str  # 'ddetr', or the project of a `WeightFormat`
+    title: str  # human-readable name of the format
+    family: WeightFamily | None  # None: unknown family, names unchanged
+    unexpected: tuple[str, ...] = ()  # source names that are not part of the format
     notes: tuple[str, ...] = ()
-    style: Style = AS_PUBLISHED  # of Hugging Face's names, where they were
-    aside: Mapping[str, Tensor] = EMPTY  # rows that we have no use for but give back: see `take_class_rows`
+    style: Style = AS_PUBLISHED  # style of Hugging Face names, if applicable
+    aside: Mapping[str, Tensor] = EMPTY  # unused rows kept for converting back; see `take_class_rows`
 
     def missing_in_layers(self) -> list[str]:
-        """Names that only some layers of a stack have; an incompleteness that shows without a model."""
+        """Names that exist only in some layers of a stack, so that they are missing in the others."""
         layers: dict[str, dict[str, set[str]]] = {}  # stack -> layer -> names in it
         stacks = '|'.join(map(re.escape, self.family.stacks if self.family else ()))
         for name in self.state if stacks else ():
@@ -45,12 +45,12 @@ class Converted(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Facts about tensors beyond their names and shapes."""
+    """Information about tensors beyond their names and shapes."""
 
     hints: Mapping[
         str, Any
-    ] = {}  # see `WeightFamily`; kept in a file of ours, or `num_classes` of its class names
-    style: Style = AS_PUBLISHED  # see `Converted`, also for `aside`; kept in a file of ours
+    ] = {}  # see `WeightFamily`; stored in ddetr files, or `num_classes` from the class names
+    style: Style = AS_PUBLISHED  # see `Converted`, also for `aside`; stored in ddetr files
     aside: Mapping[str, Tensor] = EMPTY
 
 
@@ -64,9 +64,14 @@ def convert_state(
     name: str = 'this state dict',
     families: tuple[WeightFamily, ...] = (),
 ) -> Converted:
-    """Recognise the family of a state dict by its names, among the registered ones and `families`, and rename it.
+    """Detect the family of a state dict by its names, and rename the tensors.
 
-    `coco_ids` interprets 91 class rows as COCO category ids and keeps those of the 80 classes. `name` is for errors.
+    Args:
+        state: Tensors by name.
+        coco_ids: Whether to interpret 91 class rows as COCO category ids and keep those of the 80 classes.
+        origin: Additional information about the tensors.
+        name: Name of the state dict in error messages.
+        families: Families to consider in addition to the registered ones.
 
     Raises:
         CheckpointError: The names match no known family.
@@ -75,7 +80,7 @@ def convert_state(
     if found is None:
         titles = dict.fromkeys(format.title for family in known_families() for format in family.formats)
         raise CheckpointError(
-            f'{name}: its {len(state)} names, such as {next(iter(state), "none")!r}, are of no known format '
+            f'{name}: its {len(state)} tensor names, such as {next(iter(state), "none")!r}, match no known format '
             f'(ddetr, {", ".join(titles)}).'
         )
     family, format = found
@@ -109,26 +114,29 @@ def convert_state(
 
 
 def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool = False) -> Converted:
-    """Convert our tensors to the names, shapes and duplicates in another project's files.
+    """Convert ddetr tensors to the names, shapes and duplicates in another project's files.
 
-    With `coco`, the 80 classes are COCO's, which all other projects except MMDetection number by category id.
-    `allow_partial` drops tensors that have no counterpart in the project.
+    Args:
+        project: Target project.
+        weights: Weights with ddetr names.
+        coco: Whether the 80 classes are COCO's, which all other projects except MMDetection index by category id.
+        allow_partial: Whether to drop tensors that have no counterpart in the project.
 
     Raises:
-        CheckpointError: The project has no such model, or some tensors have no counterpart.
+        CheckpointError: The project does not support the model, or some tensors have no counterpart.
     """
     if project == 'ddetr':
         return weights
     family, layout = weights.family, weights.layout
     target = family.format(project) if family else None
     if family is None or target is None:
-        name = family.name if family else 'model of these names'
-        raise CheckpointError(f'{project} has no {name}: choose another format.')
+        name = family.name if family else 'models of an unknown family'
+        raise CheckpointError(f'{project} does not support {name}: choose another format.')
     state = target.reduce(weights.state, layout)
     if target.rules is None:
         return _under_our_names(weights._replace(state=state, project=project, title=target.title), family)
     state = {name: tensor for name, tensor in state.items() if not name.endswith('num_batches_tracked')}
-    for name, tensor in list(state.items()):  # optional zero tensors that are not there
+    for name, tensor in list(state.items()):  # add missing optional zero tensors
         bias = name.replace('.weight', '.bias')
         if name.endswith('.weight') and family.zeros_in([bias]):
             state.setdefault(bias, tensor.new_zeros(len(tensor)))
@@ -137,8 +145,8 @@ def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool 
     renamed = to_theirs(state, target.rules(layout, weights.style))
     if renamed.unexpected and not allow_partial:
         raise CheckpointError(
-            f'{target.title} has no place for {len(renamed.unexpected)} of the tensors, such as '
-            f'{renamed.unexpected[0]}: this model cannot be written in that format (without --allow-partial).'
+            f'{target.title} has no counterpart for {len(renamed.unexpected)} tensors, such as '
+            f'{renamed.unexpected[0]}: this model cannot be written in that format without --allow-partial.'
         )
     return weights._replace(
         state=renamed.state, project=project, title=target.title, unexpected=renamed.unexpected
@@ -146,7 +154,7 @@ def state_for(project: str, weights: Converted, coco: bool, allow_partial: bool 
 
 
 def _under_our_names(weights: Converted, family: WeightFamily) -> Converted:
-    """For MMDetection: add batch norm counters, drop zero biases that it omits by default."""
+    """Adapt to MMDetection: add batch norm counters, drop zero biases that it omits by default."""
     state, notes = dict(weights.state), weights.notes
     for name in weights.state:
         if name.endswith('.running_var'):
@@ -154,7 +162,7 @@ def _under_our_names(weights: Converted, family: WeightFamily) -> Converted:
             state.setdefault(counter, torch.zeros((), dtype=torch.long))
     zeros = family.zeros_in(state)
     if any(state[name].any() for name in zeros):
-        note = f'the {family.optional_zeros.title} are not 0, and {weights.title} leaves them out by default: set '
+        note = f'the {family.optional_zeros.title} are not 0, but {weights.title} omits them by default: set '
         notes += (f'{note}{family.optional_zeros.config_key} in its config',)
     else:
         state = {name: tensor for name, tensor in state.items() if name not in zeros}

@@ -11,16 +11,16 @@ from .huggingface import Style
 from .layout import Layout
 from .rules import Rule, State, matches_any
 
-# What tensors do not show but a live model, a file's meta or the other project's names do, by name of the fact.
+# Facts by name that tensors do not reveal, but a live model, a file's metadata or another project's names do.
 Hints = Mapping[str, Any]
 
 
 class OptionalZeros(NamedTuple):
-    """Biases that some projects omit; omitted ones are 0."""
+    """Biases that some projects omit; missing ones are 0."""
 
-    title: str = ''  # 'biases of the neck'
+    title: str = ''  # such as 'biases of the neck'
     templates: tuple[str, ...] = ()
-    config_key: str = ''  # what builds a model that has them, 'model.neck.bias=True'
+    config_key: str = ''  # config override that enables them, such as 'model.neck.bias=True'
 
 
 NO_ZEROS = OptionalZeros()
@@ -32,43 +32,43 @@ class WeightFormat:
 
     # `original`, `mmdet`, `hf`, or another name; `convert_weights.py --to` offers these three
     project: str
-    title: str  # for people
-    # Rename table for a layout. None: the project's names are ours (MMDetection), so class rows are too, batch norms'
-    # counters are stored, and optional zero tensors are not.
+    title: str  # human-readable name
+    # Rename table for a layout. None: the project uses ddetr's names and class rows (MMDetection), stores batch norm
+    # counters, and omits optional zero tensors.
     rules: Callable[[Any, Style], Sequence[Rule]] | None = None
-    landmarks: tuple[str, ...] = ()  # their names that together occur in no other format
-    # layout read off their names: what `rules` asks for, and the hints
+    landmarks: tuple[str, ...] = ()  # names in the other project that together occur in no other format
+    # infers the layout from the other project's tensors, as far as `rules` and the hints need it
     layout_from_theirs: Callable[[State], Layout] = lambda state: Layout()
-    background: Background = 'none'  # position of the "no object" row in their classification layers
-    # fills in, under our names, what they store once and we store repeatedly
+    background: Background = 'none'  # position of the "no object" row in the other project
+    # adds copies of shared tensors, which the other project stores once
     complete: Callable[[State, Any], State] = lambda state, layout: state
-    # the inverse; raises CheckpointError where the project has no such variant
+    # the inverse; raises CheckpointError if the project does not support the variant
     reduce: Callable[[State, Any], State] = lambda state, layout: state
-    # (layout, state under our names, our `model` config or None) -> Hugging Face's config.json but for the class names
+    # (layout, state with ddetr names, ddetr `model` config or None) -> Hugging Face config.json without class names
     config_json: Callable[[Any, State, Mapping[str, Any] | None], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
 class WeightFamily:
-    """Description of the weights of a detector or backbone. Names are ours unless stated otherwise."""
+    """Description of the weights of a detector or backbone. Names are ddetr's unless stated otherwise."""
 
-    name: str  # for people
+    name: str  # human-readable name
     landmarks: tuple[
         str, ...
-    ]  # names that together tell the family; of several that fit, the one with most wins
+    ]  # names that together identify the family; if several families match, the one with the most wins
     layout_of: Callable[[State, Hints], Layout]
-    # Facts of the layout that tensors may not show, taken from attributes of a live model and from fields of
-    # `WeightFormat.layout_from_theirs`, and kept in our files.
+    # Facts of the layout that tensors may not reveal, taken from attributes of a live model and from fields of
+    # `WeightFormat.layout_from_theirs`, and stored in ddetr files.
     hints: tuple[str, ...] = ()
-    formats: tuple[WeightFormat, ...] = ()  # other projects'
+    formats: tuple[WeightFormat, ...] = ()  # formats of other projects
     class_rows: tuple[ClassRows, ...] = ()  # tensors with rows for classes
     # layout -> prefix of the class branch whose row 0 means "any object" in every project; '' without one
     proposal_branch: Callable[[Any], str] = lambda layout: ''
     stacks: tuple[
         str, ...
-    ] = ()  # prefixes, ending in a dot, of module lists whose members hold the same names
+    ] = ()  # prefixes, ending in a dot, of module lists whose members have the same names
     optional_zeros: OptionalZeros = NO_ZEROS
-    part_of_detector: str = ''  # of a backbone: the prefix of its names in a detector, such as `backbone.`
+    part_of_detector: str = ''  # for backbones: prefix of their names in a detector, such as `backbone.`
 
     def format(self, project: str) -> WeightFormat | None:
         """Format of the family in `project`, if there is one."""
@@ -98,7 +98,7 @@ def known_families() -> list[WeightFamily]:
 def recognise(
     state: Mapping[str, Any], *more: WeightFamily
 ) -> tuple[WeightFamily, WeightFormat | None] | None:
-    """Find the registered family, or one of `more`, and the format (None: our names) whose landmarks are all present.
+    """Find the family (registered or in `more`) and format (None: ddetr names) whose landmarks are all present.
 
     If several match, the one with the most landmarks is chosen.
     """

@@ -1,4 +1,4 @@
-"""Read checkpoints of any project into our names, and write them under other names."""
+"""Read checkpoints from any supported project with ddetr names, and write them in other formats."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ from .huggingface import Style
 from .layout import Layout
 from .rules import State
 
-# The key of our files' meta (as JSON, since safetensors holds strings only) for hints and style of `Origin`.
+# Metadata key in ddetr files for hints and style of `Origin`, as JSON because safetensors stores only strings.
 ORIGIN_KEY = 'ddetr_origin'
-# Prefix of the names of `Converted.aside` in our files, which keep them beside the weights.
+# Name prefix of `Converted.aside` in ddetr files, which store it with the weights.
 ASIDE = 'ddetr_aside.'
 
 
 class WeightsFile(NamedTuple):
-    """Weights of a file under our names, with class names if the file has them."""
+    """Weights of a file with ddetr names, and class names if the file has them."""
 
     path: Path
     weights: Converted
@@ -42,39 +42,41 @@ def read_weights(
     model: nn.Module | None = None,
     strict: bool = True,
 ) -> WeightsFile:
-    """Read a checkpoint of any known format, without executing code from it.
+    """Read a checkpoint in any supported format. Loading never executes code.
 
     Args:
         path: See `read_checkpoint`.
         content: Content of `path`, if already read.
-        model: Target model. It resolves ambiguous tensors, and names that no family knows are assumed to be its own.
-        strict: Without a model, raise an error for names that no family knows, instead of keeping them.
+        model: Target model. It resolves ambiguities, and names of unknown families are assumed to be its own.
+        strict: Whether to raise an error for names of unknown families instead of keeping them; only without a model.
 
     Raises:
-        CheckpointError: The file is missing, damaged, malicious or of unknown format.
+        CheckpointError: The file is missing, damaged, malicious or in an unknown format.
     """
     content = read_checkpoint(path) if content is None else content
     path = Path(path)
     meta = meta if isinstance(meta := content.get('meta'), dict) else {}
     state = tensors_in(content, path)
-    if all(name.startswith('module.') for name in state):  # saved inside the wrapper for several processes
+    if all(name.startswith('module.') for name in state):  # saved inside the wrapper for distributed training
         state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
     aside = {name.removeprefix(ASIDE): state.pop(name) for name in list(state) if name.startswith(ASIDE)}
     names, own_number = _class_names(meta), getattr(model, 'num_classes', None)
     told = {'num_classes': own_number if names is None else len(names)}
     origin = _origin_of(meta, path, told)._replace(aside=aside)
     families = [family] if (family := family_of(model)) else []
-    # most names are this model's: no other project's
+    # if most names are this model's, they are not another project's
     its_own = model is not None and not family and 2 * len(model.state_dict().keys() & state) > len(state)
     if its_own or ((model is not None or not strict) and not recognise(state, *families)):
-        weights = Converted(state, Layout(len(names or ())), 'ddetr', 'names of no known family', None)
+        weights = Converted(state, Layout(len(names or ())), 'ddetr', 'unknown model family', None)
     else:
-        # a model with as many classes as COCO has category ids means these rows as they are
+        # keep all rows if the model has as many classes as COCO has category ids
         coco_ids = own_number not in (NUM_COCO_IDS - 1, NUM_COCO_IDS)
         try:
             weights = convert_state(state, coco_ids, origin, str(path), tuple(families))
-        except (IndexError, RuntimeError) as error:  # tensors of shapes that no model has
-            raise CheckpointError(f'{path}: its names are known, but not their shapes ({error}).') from error
+        except (IndexError, RuntimeError) as error:  # known names with impossible shapes
+            raise CheckpointError(
+                f'{path}: tensor names are known, but their shapes are invalid ({error}).'
+            ) from error
     return WeightsFile(path, weights, _classes_of(names, path, weights), meta)
 
 
@@ -83,12 +85,16 @@ def tensors_in(
     path: str | Path,
     keys: Sequence[str] = ('state_dict', 'model', 'model_state_dict'),
 ) -> State:
-    """Tensors of a checkpoint by name, under the first existing key of `keys` or at top level; else CheckpointError."""
+    """Tensors of a checkpoint by name, from the first existing key of `keys` or the top level.
+
+    Raises:
+        CheckpointError: There are no tensors.
+    """
     inner = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
     state = {name: t for name, t in inner.items() if isinstance(name, str) and isinstance(t, Tensor)}
     if not state:
         raise CheckpointError(
-            f'{path} holds no weights: its keys are {", ".join(map(str, list(content)[:8]))}.'
+            f'{path} contains no weights: its keys are {", ".join(map(str, list(content)[:8]))}.'
         )
     return state
 
@@ -103,23 +109,23 @@ def write_weights(
     """Write weights atomically in the format of a project, and return what was written.
 
     Args:
-        out: `.pth` (or `.pt`, `.bin`), `.safetensors`, or for `hf` a folder, with a `config.json`.
-        file: From `read_weights`.
+        out: `.pth` (or `.pt`, `.bin`) or `.safetensors` file; for `hf` a folder, which also gets a `config.json`.
+        file: Result of `read_weights`.
         project: `ddetr`, `original`, `mmdet` or `hf`.
-        model_cfg: `model` of the config that the weights belong to, for fields of Hugging Face's `config.json` that
-            do not follow from the weights. By default, the values of the published models.
-        allow_partial: Drop tensors that have no counterpart in the project.
+        model_cfg: `model` in the config of the weights, for fields of Hugging Face's `config.json` that the weights
+            do not determine. Default: the values of the published models.
+        allow_partial: Whether to drop tensors that have no counterpart in the project.
 
     Raises:
-        CheckpointError: The project has no such model, or `out` is not a valid target; nothing is written.
+        CheckpointError: The project does not support the model, or `out` is not a valid target; nothing is written.
     """
     out, source = Path(out), file.weights
     if project == 'hf' and (out.is_file() or out.suffix in ('.pth', '.pt', '.bin')):
         raise CheckpointError(
-            f'{out}: what Hugging Face reads is a folder (or a .safetensors file); name one.'
+            f'{out}: Hugging Face checkpoints are folders (or .safetensors files). Choose one of these.'
         )
     if project != 'hf' and (out.is_dir() or not out.suffix):
-        raise CheckpointError(f'{out}: name the file to write, such as {out}.pth.')
+        raise CheckpointError(f'{out}: pass an output file, such as {out}.pth.')
     coco = file.classes in (None, COCO_CLASSES) and source.layout.num_classes == len(COCO_CLASSES)
     written = state_for(project, source, coco, allow_partial)
     if project == 'hf':
@@ -138,14 +144,14 @@ def save_weights(out: Path, state: State, meta: Mapping[str, str], key: str = 's
     """Write tensors and string metadata atomically; `.safetensors` files store shared tensors separately."""
     if out.suffix == '.safetensors':
         apart = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-        # not save_file: nobody but its owner may read what that writes
+        # not save_file, which makes files readable only by their owner
         write_atomically(out, lambda path: path.write_bytes(save(apart, dict(meta))))
     else:
         write_atomically(out, lambda path: torch.save({key: state, 'meta': dict(meta)}, path))
 
 
 def meta_of(file: WeightsFile) -> dict[str, str]:
-    """Metadata of a checkpoint, as strings only, which every container format can store."""
+    """Metadata of a checkpoint, restricted to strings, which every container format can store."""
     weights = file.weights
     hints = weights.family.hints_from(weights.layout) if weights.family else {}
     origin = {ORIGIN_KEY: json.dumps({**hints, 'style': weights.style._asdict()})}
@@ -153,7 +159,7 @@ def meta_of(file: WeightsFile) -> dict[str, str]:
 
 
 def _origin_of(meta: Mapping[str, Any], path: Path, told: Mapping[str, Any]) -> Origin:
-    """Origin stored in a file of ours; it takes precedence over class names and the model."""
+    """Origin stored in a ddetr file; it takes precedence over class names and the model."""
     text = meta.get(ORIGIN_KEY)
     if not isinstance(text, str):
         return Origin(told)
@@ -162,7 +168,7 @@ def _origin_of(meta: Mapping[str, Any], path: Path, told: Mapping[str, Any]) -> 
         hints = {name: value for name, value in kept.items() if isinstance(value, bool | int)}
         return Origin({**told, **hints}, Style(**kept['style']))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f'{path}: its meta entry {ORIGIN_KEY} is damaged ({error!r}).') from error
+        raise CheckpointError(f'{path}: its metadata entry {ORIGIN_KEY} is damaged ({error!r}).') from error
 
 
 def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -177,7 +183,7 @@ def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _classes_of(names: tuple[str, ...] | None, path: Path, weights: Converted) -> tuple[str, ...] | None:
-    """Class names of a checkpoint, if their number equals that of the classes."""
+    """Class names of a checkpoint, if their number matches the class rows."""
     config = (path if path.is_dir() else path.parent) / 'config.json'
     if weights.project == 'hf' and names is None and config.is_file():
         labels: dict[str, str] = {}
@@ -186,7 +192,7 @@ def _classes_of(names: tuple[str, ...] | None, path: Path, weights: Converted) -
         names = tuple(str(labels.get(str(i), '')) for i in range(len(labels)))
         if len(names) in (NUM_COCO_IDS, NUM_COCO_IDS + 1) and weights.layout.num_classes == len(COCO_IDS):
             names = COCO_CLASSES
-        elif any(name.startswith('LABEL_') for name in names):  # Hugging Face's stand-ins
+        elif any(name.startswith('LABEL_') for name in names):  # Hugging Face's placeholders
             names = None
     if names is None and any('by COCO id' in note for note in weights.notes):
         names = COCO_CLASSES

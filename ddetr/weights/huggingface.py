@@ -1,7 +1,7 @@
 """Naming conventions of Hugging Face transformers, shared by all models.
 
-`save_pretrained` writes the names of version 4, which every version reads. Modules of version 5 have other names, and
-the backbone has those of timm (equal to torchvision's) or of Hugging Face's own ResNet. All of them are supported.
+`save_pretrained` writes the names of version 4, which every version reads. Modules of version 5 have different names,
+and the backbone uses those of timm (equal to torchvision's) or of Hugging Face's own ResNet. All are supported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from .rules import Rule
 
 
 class Style(NamedTuple):
-    """Variant of Hugging Face's names in a file."""
+    """Variant of Hugging Face names in a file."""
 
     version_5: bool = False
     hf_resnet: bool = False
@@ -29,7 +29,7 @@ def style_of(names: Mapping[str, Any]) -> Style:
 
 
 def in_both_versions(table: Sequence[Rule], style: Style) -> tuple[Rule, ...]:
-    """Extend a table of version 4 names by those of version 5; the style decides which are written."""
+    """Extend a table of version 4 names with those of version 5; the style decides which are written."""
     new = [Rule(_version_5_name(r.theirs), r.ours, r.written and style.version_5) for r in table]
     return (*new, *(rule._replace(written=rule.written and not style.version_5) for rule in table))
 

@@ -1,4 +1,4 @@
-"""Facts about a config that follow from its weights."""
+"""Properties of a model that can be inferred from its weights."""
 
 import re
 from collections.abc import Iterable
@@ -8,31 +8,31 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Layout:
-    """Facts on which config and checkpoint must agree, derived from names and shapes.
+    """Properties on which config and checkpoint must agree, inferred from names and shapes.
 
-    A family subclasses it with its own fields. Fields with `compare=False` are informative only. The base class
-    stands for a model of unknown family.
+    Each family adds its own fields in a subclass. Fields with `compare=False` are informative only. The base class
+    describes models of unknown families.
     """
 
     num_classes: int = 0  # 0: unknown, or none
 
     def __str__(self) -> str:
-        return 'a model of its own' + (f', {self.num_classes} classes' if self.num_classes else '')
+        return 'a custom model' + (f', {self.num_classes} classes' if self.num_classes else '')
 
     def comparable(self, ignore_classes: bool = False) -> 'Layout':
-        """Fields that must be equal in file and model; fine-tuning ignores the classes."""
+        """Layout with only the fields that must match between file and model; fine-tuning ignores the classes."""
         return replace(self, num_classes=0) if ignore_classes else self
 
     def fitting_configs(self) -> tuple[str, ...]:
-        """Our configs that build such a model; several if the weights do not distinguish them."""
+        """Shipped configs that match the model; several if the weights do not distinguish them."""
         return ()
 
     def config_changes(self) -> dict[str, Any]:
-        """Changes to the fitting configs that this model needs, by dotted key."""
+        """Overrides that the matching configs need for this model, by dotted key."""
         return {}
 
     def suggestion(self) -> str:
-        """Text with the fitting configs and the changes to them; '' if there is none."""
+        """Text that names the matching configs and overrides; '' if there are none."""
         changes = ' '.join(f'{key}={value}' for key, value in self.config_changes().items())
         configs = ' or '.join(self.fitting_configs())
         return f'{configs} with {changes}' if configs and changes else configs

@@ -1,4 +1,4 @@
-"""Load checkpoints of any known format into a model."""
+"""Load checkpoints in any supported format into a model."""
 
 import copy
 import logging
@@ -19,24 +19,24 @@ from .rules import State
 
 
 class LoadReport(NamedTuple):
-    """Result of loading a file into a model, under our names but for `unexpected` ones of other formats."""
+    """Result of loading a file into a model. Names are ddetr's, except `unexpected` names of other formats."""
 
     path: Path
-    title: str  # of the format
-    layout: Layout  # of the file
-    mapped: int  # tensors of the model that were taken from the file
-    missing: tuple[str, ...]  # the model's, which keep their values
-    unexpected: tuple[str, ...]  # the file's, which were not used
-    reinitialised: tuple[str, ...]  # class rows for another number of classes
+    title: str  # name of the format
+    layout: Layout  # layout of the file
+    mapped: int  # number of model tensors loaded from the file
+    missing: tuple[str, ...]  # model tensors that keep their values
+    unexpected: tuple[str, ...]  # tensors of the file that were not used
+    reinitialised: tuple[str, ...]  # class-dependent tensors, for another number of classes
     notes: tuple[str, ...]
-    classes: tuple[str, ...] | None  # of the file; None if it names none, or if they were reinitialised
+    classes: tuple[str, ...] | None  # class names of the file; None if it has none, or after reinitialisation
 
     def __str__(self) -> str:
         parts = [f'{self.mapped} tensors loaded']
         if self.missing:
             parts.append(f'{len(self.missing)} missing ({_listed(self.missing)})')
         if self.unexpected:
-            parts.append(f'{len(self.unexpected)} left over ({_listed(self.unexpected)})')
+            parts.append(f'{len(self.unexpected)} unexpected ({_listed(self.unexpected)})')
         if self.reinitialised:
             parts.append(f'{len(self.reinitialised)} class tensors reinitialised')
         return f'{self.path}: {self.title}: {self.layout}; {"; ".join([*parts, *self.notes])}'
@@ -50,19 +50,19 @@ def load_weights(
     finetune: bool = False,
     allow_partial: bool = False,
 ) -> LoadReport:
-    """Load a checkpoint of any known format, completely or not at all; print a summary and return the report.
+    """Load a checkpoint in any supported format completely, or raise an error. Log a summary and return the report.
 
     Args:
         model: Unwrapped detector. Without a `weight_family`, tensors are matched by name.
         path: See `read_checkpoint`.
         content: Content of `path`, if already read.
-        finetune: If the number of classes differs, load everything else and reinitialise the tensors that the
-            `reset_classes` of the model names. For training only, as these are untrained.
-        allow_partial: Load the tensors that fit, keep the others, and warn.
+        finetune: Whether to allow a different number of classes. Everything else is loaded, and the tensors named by
+            the model's `reset_classes` are reinitialised. For training only, because these are untrained.
+        allow_partial: Whether to load only matching tensors, keep the others, and warn.
 
     Raises:
-        CheckpointError: The file is damaged or of unknown format, belongs to another model than the config's, or has
-            missing or unexpected names.
+        CheckpointError: The file is damaged or in an unknown format, belongs to a different model, or has missing or
+            unexpected tensors.
     """
     own, family = model.state_dict(), family_of(model)
     file = read_weights(path, content, model)
@@ -77,7 +77,7 @@ def load_weights(
     if family and not allow_partial:
         _refuse_other_model(file, family, built, ignore_classes=bool(anew))
     notes += _settle_optional_zeros(state, own, file)
-    # Batch norms' counters are neither missing nor left over: no frozen norm uses them, and other projects drop them.
+    # Ignore batch norm counters: frozen norms do not use them, and other projects drop them.
     counters = {name for name in {*own, *state} if name.endswith('.num_batches_tracked')}
     missing = [name for name in own if name not in state.keys() | counters | anew.keys()]
     left_over = [*weights.unexpected, *(name for name in state if name not in own.keys() | counters)]
@@ -104,12 +104,12 @@ def load_weights(
 
 
 def _fresh_classes(model: Any, own: State, file: WeightsFile, built: Layout) -> State:
-    """Newly initialised class tensors if the file has other classes; empty if they fit.
+    """Newly initialised class-dependent tensors if the file has different classes; empty if they match.
 
     `reset_classes` is called on a copy, because the optimizer and the process group already hold the parameters.
     """
     state, held = file.weights.state, file.weights.layout
-    # K classes and a background have the shapes of K + 1 classes
+    # K classes with background have the same shapes as K + 1 classes
     relabelled = held.comparable() != built.comparable() and held.comparable(True) == built.comparable(True)
     relabelled &= file.weights.family is not None and file.weights.family is family_of(model)
     misshapen = {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape}
@@ -121,40 +121,40 @@ def _fresh_classes(model: Any, own: State, file: WeightsFile, built: Layout) -> 
 
 
 def _refuse_other_model(file: WeightsFile, family: WeightFamily, built: Layout, ignore_classes: bool) -> None:
-    """Raise an error for a file of another model than the config, naming the config that fits."""
+    """Raise an error that names the matching config if the file belongs to a different model."""
     held, theirs = file.weights.layout.comparable(ignore_classes), file.weights.family
     if theirs is None:
-        return  # names of no known family decide
-    says = f'{file.path} holds {file.weights.layout}'
+        return  # unknown family: only the names are compared
+    says = f'{file.path} contains {file.weights.layout}'
     if theirs.part_of_detector:
         part, strange = theirs.part_of_detector, file.weights.unexpected
-        rest = f'and {len(strange)} tensors of no known format, such as {strange[0]}' if strange else 'only'
+        rest = f'and {len(strange)} unknown tensors, such as {strange[0]}' if strange else 'only'
         raise CheckpointError(
-            f'{says} {rest}, but the config builds {built}: to take the {part[:-1]}, name it there, '
+            f'{says} {rest}, but the config builds {built}: to load the {part[:-1]}, set '
             f"model.{part}init_cfg=dict(type='Pretrained', checkpoint='{file.path}')."
         )
     if theirs is not family or held != built.comparable(ignore_classes):
-        fitting = f'use {held.suggestion()}' if held.fitting_configs() else 'make a config for it'
+        fitting = f'use {held.suggestion()}' if held.fitting_configs() else 'write a config for it'
         raise CheckpointError(f'{says}, but the config builds {built}: {fitting}.')
 
 
 def _settle_optional_zeros(state: State, own: State, file: WeightsFile) -> list[str]:
-    """Add or drop optional zero tensors of the family, in place, where this does not change the model."""
+    """Add or drop optional zero tensors of the family in place, if this does not change the model."""
     if (family := file.weights.family) is None:
         return []
     title, mine, theirs = family.optional_zeros.title, family.zeros_in(own), family.zeros_in(state)
     if mine and not theirs:
         state |= {name: torch.zeros_like(own[name]) for name in mine}
-        return [f'{len(mine)} {title}, which the file does not have, set to 0']
+        return [f'{len(mine)} {title} set to 0, because the file does not contain them']
     if theirs and not mine:
         if any(state[name].any() for name in theirs):
             raise CheckpointError(
-                f'{file.path} has {title} that are not 0, which the config leaves out: set '
+                f'{file.path} has non-zero {title}, which the model of this config lacks: set '
                 f'{family.optional_zeros.config_key}, as in {file.weights.layout.suggestion()}.'
             )
         for name in theirs:
             del state[name]
-        return [f'{len(theirs)} {title}, all 0, left out as in the config']
+        return [f'{len(theirs)} {title} ignored, because they are 0 and the model has none']
     return []
 
 
@@ -163,13 +163,13 @@ def _refuse_misfit(file: WeightsFile, missing: list[str], left_over: list[str], 
     if missing:
         faults.append(f'lacks {len(missing)} tensors of the model ({_listed(missing)})')
     if left_over:
-        faults.append(f'has {len(left_over)} tensors left over ({_listed(left_over)})')
+        faults.append(f'has {len(left_over)} unexpected tensors ({_listed(left_over)})')
     if shapes:
-        faults.append(f'has other shapes ({_listed(shapes)})')
+        faults.append(f'has different shapes ({_listed(shapes)})')
     if faults:
         raise CheckpointError(
-            f'{file.path} ({file.weights.title}) does not fit the model of this config: it {"; it ".join(faults)}. '
-            'To load what fits, allow partial loading (--allow-partial).'
+            f'{file.path} ({file.weights.title}) does not match the model of this config: it {"; it ".join(faults)}. '
+            'To load only the matching tensors, use --allow-partial.'
         )
 
 

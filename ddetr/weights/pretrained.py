@@ -1,4 +1,4 @@
-"""`init_cfg=dict(type='Pretrained', ...)`: start a backbone, or another module, from a checkpoint."""
+"""`init_cfg=dict(type='Pretrained', ...)`: initialise a backbone, or another module, from a checkpoint."""
 
 import logging
 from typing import Any
@@ -16,37 +16,36 @@ from .checkpoint import read_checkpoint
 from .files import read_weights
 from .rules import State
 
-# In place of all of mmengine's loaders, which call torch.load unsafely (onedl-mmengine even repeats a refused load
-# without weights_only). Here rather than beside `read_checkpoint`, which imports no Runner.
+# Replace all of mmengine's loaders, which call torch.load unsafely (onedl-mmengine even repeats a rejected load without
+# weights_only). Not done in checkpoint.py, which must not import the Runner.
 CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), read_checkpoint, force=True)
 
 
 @WEIGHT_INITIALIZERS.register_module(name='Pretrained')
 class PretrainedInit(EnginePretrainedInit):
-    """mmengine's `Pretrained` for checkpoints of any known format, where one that does not fit is an error.
+    """mmengine's `Pretrained` for checkpoints in any supported format. Mismatches raise an error.
 
-    mmengine's takes what fits, which for a file of other names is nothing: the training then starts from scratch and
-    only a log line says so.
+    mmengine's version loads only matching tensors, possibly none, so that training silently starts from scratch.
 
     Args:
-        checkpoint: `torchvision://resnet50`, a URL, or a file: of the module itself, or of a detector that has it.
-        prefix: Prefix in a detector's names of the module to take. By default `backbone.`, and none for a whole
-            detector.
-        map_location: Accepted for MMDetection's configs; files are read onto the CPU.
+        checkpoint: `torchvision://resnet50`, a URL, or a file with weights of the module or of a detector that
+            contains it.
+        prefix: Name prefix of the module in a detector checkpoint. Default: `backbone.`, or none for a detector.
+        map_location: Accepted for compatibility with MMDetection configs; files are read onto the CPU.
     """
 
     def __call__(self, module: nn.Module) -> None:
-        """Load into `module`; CheckpointError if the file lacks tensors of it, or they have other shapes."""
+        """Load into `module`. Raise CheckpointError if tensors are missing or have different shapes."""
         name, own = self.checkpoint, module.state_dict()
         prefix = self.prefix or ('' if hasattr(module, 'backbone') else 'backbone.')
         prefix = f'{prefix.rstrip(".")}.' if prefix else ''
         state = read_weights(name, model=module).weights.state
         within = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        part = min([within, state], key=lambda part: len(_unfit(own, part)))  # the module's own names, too
+        part = min([within, state], key=lambda part: len(_unfit(own, part)))  # with or without the prefix
         if unfit := _unfit(own, part):
             raise CheckpointError(
-                f'{name} does not fit {type(module).__name__} (init_cfg=Pretrained): {len(unfit)} of its '
-                f'{len(own)} tensors are missing there or have another shape, such as {unfit[0]}.'
+                f'{name} does not match {type(module).__name__} (init_cfg=Pretrained): {len(unfit)} of its '
+                f'{len(own)} tensors are missing in the file or have a different shape, such as {unfit[0]}.'
             )
         taken = {key: value for key, value in part.items() if key in own}
         module.load_state_dict(taken, strict=False)
@@ -56,7 +55,7 @@ class PretrainedInit(EnginePretrainedInit):
 
 
 def _unfit(own: State, part: State) -> list[str]:
-    """Names of a module's tensors that `part` lacks or has in another shape; batch norms' counters may be absent."""
+    """Names of a module's tensors that `part` lacks or has in another shape, ignoring batch norm counters."""
     return [
         name
         for name, tensor in own.items()
@@ -65,7 +64,7 @@ def _unfit(own: State, part: State) -> list[str]:
 
 
 def warn_of_random_backbone(model: nn.Module) -> None:
-    """Warn if a training is about to start from a random backbone; to be called once the model is initialised."""
+    """Warn if training is about to start from a random backbone. Call it after the model is initialised."""
     backbone: Any = getattr(model, 'backbone', None)
     configs: list[Any] = []
     for part in (model, backbone):
@@ -88,7 +87,7 @@ def warn_of_random_backbone(model: nn.Module) -> None:
 
 
 def _has_learned(module: nn.Module) -> bool:
-    """Whether any norm is unlike what constructors leave: then the module has loaded weights by itself."""
+    """Whether any norm differs from its default initialisation, so that the module must have loaded weights itself."""
     norms: list[Any] = [part for part in module.modules() if 'Norm' in type(part).__name__]
     scales = [part.weight for part in norms if isinstance(getattr(part, 'weight', None), Tensor)]
     means = [part.running_mean for part in norms if isinstance(getattr(part, 'running_mean', None), Tensor)]

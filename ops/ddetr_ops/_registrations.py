@@ -1,6 +1,6 @@
-"""Registrations of the operators with `torch.library`: fake kernels, autograd, autocast, vmap.
+"""Register the operators with `torch.library`: fake kernels, autograd, autocast, vmap.
 
-The Stable ABI of PyTorch 2.10 can register kernels only, so the rest is registered from Python.
+The stable ABI of PyTorch 2.10 supports only kernels, so the rest is registered from Python.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ FORWARD = 'ddetr_ops::ms_deform_attn_forward'
 BACKWARD = 'ddetr_ops::ms_deform_attn_backward'
 FUSED_FORWARD = 'ddetr_ops::ms_deform_attn_fused_forward'
 FUSED_BACKWARD = 'ddetr_ops::ms_deform_attn_fused_backward'
-_INDICES = (1, 2)  # spatial_shapes, level_start_index: the arguments without a batch and without a gradient
+_INDICES = (1, 2)  # spatial_shapes, level_start_index: arguments without batch dimension and gradient
 
 
 def _fake_forward(value: Tensor, *rest: Any) -> Tensor:
@@ -54,13 +54,13 @@ def _backward_of(name: str) -> Any:
 
 def _no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
     raise RuntimeError(
-        'ddetr_ops: deformable attention has no second derivative; drop create_graph=True, or compute it with '
+        'ddetr_ops: deformable attention does not support double backward: remove create_graph=True, or use '
         'ddetr_ops.reference, which is plain PyTorch'
     )
 
 
 def _autocast_impl(name: str, device_type: str) -> Any:
-    """Under autocast, `value` is stored in low precision; locations and weights keep their dtype."""
+    """Cast `value` to the autocast dtype; locations and weights keep their dtype."""
     op = getattr(torch.ops.ddetr_ops, name.split('::')[1]).default
 
     def run(value: Tensor, *rest: Any) -> Tensor:
@@ -92,7 +92,7 @@ def _vmap_of(name: str) -> Any:
         result = op(*folded)
 
         def unfold(tensor: Tensor) -> Tensor:
-            if tensor.dim() == 1:  # a gradient that is not asked for, without elements
+            if tensor.dim() == 1:  # empty placeholder of a gradient that was not requested
                 return tensor.expand(info.batch_size, 0)
             unfolded: Tensor = tensor.unflatten(0, (info.batch_size, -1))
             return unfolded

@@ -1,4 +1,4 @@
-"""Attention module around the operator; base of ddetr's layer and of the drop-in replacements."""
+"""Attention module built on the operator; base class of ddetr's layer and of the drop-in replacements."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from .functional import ms_deform_attn_fused
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention with its projections, under the parameter names that all projects use.
+    """Multi-scale deformable attention with its projections and the parameter names used by all projects.
 
     Args:
         channels: Channels of the query.
-        levels: Feature levels.
-        heads: Attention heads.
-        points: Sampling points per head and level: one number for all levels, or a list by level.
-        value_channels: Channels of the values; `heads` must divide this and `channels`.
+        levels: Number of feature levels.
+        heads: Number of attention heads.
+        points: Number of sampling points per head and level; a list sets it per level.
+        value_channels: Channels of the values. Both this and `channels` must be divisible by `heads`.
     """
 
     def __init__(
@@ -26,10 +26,10 @@ class DeformableAttention(nn.Module):
         super().__init__()
         self.points_of_level = [points] * levels if isinstance(points, int) else list(points)
         if len(self.points_of_level) != levels or min(self.points_of_level) < 1:
-            raise ValueError(f'points={points} does not give each of {levels} levels at least one point')
+            raise ValueError(f'points={points} must give at least one point for each of {levels} levels')
         if channels % heads or value_channels % heads:
             raise ValueError(
-                f'{channels} channels (value: {value_channels}) do not divide into {heads} heads'
+                f'{channels} channels (value: {value_channels}) are not divisible by {heads} heads'
             )
         self.levels, self.heads = levels, heads
         self.sampling_offsets = nn.Linear(channels, heads * sum(self.points_of_level) * 2)
@@ -65,8 +65,8 @@ class DeformableAttention(nn.Module):
         """Attend from query (B, Q, C) to tokens (B, S, C), with pad_mask (B, S), True = padding. Returns (B, Q, C)."""
         if tokens.shape[1] == 0 or reference_points.shape[-1] not in (2, 4):
             raise ValueError(
-                f'{tokens.shape[1]} tokens and reference points of {reference_points.shape[-1]} numbers: there '
-                'must be tokens, and 2 or 4 numbers'
+                f'got {tokens.shape[1]} tokens and reference points of size {reference_points.shape[-1]}: at least one '
+                'token and size 2 or 4 are required'
             )
         batch, queries, _ = query.shape
         value = self.value_proj(tokens)  # (B, S, C)

@@ -1,7 +1,7 @@
-"""The operators as functions. `_registrations` gives them autograd, fake kernels, autocast and vmap.
+"""Functional interface of the operators. `_registrations` adds autograd, fake kernels, autocast and vmap.
 
-Like PyTorch's own functions, they call an active `torch.overrides.TorchFunctionMode`, which receives their arguments
-and result regardless of the implementation, compiled or plain PyTorch.
+Like PyTorch functions, they support `torch.overrides.TorchFunctionMode`, regardless of whether the compiled or the
+plain PyTorch implementation runs.
 """
 
 from collections.abc import Sequence
@@ -33,12 +33,15 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _settle_dtypes(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Cast both to the dtype of `value`, or both to the accumulation dtype: the pairs that the kernels support."""
+    """Cast both to the dtype of `value` or to the accumulation dtype, the combinations that the kernels support."""
     dtype = locations.dtype
     if dtype == weights.dtype and dtype in (value.dtype, _wide(value.dtype)):
         return locations, weights
     if torch.float64 in (value.dtype, dtype, weights.dtype):
-        return locations, weights  # double precision is never dropped silently: the kernel names the dtypes
+        return (
+            locations,
+            weights,
+        )  # never reduce double precision silently: the kernel raises an error with the dtypes
     return locations.float(), weights.float()
 
 
@@ -57,22 +60,24 @@ def ms_deform_attn(
 ) -> Tensor:
     """Multi-scale deformable attention without its projections (Deformable DETR, section 4.1, equation 3).
 
-    Every head of every query samples P points from each of L feature maps by bilinear interpolation and sums them
-    with the attention weights.
-    B batch, Q queries, S tokens, M heads, D channels per head, L levels, P points per level, K points of all levels.
+    Each head of each query samples P points from each of L feature maps by bilinear interpolation and computes their
+    sum weighted by the attention weights.
+
+    Shapes: B batch size, Q queries, S tokens, M heads, D channels per head, L levels, P points per level, K points of
+    all levels.
 
     Args:
-        value: (B, S, M, D), float32, float64, bfloat16 or float16; the pixels of each feature map row by row, one
-            level after the other, S = sum of h * w.
+        value: (B, S, M, D), float32, float64, bfloat16 or float16. Tokens are the pixels of each feature map in
+            row-major order, level by level; S is the sum of h * w.
         spatial_shapes: (L, 2), (h, w) of each level, int64 or int32, on any device.
-        level_start_index: (L,), the first token of each level: 0, h0 * w0, h0 * w0 + h1 * w1, ...
+        level_start_index: (L,), first token of each level: 0, h0 * w0, h0 * w0 + h1 * w1, ...
         sampling_locations: (B, Q, M, L, P, 2), (x, y) with 0 and 1 at the outer borders of the feature map, so that
-            the centre of pixel i is (i + 0.5) / size. In the dtype of `value` or in float32; sums are accumulated in
-            float32 (float64 for float64) whatever the dtype of `value`. A point half a pixel or more beyond the
-            border, or one that is not finite, contributes nothing.
+            the centre of pixel i is (i + 0.5) / size. Dtype of `value` or float32; sums are accumulated in float32
+            (float64 for float64) for every dtype of `value`. Points half a pixel or more beyond the border, and
+            non-finite points, contribute nothing.
         attention_weights: (B, Q, M, L, P), after the softmax.
-        num_points: The number of points of each level, where levels differ in it (D-FINE, RT-DETRv2).
-            `sampling_locations` is then (B, Q, M, K, 2) and `attention_weights` (B, Q, M, K), level after level.
+        num_points: Number of points of each level, if it differs between levels (D-FINE, RT-DETRv2).
+            `sampling_locations` is then (B, Q, M, K, 2) and `attention_weights` (B, Q, M, K), level by level.
 
     Returns:
         (B, Q, M * D) in the dtype of `value`.
@@ -102,16 +107,16 @@ def ms_deform_attn_fused(
     attention_logits: Tensor,
     num_points: Sequence[int] | None = None,
 ) -> Tensor:
-    """Multi-scale deformable attention from the outputs of the linear layers, in one pass.
+    """Fused multi-scale deformable attention, computed directly from the outputs of the linear layers.
 
-    Equal to `ms_deform_attn` with the softmax over all K logits of a head and the locations
-    reference + offset / (w, h) for points, (cx, cy) + offset / P * (w, h) / 2 for boxes.
+    Equivalent to `ms_deform_attn` with a softmax over all K logits of a head and the locations
+    reference + offset / (w, h) for points, or (cx, cy) + offset / P * (w, h) / 2 for boxes.
 
     Args:
         value, spatial_shapes, level_start_index, num_points: As in `ms_deform_attn`.
         reference_points: (B, Q, L, 2) points (x, y) or (B, Q, L, 4) boxes (cx, cy, w, h), in [0, 1].
-        sampling_offsets: (B, Q, M, L, P, 2), or (B, Q, M, K, 2) with `num_points`: pixels of the level for points;
-            for boxes, half box sizes times the level's number of points.
+        sampling_offsets: (B, Q, M, L, P, 2), or (B, Q, M, K, 2) with `num_points`. Units: pixels of the level for
+            reference points; half the box size divided by the level's number of points for boxes.
         attention_logits: (B, Q, M, K), before the softmax; K = L * P without `num_points`.
 
     Returns:
@@ -140,14 +145,14 @@ def discrete_sampling_locations(
 ) -> Tensor:
     """Round locations to pixel centres, for the discrete sampling of RT-DETRv2 (section 3.2 of its paper).
 
-    At these locations, `ms_deform_attn` reads one pixel per point instead of interpolating between four:
-    pixel floor(location * size + 0.5), clamped into the feature map, as the published models were trained.
+    At these locations, `ms_deform_attn` reads a single pixel per point instead of interpolating between four:
+    pixel floor(location * size + 0.5), clamped to the feature map, as in the published models.
 
     Args:
         sampling_locations, spatial_shapes, num_points: As in `ms_deform_attn`.
 
     Returns:
-        (x, y) in the shape and dtype of `sampling_locations`, without gradient, as in the original.
+        (x, y) with the shape and dtype of `sampling_locations`, without gradient, as in the original code.
     """
     sizes = spatial_shapes.flip(-1).to(sampling_locations)  # (L, 2), w and h
     if num_points is None:

@@ -1,16 +1,16 @@
-"""Export to ONNX: the op in ONNX's operators (opset 16 and later), or as one node. Needs `pip install onnxscript`.
+"""ONNX export of the op, with standard ONNX operators (opset 16 or later) or as one node. Needs onnxscript.
 
     torch.onnx.export(model, inputs, 'model.onnx', dynamo=True,
                       custom_translation_table=ddetr_ops.onnx.translation_table())
 
-Sizes of the maps, batch and queries may all be dynamic. As GridSample has it, locations must be finite. The forms:
+Feature map sizes, batch size and number of queries may be dynamic. Locations must be finite, as for GridSample. Forms:
 
-- `gridsample`: one GridSample per level, which every runtime has.
+- `gridsample`: one GridSample per level, supported by every runtime.
 - `gather`: four Gathers per level.
 - `node`: one node `ddetr_ops::ms_deform_attn` with the arguments of `ddetr_ops.ms_deform_attn`, for runtimes with a
   kernel of that name.
-- `tensorrt`: one node of TensorRT's plugin `MultiscaleDeformableAttnPlugin_TRT`, whose integers are int32 and whose
-  result is (B, Q, M, D).
+- `tensorrt`: one node of TensorRT's plugin `MultiscaleDeformableAttnPlugin_TRT`, which uses int32 and returns
+  (B, Q, M, D).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,31 +19,31 @@ from typing import Any
 import torch
 
 FORMS = ('gridsample', 'gather', 'node', 'tensorrt')
-DOMAINS = {'node': 'ddetr_ops', 'tensorrt': 'trt.plugins'}  # of the single nodes
+DOMAINS = {'node': 'ddetr_ops', 'tensorrt': 'trt.plugins'}  # domains of the single-node forms
 PLUGIN = 'MultiscaleDeformableAttnPlugin_TRT'
 
 Translation = Callable[..., Any]
 
 
 def translation_table(opset: int = 18, form: str = 'gridsample') -> dict[Any, Translation]:
-    """The op and its fused form in terms of ONNX's operators, for `custom_translation_table`.
+    """Translations of the op and its fused version to ONNX, for `custom_translation_table`.
 
     Args:
-        opset: the opset version that the export will have, from 16 to 22.
-        form: one of `FORMS`.
+        opset: Opset version of the export, from 16 to 22.
+        form: One of `FORMS`.
 
     Raises:
         ImportError: onnxscript is not installed.
-        ValueError: the opset has no GridSample, or an unknown form.
+        ValueError: The opset has no GridSample, or the form is unknown.
     """
     try:
         import onnxscript
     except ImportError as error:
         raise ImportError('exporting to ONNX needs onnxscript: pip install onnxscript') from error
     if opset < 16:
-        raise ValueError(f'opset {opset} has no GridSample: take 16 or later')
+        raise ValueError(f'opset {opset} has no GridSample: use 16 or later')
     if form not in FORMS:
-        raise ValueError(f'form={form!r} is none of {FORMS}')
+        raise ValueError(f'form={form!r} must be one of {FORMS}')
     op = getattr(onnxscript, f'opset{opset}')
     if form == 'gridsample':
         classic = _classic_translation(op, 'bilinear' if opset < 20 else 'linear')  # renamed in opset 20
@@ -81,7 +81,7 @@ def _levels(
 
 
 def _classic_translation(op: Any, mode: str) -> Translation:
-    # no annotations: PyTorch's exporter would read them as types of tensors and attributes
+    # not annotated, because PyTorch's exporter would interpret annotations as tensor and attribute types
     def classic(  # type: ignore[no-untyped-def]
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points=()
     ):
@@ -192,7 +192,7 @@ def _node_translation(op: Any, form: str) -> Translation:
         heads, channels = value.shape[2], value.shape[3]
         counts = _points_per_level(sampling_locations, num_points)
         if len(set(counts)) > 1:
-            raise ValueError(f'form={form!r} needs as many points in every level, got {counts}')
+            raise ValueError(f'form={form!r} needs the same number of points in every level, got {counts}')
         levels_and_points = len(counts), counts[0]
         locations = op.Reshape(sampling_locations, _ints(op, 0, 0, 0, *levels_and_points, 2))
         weights = op.Reshape(attention_weights, _ints(op, 0, 0, 0, *levels_and_points))
@@ -206,7 +206,7 @@ def _node_translation(op: Any, form: str) -> Translation:
 
 
 def _custom_operator(form: str) -> Any:
-    """An operator outside of ONNX's own, as onnxscript calls it."""
+    """Custom (non-standard) ONNX operator for onnxscript."""
     import onnx
     from onnxscript.values import Op, Opset
 
@@ -231,7 +231,7 @@ def _points_per_level(locations: Any, num_points: Any) -> list[int]:
 
 
 def _flat_points(op: Any, points: Any, *last: int) -> Any:
-    """(B, Q, M, L, P, ...) or (B, Q, M, K, ...) as (B, Q, M, K, ...)."""
+    """Flatten (B, Q, M, L, P, ...) or (B, Q, M, K, ...) to (B, Q, M, K, ...)."""
     return op.Reshape(points, _ints(op, 0, 0, 0, -1, *last))
 
 

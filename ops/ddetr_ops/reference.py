@@ -1,9 +1,9 @@
 """Multi-scale deformable attention in plain PyTorch: the reference for tests, and the fallback.
 
-One `grid_sample` per level, as the paper's text defines it (Deformable DETR, section 4.1). It differs from
-the `grid_sample` formulation that other projects use at the borders only: a point that lies on or outside the
-open interval (-1, size) of pixel coordinates, or that is not finite, contributes nothing and gets no gradient;
-and a NaN or infinity in a pixel whose bilinear coefficient is zero does not reach any result.
+Uses one `grid_sample` per level, following the definition in the paper (Deformable DETR, section 4.1). It differs from
+other `grid_sample` implementations only in two respects. Points outside the open interval (-1, size) of pixel
+coordinates, and non-finite points, contribute nothing and get no gradient. A NaN or infinity in a pixel whose bilinear
+coefficient is zero does not affect the result.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ def ms_deform_attn_reference(
     attention_weights: Tensor,
     num_points: Sequence[int] | None = None,
 ) -> Tensor:
-    """Sample `value` at every location, bilinearly, and sum with the weights.
+    """Sample `value` bilinearly at every location and compute the weighted sum.
 
     Args:
-        value: (B, S, M, D), the levels' tokens one level after the other, S = sum of h * w.
+        value: (B, S, M, D), tokens of all levels, level by level; S is the sum of h * w.
         spatial_shapes: (L, 2), (h, w) of each level.
         sampling_locations: (B, Q, M, L, P, 2), (x, y) with 0 and 1 at the outer borders of the feature map; with
             `num_points` (B, Q, M, K, 2).
         attention_weights: (B, Q, M, L, P), or (B, Q, M, K).
-        num_points: The number of points of each level, where levels differ in it; K is the sum.
+        num_points: Number of points of each level, if it differs between levels; K is the sum.
 
     Returns:
         (B, Q, M * D) in the dtype of `value`.
@@ -51,7 +51,7 @@ def ms_deform_attn_reference(
             continue
         pixels = at * at.new_tensor([width, height]) - 0.5  # -0.5: pixel centres lie on integers
         inside = ((pixels > -1) & (pixels < pixels.new_tensor([width, height]))).all(-1)
-        # `where` and not a product: what lies outside must not leak a NaN, forward or backward.
+        # `where` instead of a product, so that NaN from outside does not leak in the forward or backward pass
         sampled = sample(level_map, torch.where(inside[..., None], pixels, 0.0))  # (B*M, D, Q, P)
         kept = torch.where(inside, weight, 0.0)[:, None]  # (B*M, 1, Q, P)
         result = result + torch.where(inside[:, None], sampled * kept, 0.0).sum(-1)
@@ -60,16 +60,16 @@ def ms_deform_attn_reference(
 
 
 def _grid_sample(level_map: Tensor, pixels: Tensor) -> Tensor:
-    """(B*M, D, Q, P), the bilinear samples of (B*M, D, h, w) at (B*M, Q, P, 2); zeros beyond the border."""
+    """Sample (B*M, D, h, w) bilinearly at (B*M, Q, P, 2), with zeros beyond the border. Returns (B*M, D, Q, P)."""
     height, width = level_map.shape[-2:]
     grid = (pixels + 0.5) / pixels.new_tensor([width, height]) * 2 - 1
     return F.grid_sample(level_map, grid, padding_mode='zeros', align_corners=False)
 
 
 def _sample_corners(level_map: Tensor, pixels: Tensor) -> Tensor:
-    """`_grid_sample`, except that a pixel of coefficient zero with a non-finite channel counts as zeros.
+    """`_grid_sample`, except that non-finite pixels with a coefficient of zero are treated as zeros.
 
-    `grid_sample` multiplies it by the coefficient, and zero times NaN is NaN. Takes several times its memory.
+    `grid_sample` would multiply them by the coefficient, and zero times NaN is NaN. Needs several times the memory.
     """
     (height, width), (x, y) = level_map.shape[-2:], pixels.unbind(-1)
     left, top = x.detach().floor(), y.detach().floor()
@@ -87,7 +87,7 @@ def _sample_corners(level_map: Tensor, pixels: Tensor) -> Tensor:
 
 
 def _by_level(points: Tensor, dim: int, num_points: Sequence[int] | None) -> tuple[Tensor, ...]:
-    """Levels along `dim`: of (..., L, P, ...), or of (..., K, ...) with `num_points`."""
+    """Split (..., L, P, ...), or (..., K, ...) with `num_points`, along `dim` by level."""
     return points.unbind(dim) if num_points is None else points.split(list(num_points), dim)
 
 
@@ -101,13 +101,13 @@ def sampling_locations_of(
 
     Args:
         reference_points: (B, Q, L, 2) points (x, y), or (B, Q, L, 4) boxes (cx, cy, w, h), in [0, 1].
-        sampling_offsets: (B, Q, M, L, P, 2), in pixels of the level for points; for boxes in half box sizes
-            times P, as in the original's iterative refinement. With `num_points` (B, Q, M, K, 2).
+        sampling_offsets: (B, Q, M, L, P, 2), or (B, Q, M, K, 2) with `num_points`. Units: pixels of the level for
+            points; half the box size divided by P for boxes, as in the original's iterative refinement.
         spatial_shapes: (L, 2), (h, w) of each level.
-        num_points: The number of points of each level, where levels differ in it; K is the sum.
+        num_points: Number of points of each level, if it differs between levels; K is the sum.
 
     Returns:
-        (x, y) in [0, 1], in the shape of `sampling_offsets`.
+        (x, y) in [0, 1], with the shape of `sampling_offsets`.
     """
     if num_points is None:
         levels, points = sampling_offsets.shape[3:5]
@@ -130,7 +130,7 @@ def ms_deform_attn_fused_reference(
     attention_logits: Tensor,
     num_points: Sequence[int] | None = None,
 ) -> Tensor:
-    """The fused form step by step: softmax over all levels and points, locations, sampling.
+    """Reference of the fused op: softmax over all levels and points, sampling locations, sampling.
 
     Shapes as in `ms_deform_attn_reference` and `sampling_locations_of`; attention_logits: (B, Q, M, K).
     """

@@ -71,8 +71,8 @@ def test_exif_rotation_is_applied_to_pillow_images(detector):
 @pytest.mark.parametrize(
     'array', [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)]
 )
-def test_invalid_image_arrays_raise(detector, array):
-    with pytest.raises(InputError, match=r'\(H, W, 3\) BGR uint8; this one is'):
+def test_arrays_that_are_no_images(detector, array):
+    with pytest.raises(InputError, match=r'\(H, W, 3\) BGR uint8, got'):
         detector(array)
 
 
@@ -107,10 +107,10 @@ def test_selection(detector, arrays):
     assert torch.equal(kept.scores, found.scores[wanted[:3]])
     assert torch.equal(kept.labels, found.labels[wanted[:3]])
     with pytest.raises(
-        InputError, match=r"no class 'rings' among the 6 of the checkpoint; did you mean ring"
+        InputError, match=r"class 'rings' is not one of the 6 classes of the checkpoint; did you mean ring"
     ):
         labels_of(['rings'], detector.classes)
-    with pytest.raises(InputError, match=r"no class '6' .*; they are 0 circle, 1 square"):
+    with pytest.raises(InputError, match=r"class '6' is not .*: 0 circle, 1 square"):
         labels_of(['6'], detector.classes)
     assert labels_of(['1'], ['7', '1']) == {1}  # a name before a number
 
@@ -224,7 +224,7 @@ def test_video(detector, video, tmp_path):
 def test_a_video_is_not_overwritten_by_its_own_result(detector, video, tmp_path):
     before = video.read_bytes()
     summary = predict_files(detector, str(video), PredictOptions(str(tmp_path)))
-    assert 'would overwrite the file that is read' in summary.failures[0]
+    assert 'would overwrite the input file' in summary.failures[0]
     assert video.read_bytes() == before
 
 
@@ -232,9 +232,9 @@ def test_an_image_is_not_overwritten_by_its_own_picture(detector, tiny_run, tmp_
     folder = tmp_path / 'images'
     shutil.copytree(tiny_run.data_root / 'val2017', folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(InputError, match='would overwrite the file that is read: name another folder'):
+    with pytest.raises(InputError, match='would overwrite the input file: choose another output folder'):
         predict_files(detector, [folder], PredictOptions(str(folder)))
-    with pytest.raises(InputError, match='would overwrite the file that is read'):
+    with pytest.raises(InputError, match='would overwrite the input file'):
         detector.save(next(iter(before)), folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 

@@ -131,9 +131,7 @@ def test_unknown_form_raises(repo_root, monkeypatch):
         next(model.parameters()).data.mul_(1.01)
 
     monkeypatch.setattr(inference_form, 'fold_norms', wrong)
-    with pytest.raises(
-        InputError, match=r'the prepared form fp32 differs from the plain model by .* in score'
-    ):
+    with pytest.raises(InputError, match=r'the prepared fp32 model differs from the original by .* in score'):
         prepare_for_inference(detector(repo_root, 'deformable-detr'))
 
 
@@ -143,13 +141,13 @@ def test_layer_without_bf16_support_raises(repo_root, no_packing):
         lambda module, args, output: [x @ torch.eye(x.shape[-1]) for x in output]
     )
     with pytest.raises(
-        InputError, match=r'DeformableDETR does not run in its prepared form bf16: .*plain model'
+        InputError, match=r'DeformableDETR does not run when prepared in bf16: .*original model'
     ):
         prepare_for_inference(model, 'bf16')
 
 
-def test_unknown_dtype_raises():
-    with pytest.raises(InputError, match=r"dtype='fp16' is none of fp32, bf16"):
+def test_an_unknown_dtype_is_an_error():
+    with pytest.raises(InputError, match=r"dtype='fp16' must be one of fp32, bf16"):
         prepare_for_inference(nn.Identity(), 'fp16')
 
 

@@ -49,7 +49,7 @@ def test_missing_sources_raise(folder):
     for entry, says in (
         (f'{folder}/none.jpg', 'none.jpg does not exist'),
         (f'{folder}/*.webp', r'\*.webp matches no image or video'),
-        (folder, r"has no images .*for those of its folders, '.*/\*\*'"),
+        (folder, r"contains no images .*To include subfolders, use '.*/\*\*'"),
     ):
         with pytest.raises(InputError, match=says):
             find_sources([entry])
@@ -62,5 +62,5 @@ def test_list_images(folder):
     assert list_images(folder / 'a/cat.jpg') == [folder / 'a/cat.jpg']
     with pytest.raises(InputError, match='does not exist'):
         list_images(folder / 'nothing')
-    with pytest.raises(InputError, match='has no images'):
+    with pytest.raises(InputError, match='contains no images'):
         list_images(folder)

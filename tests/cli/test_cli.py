@@ -36,7 +36,7 @@ def test_configs_are_listed_printed_and_copied(tmp_path, capsys):
     assert 'data_root' not in copy  # it is filled in: changing it here would change nothing
     with pytest.raises(SystemExit, match='2'):
         main(['configs', 'detr_r50_8xb2-150e_coco', '--copy', str(target)])
-    assert 'name a .py file that does not exist yet' in capsys.readouterr().err
+    assert 'use a .py file that does not exist yet' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_configs_by_name_from_any_folder(tmp_path, monkeypatch, name):
         (['train', 'detr_shapes', '--data', 'nowhere'], 'nowhere does not exist'),
         (['test', 'nothing.pth'], 'checkpoint nothing.pth does not exist'),
         (['predict', 'nothing.jpg', '--checkpoint', 'a.pth'], 'nothing.jpg does not exist'),
-        (['predict', '.', '--checkpoint', 'a.pth'], 'has no images'),
+        (['predict', '.', '--checkpoint', 'a.pth'], 'contains no images'),
         (['check', 'nowhere'], 'nowhere does not exist'),
     ],
 )
@@ -106,7 +106,7 @@ def test_predicting_on_a_broken_image_ends_with_status_2(tiny_run, tmp_path, cap
         )
     printed = capsys.readouterr()
     assert f'image {broken} cannot be decoded' in printed.out
-    assert 'error: 1 of the inputs are left out' in printed.err
+    assert 'error: 1 inputs were skipped' in printed.err
     assert len(list((tmp_path / 'out').glob('*.jpg'))) == 4
 
 

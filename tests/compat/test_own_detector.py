@@ -94,10 +94,10 @@ def test_a_detector_without_a_family_trains_tests_fine_tunes_and_is_identified(
     checkpoint = next((tmp_path / 'a').glob('epoch_*.pth'))
     evaluate_detector(own_config, checkpoint, EvalOptions(work_dir=str(tmp_path / 'b')))
     facts = identify(monkeypatch, capsys, checkpoint, '--config', own_config)
-    assert facts['format'] == 'names of no known family'
-    assert facts['model'] == 'a model of its own, 6 classes'
+    assert facts['format'] == 'unknown model family'
+    assert facts['model'] == 'a custom model, 6 classes'
     assert facts['classes'].startswith('circle, square')
-    with pytest.raises(CheckpointError, match=r"its 6 names, such as '.*', are of no known format"):
+    with pytest.raises(CheckpointError, match=r"its 6 tensor names, such as '.*', match no known format"):
         identify(monkeypatch, capsys, checkpoint)
 
     three = {
@@ -206,6 +206,6 @@ def test_any_backbone_starts_from_its_own_names_or_a_detectors(prefix, tmp_path)
     del state[f'{prefix}norm.bias']
     torch.save({'state_dict': state}, tmp_path / 'a.pth')
     with pytest.raises(
-        CheckpointError, match=r'a.pth does not fit OtherBackbone .*: 1 of its 7 .* norm.bias'
+        CheckpointError, match=r'a.pth does not match OtherBackbone .*: 1 of its 7 .* norm.bias'
     ):
         backbone.init_weights()

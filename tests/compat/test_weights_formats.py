@@ -200,9 +200,9 @@ def test_class_rows_follow_cocos_category_ids(coco_root, checkpoint_lists, tmp_p
 def test_unknown_names_raise(tmp_path):
     torch.save({'state_dict': {'stem.weight': torch.zeros(1)}}, tmp_path / 'other.pth')
     with pytest.raises(
-        CheckpointError, match=r"other.pth: its 1 names, such as 'stem.weight', are of no known"
+        CheckpointError, match=r"other.pth: its 1 tensor names, such as 'stem.weight', match no known"
     ):
         read_weights(tmp_path / 'other.pth')
     torch.save({'epoch': 3, 'args': {}}, tmp_path / 'empty.pth')
-    with pytest.raises(CheckpointError, match=r'empty.pth holds no weights: its keys are epoch, args'):
+    with pytest.raises(CheckpointError, match=r'empty.pth contains no weights: its keys are epoch, args'):
         read_weights(tmp_path / 'empty.pth')

@@ -73,7 +73,7 @@ def test_file_of_another_variant_suggests_its_config(project, held, built, build
     with pytest.raises(CheckpointError) as error:
         load_weights(model, path)
     sentence = str(error.value)
-    assert sentence.startswith(f'{path} holds Deformable DETR')
+    assert sentence.startswith(f'{path} contains Deformable DETR')
     assert DEFORMABLE.format(held) in sentence
     assert '\n' not in sentence
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -208,8 +208,8 @@ def test_missing_and_unexpected_keys_are_reported_and_allowed_only_on_request(bu
     state['mask_head.weight'] = torch.zeros(1)
     state['level_embed'] = torch.zeros(4, 7)
     torch.save({'state_dict': state}, tmp_path / 'part.pth')
-    named = r'lacks 1 tensors of the model \(encoder.layers.1.norms.0.weight\); it has 1 tensors left over '
-    named += r'\(mask_head.weight\); it has other shapes \(level_embed: \(4, 7\) instead of \(4, 32\)\)'
+    named = r'lacks 1 tensors of the model \(encoder.layers.1.norms.0.weight\); it has 1 unexpected tensors '
+    named += r'\(mask_head.weight\); it has different shapes \(level_embed: \(4, 7\) instead of \(4, 32\)\)'
     before = model.level_embed.clone()
     with pytest.raises(CheckpointError, match=named):
         load_weights(model, tmp_path / 'part.pth')
@@ -237,13 +237,13 @@ def test_one_line_summarises_what_was_loaded(build, tmp_path, monkeypatch):
 def test_neck_without_biases_as_in_mmdetection(build, tmp_path):
     without, biased = build(neck_bias=False), build()
     report = load_weights(biased, save(without, tmp_path / 'mmdet.pth'))
-    assert 'biases of the neck, which the file does not have, set to 0' in str(report)
+    assert 'biases of the neck set to 0, because the file does not contain them' in str(report)
     assert not biased.neck.convs[0].conv.bias.any()
     load_weights(without, save(biased, tmp_path / 'zero.pth'))  # biases of 0 change nothing
     nn.init.ones_(biased.neck.extra_convs[0].conv.bias)
     with pytest.raises(
         CheckpointError,
-        match=r'biases of the neck that are not 0, .* set model.neck.bias=True, as in configs/',
+        match=r'has non-zero biases of the neck, .* set model.neck.bias=True, as in configs/',
     ):
         load_weights(without, save(biased, tmp_path / 'ones.pth'))
     file = read_weights(tmp_path / 'ones.pth')
@@ -272,11 +272,11 @@ def test_backbone_among_unknown_keys_reports_both(build, tmp_path):
         tmp_path / 'a.pth',
     )
     assert read_weights(tmp_path / 'a.pth').weights.unexpected == ('bbox_head.transformer.level_embeds',)
-    says = r'holds a ResNet-18 backbone and 1 tensors of no known format, such as bbox_head.transformer.level_embeds'
+    says = r'contains a ResNet-18 backbone and 1 unknown tensors, such as bbox_head.transformer.level_embeds'
     with pytest.raises(CheckpointError, match=says):
         load_weights(model, tmp_path / 'a.pth')
     torch.save({'state_dict': state}, tmp_path / 'b.pth')
-    with pytest.raises(CheckpointError, match=r'holds a ResNet-18 backbone only, .* to take the backbone'):
+    with pytest.raises(CheckpointError, match=r'contains a ResNet-18 backbone only, .* to load the backbone'):
         load_weights(model, tmp_path / 'b.pth')
 
 
@@ -323,7 +323,9 @@ def test_pretrained_backbones(tmp_path, monkeypatch, repo_root):
     torch.save({f'backbone.{key}': value for key, value in theirs.state_dict().items()}, detector)
     assert torch.equal(started_from(str(detector)).bn1.weight, theirs.bn1.weight)
     torch.save({'layer4.0.conv1.weight': torch.zeros(1), 'conv1.weight': torch.zeros(1)}, tmp_path / 'no.pth')
-    with pytest.raises(CheckpointError, match=r'no.pth does not fit ResNet \(init_cfg=Pretrained\): 100 of'):
+    with pytest.raises(
+        CheckpointError, match=r'no.pth does not match ResNet \(init_cfg=Pretrained\): 100 of'
+    ):
         started_from(str(tmp_path / 'no.pth'))
 
 
@@ -338,7 +340,7 @@ def test_error_without_network_tells_which_file_to_put_where(tmp_path, monkeypat
     backbone = MODELS.build({'type': 'ResNet', 'depth': 18, 'init_cfg': init})
     with pytest.raises(CheckpointError) as error:
         backbone.init_weights()
-    assert 'https://download.pytorch.org/models/resnet18-f37072fd.pth could not be fetched' in str(
+    assert 'https://download.pytorch.org/models/resnet18-f37072fd.pth could not be downloaded' in str(
         error.value
     )
-    assert f'put it at {tmp_path}/hub/checkpoints/resnet18-f37072fd.pth' in str(error.value)
+    assert f'save it as {tmp_path}/hub/checkpoints/resnet18-f37072fd.pth' in str(error.value)

@@ -107,14 +107,14 @@ def test_unsupported_conversions_raise_and_write_nothing(tool, checkpoint, tmp_p
     torch.save(content, tmp_path / 'part.pth')
     out = tmp_path / 'out.pth'
     with pytest.raises(
-        CheckpointError, match=r'1 names missing: decoder.layers.1.norms.2.bias; .* --allow-partial'
+        CheckpointError, match=r'1 missing tensors: decoder.layers.1.norms.2.bias; .* --allow-partial'
     ):
         tool('convert_weights', tmp_path / 'part.pth', out, '--to', 'original')
     content['state_dict']['mask_head.weight'] = torch.zeros(1)
     torch.save(content, tmp_path / 'part.pth')
-    with pytest.raises(CheckpointError, match=r'not 8 heads x 4 points x 4 levels: give .* --config'):
+    with pytest.raises(CheckpointError, match=r'not match 8 heads x 4 points x 4 levels: pass .* --config'):
         tool('convert_weights', checkpoint, tmp_path / 'hf', '--to', 'hf')
-    with pytest.raises(CheckpointError, match='would overwrite what is read'):
+    with pytest.raises(CheckpointError, match='would overwrite the input'):
         tool('convert_weights', checkpoint, checkpoint, '--to', 'ddetr')
     assert not out.exists()
     tool('convert_weights', tmp_path / 'part.pth', out, '--to', 'original', '--allow-partial')
@@ -202,7 +202,7 @@ def test_sharded_checkpoint_is_read_and_cannot_reference_other_folders(tool, con
     assert report.missing == report.unexpected == ()
     index.write_text(json.dumps({'weight_map': {'a': '../h/model-00001-of-00002.safetensors'}}))
     with pytest.raises(
-        CheckpointError, match=r"names '../h/model-0.*', which is no .safetensors file in its folder"
+        CheckpointError, match=r"names '../h/model-0.*', which is not a .safetensors file in the same folder"
     ):
         tool('identify', tmp_path / 'h')
 
@@ -219,5 +219,5 @@ def test_command_line_errors_are_one_clear_message(repo_root, tmp_path):
     assert run.returncode == 2
     assert run.stdout == ''
     assert re.fullmatch(
-        r'error: checkpoint \S+cut.safetensors is no valid safetensors file, .*\n', run.stderr
+        r'error: checkpoint \S+cut.safetensors is not a valid safetensors file, .*\n', run.stderr
     )

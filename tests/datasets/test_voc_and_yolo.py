@@ -304,6 +304,6 @@ def test_misspelt_key_raises_before_building(repo_root):
     loader = {'dataset': {'type': 'VOCDataset', 'img_subdirr': 'x', '_delete_': True}}
     cfg = load_config(repo_root / 'tests/configs/tiny_shapes.py', {'train_dataloader': loader})
     with pytest.raises(
-        ConfigError, match=r'img_subdirr: XMLDataset takes no such key; did you mean img_subdir'
+        ConfigError, match=r'img_subdirr: XMLDataset has no such key; did you mean img_subdir'
     ):
         check_config(cfg)

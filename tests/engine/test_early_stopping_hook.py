@@ -44,6 +44,7 @@ def test_it_stops_when_the_metric_has_not_improved(resume_after):
 def test_misspelt_metric_raises_and_lists_the_known_ones():
     hook = EarlyStoppingHook('coco/mAP')
     with pytest.raises(
-        ConfigError, match="monitor='coco/mAP' is not among the metrics: coco/bbox_mAP, coco/bbox_AR"
+        ConfigError,
+        match=r"monitor='coco/mAP' is not a validation metric\. Choose one of: coco/bbox_mAP, coco/bbox_AR",
     ):
         hook.after_val_epoch(runner_of(None), {'coco/bbox_mAP': 0.1, 'coco/bbox_AR': 0.2})

@@ -66,9 +66,12 @@ def test_resume_with_another_number_of_processes_continues_at_the_right_image(da
     assert two.run(tmp_path, resume='auto') == [0, 0]
     log = Path(tmp_path, 'console.txt').read_text()
     assert (
-        'saved by 1 processes with 2 images a batch, 4 accumulated, and goes on at image 8 of epoch 2' in log
+        'saved by 1 processes with 2 images per batch and 4 accumulated batches, resumed at image 8 of epoch 2'
+        in log
     )
-    assert 'not as in an uninterrupted run can be which images share a batch and what is drawn inside' in log
+    assert (
+        'may differ from an uninterrupted run in the composition of batches and random numbers inside' in log
+    )
     # 3 iterations of 4 images an epoch; 8 images are done
     assert re.findall(r'Epoch\(train\) \[2\]\[(\d)/3\]', log) == ['3']
     assert torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['meta']['iter'] == 6
@@ -91,12 +94,12 @@ def test_missing_checkpoint_raises(tiny_run, tmp_path):
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_3.pth')
     options = TrainOptions(str(tmp_path), 'auto')
     with pytest.raises(
-        CheckpointError, match=r'last_checkpoint names /elsewhere/epoch_3\.pth, .*: none is left'
+        CheckpointError, match=r'last_checkpoint names /elsewhere/epoch_3\.pth, .*: no other one is available'
     ):
         train_detector(tiny_run.config, options)
     for name in ('epoch_2.pth', 'best_coco.pth', '.epoch_3.pth.1.unfinished'):
         (tmp_path / name).write_bytes(b'')
-    with pytest.raises(CheckpointError, match=r'newest that is left, --resume \S+/epoch_2\.pth'):
+    with pytest.raises(CheckpointError, match=r'newest one available, --resume \S+/epoch_2\.pth'):
         train_detector(tiny_run.config, options)
 
 

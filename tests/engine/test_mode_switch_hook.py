@@ -32,5 +32,5 @@ def test_last_epochs_are_trained_without_mixing(last, epochs, first):
 def test_runs_that_cannot_switch_raise():
     with pytest.raises(ConfigError, match='needs a MultiImageMixDataset'):
         YOLOXModeSwitchHook().before_train(_runner([], 40))
-    with pytest.raises(ConfigError, match='goes by iterations'):
+    with pytest.raises(ConfigError, match='is iteration-based'):
         YOLOXModeSwitchHook().before_train(_runner(_Mix(), 40, type('ByIteration', (), {})))

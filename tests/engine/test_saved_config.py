@@ -43,10 +43,10 @@ def test_names_with_a_scope_are_read(tiny_run):
         ),  # a module beside the working folder
         ('model = dict(a=dict(type="mmengine.load", file="{marker}"))', r"model.a.type='mmengine.load'"),
         ('model = [dict(type="subprocess.Popen")]', r"model.0.type='subprocess.Popen'"),
-        ('model = open("{marker}", "w").close()', 'not made of plain values'),
-        ('open("{marker}", "w").close()', 'line 1 assigns no value'),
+        ('model = open("{marker}", "w").close()', 'is not a plain literal'),
+        ('open("{marker}", "w").close()', 'line 1 is not an assignment'),
         ('custom_imports = dict(imports=["evil"])\nmodel = dict()', 'custom_imports'),
-        ('model = dict(', 'not made of plain values'),
+        ('model = dict(', 'is not a plain literal'),
         ('x = 1', 'has no model'),
     ],
 )
@@ -59,17 +59,17 @@ def test_config_that_executes_code_is_rejected(tiny_run, tmp_path, monkeypatch, 
     torch.save(content, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=says) as error:
         init_detector(checkpoint=tmp_path / 'a.pth')
-    assert 'give the config too' in str(error.value)
+    assert 'ass the config as well' in str(error.value)
     assert not marker.exists()
 
 
 def test_weights_alone_need_a_config():
-    with pytest.raises(CheckpointError, match=r'a\.pth does not carry the config'):
+    with pytest.raises(CheckpointError, match=r'a\.pth does not contain its training config'):
         saved_config({'state_dict': {}}, 'a.pth')
 
 
-def test_work_directory_resolves_to_its_best_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match='is a folder without a checkpoint'):
+def test_a_work_directory_stands_for_its_best_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match='contains no checkpoint'):
         find_checkpoint(tmp_path)
     for age, name in enumerate(['best_coco_bbox_mAP_epoch_3.pth', 'epoch_9.pth', 'epoch_10.pth']):
         (tmp_path / name).touch()

@@ -66,7 +66,7 @@ def test_pictures_of_a_test_have_the_images_names(tmp_path):
     assert written == {'a/x.jpg', 'b/x.jpg', 'b/x.png'}
     assert hook._test_picture(paths[3]) == tmp_path / 'out/b/x.gif.png'
     hook.test_out_dir = str(tmp_path / 'data')
-    with pytest.raises(InputError, match=r'a/x\.jpg would overwrite the file that is read'):
+    with pytest.raises(InputError, match=r'a/x\.jpg would overwrite the input file'):
         hook.after_test_iter(runner, 0, outputs=samples[:1])
 
 

@@ -90,7 +90,7 @@ def test_counts_that_depend_on_predictions():
     assert here.total('regions', 3) == 7
     assert here.share(7) == 3.5
     assert here.share(0) == 0.5  # as for one object in the whole batch
-    with pytest.raises(ValueError, match=r"count, 'anchors', that is not known .* count_ahead"):
+    with pytest.raises(ValueError, match=r"count 'anchors', which is unknown .* count_ahead"):
         here.total('anchors', 3)
     assert EffectiveBatch((1, 2)).total('anchors', 3) == 3
     with here.active():

@@ -100,7 +100,7 @@ def test_large_predictions_in_float16_are_matched_and_have_finite_losses(repo_ro
 
 
 def test_other_dtypes_are_an_error():
-    with pytest.raises(ConfigError, match=r"optim_wrapper\.dtype='float8' is none of float16, bfloat16"):
+    with pytest.raises(ConfigError, match=r"optim_wrapper\.dtype='float8' must be one of float16, bfloat16"):
         wrapper(nn.Linear(1, 1), dtype='float8')
 
 

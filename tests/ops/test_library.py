@@ -16,9 +16,9 @@ PACKAGE = Path(ddetr_ops.__file__).parent
 @pytest.mark.parametrize(
     ('name', 'content', 'cause'),
     [
-        (None, b'', r'_C\.so was not built\. The package was never built here'),
+        (None, b'', r'_C\.so was not built\. The package has not been built'),
         ('_C.missing.txt', b'There is no compiler', r'_C\.so was not built\. There is no compiler'),
-        ('_C.so', b'not a library', 'does not load.*(header|too short)'),
+        ('_C.so', b'not a library', 'cannot be loaded.*(header|too short)'),
     ],
 )
 def test_op_without_its_library_warns_once_and_still_computes(name, content, cause, tmp_path):

@@ -161,7 +161,7 @@ def test_mmdet_configs_reports_progress_of_each_config(call, tiny_run, config_ro
             'no',
             "model.backbone.type='CSPDarknet' is not registered.",
         ],
-        ['faster_rcnn/fpn_key', 'no', 'no', 'no', 'model.neck.start_level: ChannelMapper takes no such key.'],
+        ['faster_rcnn/fpn_key', 'no', 'no', 'no', 'model.neck.start_level: ChannelMapper has no such key.'],
     ]
 
 
@@ -169,14 +169,14 @@ def test_mmdet_configs_shows_unexplained_errors(call, capsys, tiny_run, config_r
     path = config_root / 'detr/another_backbone.py'
     path.write_text(path.read_text().replace("type='CSPDarknet'", 'depth=19'))
     printed = call('mmdet_configs.py', config_root, '--data-root', tiny_run.data_root, '--only', 'detr/*.py')
-    assert '| ResNet depth=19 is none of ' in printed  # what a constructor refuses is explained
+    assert '| ResNet depth=19 must be one of ' in printed  # what a constructor refuses is explained
     path.write_text(path.read_text().replace('depth=19', 'depth=50, base_channels=-1'))
     with pytest.raises(SystemExit, match='failed without an explanation'):
         call('mmdet_configs.py', config_root, '--data-root', tiny_run.data_root, '--only', 'detr/*.py')
     assert '| unexplained ' in capsys.readouterr().out
     with pytest.raises(SystemExit, match='2'):
         call('mmdet_configs.py', config_root / 'nowhere')
-    assert 'nowhere has none of deformable_detr/*.py' in capsys.readouterr().err
+    assert 'nowhere contains none of deformable_detr/*.py' in capsys.readouterr().err
 
 
 def test_memory_compares_a_step_with_and_without_checkpointing(call):

@@ -174,5 +174,5 @@ def test_training_on_a_dataset_without_objects_gives_one_clear_error(tiny_run, r
         sys.executable, 'tools/train.py', tiny_run.config, '--work-dir', tmp_path / 'work',
         '--cfg-options', f'train_dataloader.dataset.ann_file={ann_file}', expect=2,
     )  # fmt: skip
-    assert 'none of its 8 images has a box of its classes to train on; check ann_file' in output
+    assert 'none of the 8 images has a box of the given classes: check ann_file' in output
     assert 'Traceback' not in output

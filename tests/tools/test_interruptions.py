@@ -58,7 +58,7 @@ def test_sigterm_to_the_launcher_saves_and_ends_with_75(tiny_run, two_processes,
     first.until('Epoch(train) [1][1/2]')
     first.process.send_signal(signal.SIGTERM)
     assert first.end() == 75, first.said
-    assert f'saved as {tmp_path}/interrupted.pth; --resume goes on from there' in first.said
+    assert f'saved as {tmp_path}/interrupted.pth; continue with --resume' in first.said
     second = Running(*command, '--resume')
     assert second.end() == 0, second.said
     assert not any(differences(tmp_path / 'epoch_2.pth', two_processes / 'epoch_2.pth').values())
@@ -92,7 +92,9 @@ def test_processes_stop_if_they_would_resume_from_different_checkpoints(tiny_run
     (tmp_path / '0' / 'last_checkpoint').write_text(str(tiny_run.checkpoint))
     command = Running('bash', 'tools/dist_train.sh', config, '2', '--resume')
     assert command.end() == 1, command.said
-    assert 'the processes would go on from different checkpoints (epoch_2.pth, the beginning)' in command.said
+    assert (
+        'the processes would resume from different checkpoints (epoch_2.pth, the beginning)' in command.said
+    )
 
 
 def test_only_a_restart_resumes_automatically(tiny_run, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def test_a_picture_of_each_kind(draw, tmp_path, options):
     ('options', 'sentence'),
     [
         (['--detection', '9999'], 'there is no detection 9999: this image has'),
-        (['--layer', '3'], '--layer 3: there are 2 layers, numbered from 1'),
+        (['--layer', '3'], '--layer 3 must be between 1 and 2'),
         (['--token', '5000', '1'], 'pixel (5000, 1) is outside the image'),
     ],
 )

@@ -1,9 +1,9 @@
-"""Compare one large batch with the same batch in parts: `python tools/analysis/batch_check.py [CONFIG ...]`.
+"""Compare training with one large batch and with the same batch split up: `python tools/analysis/batch_check.py`.
 
-Trains each config on the same images in the same order with 1 x 4 images an update, as 2 processes x 2, as 2 and 4
-accumulated batches and as 2 processes x 2 accumulated batches, in float64 and without dropout. A third of the images
-are empty. Prints the norm of the weights' difference after training, relative to the weights and to the way that they
-have come. Exits with status 1 if the latter exceeds 1e-6 anywhere.
+Trains each config on the same images in the same order with 4 images per update: in one batch, on 2 processes x 2, in 2
+and 4 accumulated batches, and on 2 processes x 2 accumulated batches, in float64 and without dropout. A third of the
+images are empty. Prints the norm of the difference of the final weights, relative to the weights and to their total
+change. Exits with status 1 if the latter exceeds 1e-6 for any config.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ddetr.utils.progress import track
 from ddetr.utils.tables import FORMATS, render_table
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'quickstart'
-HEADER = ('config', 'updates from', 'of the weights', 'of their way')
+HEADER = ('config', 'updates from', 'of the weights', 'of their change')
 LARGEST = 1e-6
 
 
@@ -26,9 +26,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        'configs', nargs='*', type=Path, metavar='CONFIG', help='by default the quickstart ones'
+        'configs', nargs='*', type=Path, metavar='CONFIG', help='configs (default: those of the quickstart)'
     )
-    parser.add_argument('--images', type=int, default=20, help='of the dataset, a multiple of 4')
+    parser.add_argument('--images', type=int, default=20, help='number of images, a multiple of 4')
     parser.add_argument('--epochs', type=int, default=4)
     parser.add_argument('--format', choices=FORMATS, default='markdown')
     args = parser.parse_args()
@@ -45,7 +45,7 @@ def main() -> None:
                 equal &= found[1] <= LARGEST
     print(render_table(HEADER, rows, args.format))
     if not equal:
-        sys.exit(f'the weights differ by more than {LARGEST} of their way')
+        sys.exit(f'the weights differ by more than {LARGEST} of their total change')
 
 
 if __name__ == '__main__':

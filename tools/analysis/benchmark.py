@@ -1,11 +1,10 @@
-"""Speed and memory of a detector on this machine: `python tools/analysis/benchmark.py CONFIG`.
+"""Measure speed and memory of a detector on this machine: `python tools/analysis/benchmark.py CONFIG`.
 
-Detection with 1 and 4 images at a time, as the paper's main table has it, and training with the config's batch size:
-images a second (from the median step), speed relative to the first row, the quartiles' distance, the memory that a
-step takes, and the device hours that an epoch of COCO would take. All forms, exported files and peers of one batch size
-take turns, so that other work on the machine slows all of them down; relative speeds are medians over the rounds.
-Images are in memory already: reading them is not measured. Weights are random, which costs the same, but for NMS: with
-random weights it has other boxes to drop.
+Measures inference with batch sizes 1 and 4, as in the paper's main table, and training with the config's batch size.
+Reports images per second (from the median step), speed relative to the first row, interquartile range, memory of a
+step, and device hours for an epoch of COCO. All forms, exported files and peers with one batch size alternate, so that
+other load on the machine affects them equally; relative speeds are medians over the rounds. Images are already in
+memory. Weights are random, which does not affect the speed, except of NMS.
 
     python tools/analysis/benchmark.py CONFIG --forms plain prepared compiled --peers transformers --limit
     python tools/analysis/benchmark.py CONFIG --forms plain amp prepared-bf16 --exported model.onnx
@@ -36,7 +35,7 @@ def main() -> None:
     args = parse_args()
     device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     set_random_seed(0)
-    MMLogger.get_current_instance().setLevel('ERROR')  # building the optimizer reports on every parameter
+    MMLogger.get_current_instance().setLevel('ERROR')  # the optimizer constructor logs every parameter
     cfg = load_config(args.config)
     model: Any = build_detector(cfg).to(device)
     model.cfg = cfg
@@ -68,29 +67,33 @@ def parse_args() -> argparse.Namespace:
         choices=FORMS,
         default=['plain'],
         help='amp: mixed precision, float16 on GPUs, bfloat16 on CPUs; prepared: see docs/inference.md; compiled: '
-        'prepared and compiled. Training has plain and amp (default: plain)',
+        'prepared with torch.compile. Training supports plain and amp (default: plain)',
     )
     parser.add_argument('--peers', nargs='*', choices=PEERS, default=[], help='detectors of other projects')
-    parser.add_argument('--exported', nargs='*', default=[], metavar='FILE', help='files by `ddetr export`')
     parser.add_argument(
-        '--limit', action='store_true', help='measure all convolutions and linear layers without the rest'
+        '--exported', nargs='*', default=[], metavar='FILE', help='files written by `ddetr export`'
     )
     parser.add_argument(
-        '--size', nargs=2, type=int, default=(800, 1066), metavar=('H', 'W'), help='of random images'
+        '--limit', action='store_true', help='also measure only the convolutions and linear layers'
     )
     parser.add_argument(
-        '--images', help="an image or a folder, resized as the config's tests do, instead of --size"
+        '--size', nargs=2, type=int, default=(800, 1066), metavar=('H', 'W'), help='size of random images'
     )
-    parser.add_argument('--batch-sizes', nargs='*', type=int, default=[1, 4], help='of detection')
-    parser.add_argument('--train-batch-size', type=int, help="by default the config's, for one device")
-    parser.add_argument('--no-training', action='store_true', help='measure detection only')
-    parser.add_argument('--device', help='by default the GPU, if there is one')
-    parser.add_argument('--warmup', type=int, default=3, help='rounds before the first that is measured')
-    parser.add_argument('--repeats', type=int, default=10, help='measured rounds, at least 2')
+    parser.add_argument(
+        '--images', help='image or folder, resized by the test pipeline, instead of random images'
+    )
+    parser.add_argument('--batch-sizes', nargs='*', type=int, default=[1, 4], help='inference batch sizes')
+    parser.add_argument(
+        '--train-batch-size', type=int, help="training batch size (default: the config's, for one device)"
+    )
+    parser.add_argument('--no-training', action='store_true', help='measure only inference')
+    parser.add_argument('--device', help='device (default: a GPU if available)')
+    parser.add_argument('--warmup', type=int, default=3, help='number of unmeasured rounds')
+    parser.add_argument('--repeats', type=int, default=10, help='number of measured rounds, at least 2')
     parser.add_argument(
         '--cpu-time',
         action='store_true',
-        help='CPU time, for a single thread (OMP_NUM_THREADS=1) on a busy machine',
+        help='measure CPU time, for a single thread (OMP_NUM_THREADS=1) on a busy machine',
     )
     parser.add_argument('--format', choices=FORMATS, default='text')
     args = parser.parse_args()
@@ -100,7 +103,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def make_batch(model: Any, images: int, args: argparse.Namespace) -> dict[str, list]:
-    """Random or given images, with random boxes for training; files repeat where there are too few."""
+    """Batch of random or given images, with random boxes for training; files repeat if there are too few."""
     num_classes = model.num_classes
     if not args.images:
         return random_batch(images, tuple(args.size), num_classes)

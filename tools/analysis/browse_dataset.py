@@ -1,8 +1,8 @@
-"""Look at training images after augmentation, with their boxes and class names.
+"""Show training images after augmentation, with boxes and class names.
 
     python tools/analysis/browse_dataset.py my_config.py --num-images 24
 
-Writes a picture of each image, and all of them on contact sheets.
+Writes an annotated picture of each image, and contact sheets of all images.
 """
 
 import argparse
@@ -27,19 +27,22 @@ def main() -> None:
         '--split', choices=('train', 'val', 'test'), default='train', help='(default: %(default)s)'
     )
     parser.add_argument(
-        '--num-images', type=int, default=24, help='from all over the dataset (default: %(default)s)'
+        '--num-images',
+        type=int,
+        default=24,
+        help='number of images, spread over the dataset (default: %(default)s)',
     )
     parser.add_argument(
-        '--repeats', type=int, default=1, help='draws of the augmentation (default: %(default)s)'
+        '--repeats', type=int, default=1, help='number of augmentations per image (default: %(default)s)'
     )
-    parser.add_argument('--output-dir', help='by default work_dirs/browse_<config>')
+    parser.add_argument('--output-dir', help='output folder (default: work_dirs/browse_<config>)')
     add_cfg_options(parser)
     args = parser.parse_args()
     cfg = load_config(args.config, args.cfg_options)
     init_default_scope(SCOPE)
     loader = cfg.get(f'{args.split}_dataloader')
     if not loader:
-        raise ConfigError(f'config {args.config} has no {args.split}_dataloader: name another --split.')
+        raise ConfigError(f'config {args.config} has no {args.split}_dataloader: choose another --split.')
     dataset = build_dataset(loader['dataset'])
     examples = [e for seed in range(args.repeats) for e in examples_of(dataset, args.num_images, seed)]
     folder = Path(args.output_dir or f'work_dirs/browse_{Path(args.config).stem}')

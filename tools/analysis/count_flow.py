@@ -1,6 +1,6 @@
-"""Count our files and functions that one training step runs through: `python tools/analysis/count_flow.py`.
+"""Count the ddetr files and functions that a training step executes: `python tools/analysis/count_flow.py`.
 
-From a detector's `forward(mode='loss')` to its dict of losses, on two small random images.
+Traces a detector's `forward(mode='loss')` on two small random images, up to the dict of losses.
 """
 
 import argparse
@@ -20,7 +20,7 @@ CONFIG = Path(__file__).parents[2] / 'configs/quickstart/deformable-detr-refine-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', nargs='?', default=CONFIG, help=f'config file; by default {CONFIG.name}')
+    parser.add_argument('config', nargs='?', default=CONFIG, help=f'config file (default: {CONFIG.name})')
     args = parser.parse_args()
     cfg = load_config(args.config)
     model = build_detector(cfg)

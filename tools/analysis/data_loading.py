@@ -1,4 +1,4 @@
-"""How fast the training images of a config arrive, and the memory that loading them takes, epoch by epoch.
+"""Measure data loading speed and memory of a config's training images, epoch by epoch.
 
     python tools/analysis/data_loading.py CONFIG --ranks 2 --num-workers 4 --delay-ms 20
     python tools/analysis/data_loading.py CONFIG --ranks 2 --num-workers 4 --delay-ms 20 \
@@ -6,10 +6,10 @@
 
     python tools/analysis/data_loading.py CONFIG --parts 128
 
-The config's loader runs without a model, in as many processes as a training on one machine would have. `--delay-ms`
-makes each reading of an image's file wait, as a slow file system does. Memory is that of all processes together after
-the epoch, shared pages counted once (their proportional set size, from /proc), and of the image cache. `--parts`
-measures the steps of the pipeline one by one, in this process and on one core.
+The config's loader runs without a model, in as many processes as training on one machine would use. `--delay-ms` delays
+each image read to simulate a slow file system. Memory is the total of all processes after the epoch (proportional set
+size from /proc, which counts shared pages once), and of the image cache. `--parts` measures each step of the pipeline
+separately, in this process and on one core.
 """
 
 import argparse
@@ -39,14 +39,14 @@ HEADER = ('epoch', 'images', 's', 'images/s', 'padded', 'MiB', 'of them cached')
 
 
 class Epoch(NamedTuple):
-    """What one rank saw of one epoch."""
+    """Measurements of one rank in one epoch."""
 
     images: int
     seconds: float
-    pixels: int  # of the images
-    padded_pixels: int  # of the batches that they are padded to
-    memory: int  # bytes of the rank and its workers, by proportional set size
-    cached: int  # bytes of the image cache, which all ranks share
+    pixels: int  # pixels of the images
+    padded_pixels: int  # pixels of the padded batches
+    memory: int  # proportional set size of the rank and its workers, in bytes
+    cached: int  # size of the image cache shared by all ranks, in bytes
 
 
 def main() -> None:
@@ -72,20 +72,20 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--epochs', type=int, default=2, help='(default: %(default)s)')
-    parser.add_argument('--ranks', type=int, default=1, help='processes (default: %(default)s)')
-    parser.add_argument('--num-workers', type=int, help="of each rank; by default the config's")
-    parser.add_argument('--delay-ms', type=float, default=0.0, help='wait before each file (default: 0)')
+    parser.add_argument('--epochs', type=int, default=2, help='number of epochs (default: %(default)s)')
+    parser.add_argument('--ranks', type=int, default=1, help='number of processes (default: %(default)s)')
+    parser.add_argument('--num-workers', type=int, help="workers per rank (default: the config's)")
     parser.add_argument(
-        '--parts', type=int, metavar='N', help="time the pipeline's steps on N images instead"
+        '--delay-ms', type=float, default=0.0, help='delay before each file read (default: 0)'
     )
+    parser.add_argument('--parts', type=int, metavar='N', help='time each pipeline step on N images instead')
     parser.add_argument('--format', choices=FORMATS, default='text')
     add_cfg_options(parser)
     return parser.parse_args()
 
 
 def time_parts(cfg: Config, images: int) -> list[tuple[str, ...]]:
-    """Rows for `PARTS_HEADER`: CPU time of each step of the training pipeline over so many images."""
+    """Rows for `PARTS_HEADER`: CPU time of each step of the training pipeline on `images` images."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -100,7 +100,7 @@ def time_parts(cfg: Config, images: int) -> list[tuple[str, ...]]:
                 start = time.process_time()
                 results = step(results)
                 seconds[i] += time.process_time() - start
-                if results is None:  # another image is chosen
+                if results is None:  # the image was rejected
                     break
     total = sum(seconds)
     rows = [
@@ -116,19 +116,19 @@ def time_parts(cfg: Config, images: int) -> list[tuple[str, ...]]:
 
 
 class SlowBackend(fileio.LocalBackend):
-    """The local disk, with a pause before each file."""
+    """Local disk with a delay before each file."""
 
     def __init__(self, delay_s: float) -> None:
         self.delay_s = delay_s
 
     def get(self, filepath: str | Path) -> bytes:
-        """The file's bytes."""
+        """Read a file after the delay."""
         time.sleep(self.delay_s)
         return super().get(filepath)
 
 
 def load_epochs(rank: int, folder: str, args: argparse.Namespace) -> None:
-    """Load all epochs as one of the ranks; the first one saves what all of them measured."""
+    """Load all epochs as one rank. Rank 0 saves the measurements of all ranks."""
     meet = {'init_method': f'file://{folder}/meet', 'rank': rank, 'world_size': args.ranks}
     torch.distributed.init_process_group('gloo', **meet)
     torch.set_num_threads(1)
@@ -150,7 +150,7 @@ def load_epochs(rank: int, folder: str, args: argparse.Namespace) -> None:
 
 
 def load_epoch(loader: Any, epoch: int) -> Epoch:
-    """Go through this rank's batches."""
+    """Load one epoch of this rank's batches."""
     loader.batch_sampler.sampler.set_epoch(epoch)
     images = pixels = padded = 0
     start = time.perf_counter()
@@ -160,7 +160,7 @@ def load_epoch(loader: Any, epoch: int) -> Epoch:
         pixels += sum(h * w for h, w in sizes)
         padded += len(sizes) * max(h for h, _ in sizes) * max(w for _, w in sizes)
     seconds = time.perf_counter() - start
-    barrier()  # all ranks are measured while their workers wait
+    barrier()  # measure all ranks while their workers are idle
     cache = getattr(loader.dataset, 'image_cache', None)
     memory, cached = proportional_memory(), cache.occupied()[1] if cache else 0
     barrier()
@@ -168,7 +168,7 @@ def load_epoch(loader: Any, epoch: int) -> Epoch:
 
 
 def proportional_memory() -> int:
-    """Bytes of this process and its children; a page that n processes share counts 1/n in each of them."""
+    """Proportional set size of this process and its children in bytes; a page shared by n processes counts 1/n."""
     children = Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()
     rollups = [Path('/proc', pid, 'smaps_rollup').read_text() for pid in ('self', *children)]
     return sum(int(text.split('Pss:')[1].split()[0]) for text in rollups) * 1024

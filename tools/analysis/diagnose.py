@@ -1,10 +1,10 @@
-"""Why does AP stay 0? Check data, classes, weights, normalisation and learning rate of a config, in a few minutes.
+"""Diagnose why AP stays at 0: check data, classes, weights, normalisation and learning rate of a config in minutes.
 
     python tools/analysis/diagnose.py my_config.py
 
-The likeliest cause comes first, with what was measured and what to change. Pictures of the training images, as the
-model sees them, and the report are written to one page. With `--overfit` a training on a few images follows, which ends
-near an AP of 1 where everything is right.
+The most likely cause comes first, with the measurements and the suggested change. The report and pictures of the
+training images, as seen by the model, are written to one page. `--overfit` then trains on a few images, which should
+reach an AP near 1.
 """
 
 import argparse
@@ -21,14 +21,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--checkpoint', help='trained weights: what do they make of the data?')
+    parser.add_argument('--checkpoint', help='trained weights, to check their detections on the data')
     parser.add_argument(
-        '--out-dir', help='folder of page and pictures; by default work_dirs/diagnosis_<config>'
+        '--out-dir', help='folder for the page and pictures (default: work_dirs/diagnosis_<config>)'
     )
     parser.add_argument(
-        '--overfit', type=int, default=0, metavar='ITERATIONS', help='such as 600; by default 0'
+        '--overfit',
+        type=int,
+        default=0,
+        metavar='ITERATIONS',
+        help='overfit a few images, for example for 600 iterations (default: 0)',
     )
-    parser.add_argument('--num-images', type=int, default=8, help='to overfit (default: %(default)s)')
+    parser.add_argument(
+        '--num-images', type=int, default=8, help='number of images to overfit (default: %(default)s)'
+    )
     add_cfg_options(parser)
     args = parser.parse_args()
     cfg = load_config(args.config, args.cfg_options)

@@ -1,8 +1,8 @@
-"""Does the diagnosis find what is wrong? Sabotage a working set-up in six ways and diagnose each of them.
+"""Test the diagnosis: break a working set-up in six ways and diagnose each of them.
 
     python tools/analysis/diagnose_check.py my_config.py --only shuffled lr
 
-The training data have to be an annotation file in COCO's format. The table says which cause came first.
+The training annotations must be in COCO format. The table shows the first cause named for each.
 """
 
 import argparse
@@ -21,10 +21,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file of a set-up that learns')
-    parser.add_argument('--only', nargs='+', choices=SABOTAGES, default=list(SABOTAGES), help='some of them')
+    parser.add_argument('config', help='config file of a working set-up')
     parser.add_argument(
-        '--format', choices=FORMATS, default='text', help='of the table (default: %(default)s)'
+        '--only', nargs='+', choices=SABOTAGES, default=list(SABOTAGES), help='run only these'
+    )
+    parser.add_argument(
+        '--format', choices=FORMATS, default='text', help='table format (default: %(default)s)'
     )
     add_cfg_options(parser)
     args = parser.parse_args()

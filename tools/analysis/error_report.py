@@ -1,11 +1,11 @@
-"""Write one HTML page about a detector's errors: AP, kinds of errors, confusions, calibration, the worst images.
+"""Write an HTML report on a detector's errors: AP, error types, confusion matrix, calibration, worst images.
 
     python tools/analysis/error_report.py CONFIG detections.json
     python tools/analysis/error_report.py CONFIG CHECKPOINT --out report.html
     python tools/analysis/error_report.py CONFIG first.json --compare second.json --names before after
 
-Detections are those that tools/test.py --out writes; a checkpoint is run on the config's test set first. The page holds
-everything that it shows: it can be sent as it is.
+Pass detections written by tools/test.py --out, or a checkpoint, which is first run on the config's test set. The page
+is self-contained and can be shared as is.
 """
 
 import argparse
@@ -23,16 +23,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file, whose test set is the ground truth')
-    parser.add_argument('source', metavar='DETECTIONS_OR_CHECKPOINT', help='.json of detections, or weights')
-    parser.add_argument('--compare', metavar='DETECTIONS_OR_CHECKPOINT', help='of a second model')
-    parser.add_argument('--compare-config', help="the second model's config, by default the same")
-    parser.add_argument('--names', nargs='+', help="the models' names in the report, by default the files'")
-    parser.add_argument('--out', default='error_report.html', help='(default: %(default)s)')
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='lowest score in pictures and confusions'
+        'source', metavar='DETECTIONS_OR_CHECKPOINT', help='.json file of detections, or checkpoint'
+    )
+    parser.add_argument('--compare', metavar='DETECTIONS_OR_CHECKPOINT', help='second model to compare with')
+    parser.add_argument('--compare-config', help='config of the second model (default: the same)')
+    parser.add_argument('--names', nargs='+', help='model names in the report (default: the file names)')
+    parser.add_argument('--out', default='error_report.html', help='output file (default: %(default)s)')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='minimum score in pictures and the confusion matrix'
     )
     parser.add_argument(
-        '--num-images', type=int, default=12, help='images with the most errors (default: %(default)s)'
+        '--num-images',
+        type=int,
+        default=12,
+        help='number of images with the most errors to show (default: %(default)s)',
     )
     add_cfg_options(parser)
     args = parser.parse_args()
@@ -40,7 +45,7 @@ def main() -> None:
     configs = [args.config, args.compare_config or args.config][: len(sources)]
     names = args.names or [None] * len(sources)
     if len(names) != len(sources):
-        raise InputError(f'--names gives {len(names)} names for {len(sources)} models: give one for each.')
+        raise InputError(f'--names has {len(names)} names for {len(sources)} models: pass one for each.')
     datasets = [read_dataset(load_config(config, args.cfg_options)) for config in dict.fromkeys(configs)]
     for other in datasets[1:]:
         check_same_dataset(datasets[0], other)

@@ -1,9 +1,9 @@
-"""Time and memory of COCO evaluation with pycocotools and with faster-coco-eval, on random boxes.
+"""Measure time and memory of COCO evaluation with pycocotools and faster-coco-eval, on random boxes.
 
     python tools/analysis/evaluation_speed.py --images 5000 --detections 100
 
-Each library evaluates in a process of its own what `CocoMetric` has collected. The truth has 7 objects an image, as
-COCO's val2017, of 80 classes; a third of the detections are near one. The numbers of the two must agree.
+Each library runs `CocoMetric` on the same results in a separate process. The ground truth has 7 objects per image, as
+in COCO val2017, from 80 classes; a third of the detections are close to one. The results of both must agree.
 """
 
 import argparse
@@ -25,15 +25,15 @@ LIBRARIES = ('pycocotools', 'faster-coco-eval')
 
 
 class Measured(NamedTuple):
-    """One library's evaluation."""
+    """Evaluation by one library."""
 
     seconds: float
-    megabytes: float  # added to the process's largest resident memory
+    megabytes: float  # increase of the peak resident memory
     metrics: dict[str, float]
 
 
 def random_results(images: int, detections: int) -> list[ImageDetections]:
-    """What a metric collects: objects and detections of images of 640 x 480 pixels."""
+    """Random objects and detections in images of 640 x 480 pixels, as collected by the metric."""
     rng = np.random.default_rng(0)
     results = []
     for number in range(images):
@@ -58,7 +58,7 @@ def random_results(images: int, detections: int) -> list[ImageDetections]:
 
 
 def measure(library: str, images: int, detections: int) -> Measured:
-    """Evaluate in this process with one library."""
+    """Evaluate with one library in this process."""
     if library == 'pycocotools':
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -78,8 +78,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--images', type=int, default=5000, help='(default: %(default)s)')
-    parser.add_argument('--detections', type=int, default=100, help='of each image (default: %(default)s)')
+    parser.add_argument('--images', type=int, default=5000, help='number of images (default: %(default)s)')
+    parser.add_argument(
+        '--detections', type=int, default=100, help='detections per image (default: %(default)s)'
+    )
     parser.add_argument('--format', choices=FORMATS, default='text')
     args = parser.parse_args()
     found = {}

@@ -1,8 +1,8 @@
-"""Kill a small training at random moments and resume it: `python tools/analysis/kill_check.py`.
+"""Kill a small training run at random times and resume it: `python tools/analysis/kill_check.py`.
 
-After every signal the latest checkpoint is read and the training is resumed. Prints, for every training until it was
-through, the signals and the largest difference of its last checkpoint from that of the uninterrupted training. Exits
-with status 1 unless all of them are 0.
+After every signal, the latest checkpoint is read and training is resumed. For every completed run, prints the signals
+and the largest difference between its last checkpoint and that of an uninterrupted run. Exits with status 1 unless all
+differences are 0.
 """
 
 import argparse
@@ -24,9 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', nargs='?', default=str(CONFIG), help='by default that of the tests')
-    parser.add_argument('--kill', type=int, default=50, help='signals SIGKILL')
-    parser.add_argument('--term', type=int, default=20, help='signals SIGTERM')
+    parser.add_argument('config', nargs='?', default=str(CONFIG), help="config (default: the tests' config)")
+    parser.add_argument('--kill', type=int, default=50, help='number of SIGKILLs')
+    parser.add_argument('--term', type=int, default=20, help='number of SIGTERMs')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--format', choices=FORMATS, default='markdown')
     args = parser.parse_args()
@@ -42,7 +42,7 @@ def main() -> None:
     ]
     print(render_table(header, rows, args.format))
     if any(value for one in found for value in one.apart.values()):
-        sys.exit('not every resumed training is the uninterrupted one')
+        sys.exit('resumed training differs from uninterrupted training')
 
 
 if __name__ == '__main__':

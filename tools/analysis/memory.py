@@ -1,12 +1,12 @@
-"""Memory and time of a training step with and without activation checkpointing.
+"""Measure memory and time of a training step with and without activation checkpointing.
 
     python tools/analysis/memory.py configs/deformable_detr/deformable-detr_r50_16xb2-50e_coco.py
 
-Each variant trains random images in a process of its own, in turns, so that a load on the machine that comes and goes
-meets all of them. The time is the median of all its steps. The peak is PyTorch's largest allocation on a GPU, and on
-the CPU the largest resident memory, interpreter, weights and optimizer included. There glibc's allocator would keep
-much of what a step has freed, other amounts for other variants; the processes run with MALLOC_MMAP_THRESHOLD_=1048576,
-unless it is set already, so that it gives tensors of 1 MiB and more back at once.
+Each variant trains on random images in a separate process. Variants alternate, so that varying load on the machine
+affects them equally. The time is the median over all steps. The peak is PyTorch's largest allocation on a GPU, or the
+peak resident memory on the CPU, including interpreter, weights and optimizer. On the CPU, glibc's allocator would keep
+varying amounts of freed memory, so the processes run with MALLOC_MMAP_THRESHOLD_=1048576, unless already set, which
+returns tensors of 1 MiB and more immediately.
 """
 
 import argparse
@@ -36,12 +36,12 @@ HEADER = ('checkpointed', 'peak MiB', 'of without', 's/step', 'of without')
 
 
 class Case(NamedTuple):
-    """What one process measures."""
+    """Measurement to run in one process."""
 
     config: str
     options: Mapping[str, Any]  # --cfg-options
-    images: int
-    size: tuple[int, int]  # (h, w) of the images
+    images: int  # batch size
+    size: tuple[int, int]  # image size (h, w)
     device: str
     repeats: int
     amp: bool
@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 def main() -> None:
     args = parse_args()
-    os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(2**20))  # read by the allocator of the new processes
+    os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(2**20))  # applies to new processes
     cfg = load_config(args.config, args.cfg_options)
     present = [part for part in PARTS if part in cfg.model]
     variants = {'nothing': [], **({part: [part] for part in present} if args.each else {}), 'all': present}
@@ -77,18 +77,18 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--size', nargs=2, type=int, default=(800, 1066), metavar=('H', 'W'), help='of images'
+        '--size', nargs=2, type=int, default=(800, 1066), metavar=('H', 'W'), help='image size'
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='(default: %(default)s)')
+    parser.add_argument('--batch-size', type=int, default=1, help='batch size (default: %(default)s)')
     parser.add_argument(
-        '--each', action='store_true', help=f'checkpoint each of {", ".join(PARTS)} alone too'
+        '--each', action='store_true', help=f'also checkpoint each of {", ".join(PARTS)} separately'
     )
-    parser.add_argument('--rounds', type=int, default=3, help='turns of each variant (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=3, help='rounds per variant (default: %(default)s)')
     parser.add_argument(
-        '--repeats', type=int, default=3, help='steps a turn, at least 2, after one unmeasured (default: 3)'
+        '--repeats', type=int, default=3, help='measured steps per round, at least 2 (default: 3)'
     )
-    parser.add_argument('--amp', action='store_true', help='mixed precision')
-    parser.add_argument('--device', help='by default the GPU, if there is one')
+    parser.add_argument('--amp', action='store_true', help='use automatic mixed precision')
+    parser.add_argument('--device', help='device (default: a GPU if available)')
     parser.add_argument('--format', choices=FORMATS, default='text')
     add_cfg_options(parser)
     args = parser.parse_args()
@@ -98,7 +98,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def checkpointing_options(cfg: Config, parts: list[str]) -> dict[str, Any]:
-    """The `--cfg-options` that checkpoint all layers of these parts of a model."""
+    """`--cfg-options` that checkpoint all layers of the given parts of a model."""
     return {
         f'model.{part}.with_cp' if part == 'backbone' else f'model.{part}.num_cp': (
             True if part == 'backbone' else cfg.model[part].num_layers
@@ -108,7 +108,7 @@ def checkpointing_options(cfg: Config, parts: list[str]) -> dict[str, Any]:
 
 
 def run_alone(case: Case) -> Speed:
-    """`train_steps` in a new process."""
+    """Run `train_steps` in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
         return process.submit(train_steps, case).result()
 
@@ -125,7 +125,7 @@ def train_steps(case: Case) -> Speed:
 
 
 def lines_of(found: Mapping[str, list[Speed]]) -> list[tuple[str, ...]]:
-    """Rows for `HEADER`; the first variant is what the others are compared with."""
+    """Rows for `HEADER`; the other variants are compared with the first."""
     medians = {
         name: (max(s.peak_mib for s in speeds), statistics.median(s.median_s for s in speeds))
         for name, speeds in found.items()

@@ -1,10 +1,9 @@
-"""Try MMDetection's configs, unmodified: `python tools/analysis/mmdet_configs.py CONFIG_ROOT --data-root data/coco`.
+"""Test unmodified MMDetection configs: `python tools/analysis/mmdet_configs.py CONFIG_ROOT --data-root data/coco`.
 
-CONFIG_ROOT is the `configs` folder of MMDetection 3.x (in its wheel `mmdet/.mim/configs`). Each config of the
-detectors that are here is built, trains one step and is tested on COCO's images, through its own pipelines. Set aside
-are, for the measuring only, pretrained weights (so that nothing is fetched and batch norms are trained), the size of
-images and batches, and the length of training. Prints a table; exits with status 1 if a config fails without a
-sentence that explains it.
+CONFIG_ROOT is the `configs` folder of MMDetection 3.x (`mmdet/.mim/configs` in its wheel). Each config of a supported
+detector is built, trained for one step and tested on COCO images with its own pipelines. For this test, pretrained
+weights are removed (so that nothing is downloaded and batch norms are trained), and image sizes, batch sizes and
+training length are reduced. Prints a table; exits with status 1 if a config fails without a clear error message.
 """
 
 import argparse
@@ -26,19 +25,19 @@ from ddetr.utils.files import write_atomically
 from ddetr.utils.progress import track
 from ddetr.utils.tables import FORMATS, render_table
 
-IMAGES = 4  # to train on, of which a step takes two, and to test
+IMAGES = 4  # number of training and test images; a step uses two
 IN_SCOPE = ('deformable_detr/*.py', 'detr/*.py', 'dino/*.py', 'faster_rcnn/*fpn*.py')
 HEADER = ('config', 'built', 'stepped', 'tested', 'what is missing')
 
 
 class Trial(NamedTuple):
-    """How far a config came.
+    """Result of testing a config.
 
     Attributes:
-        built: model, datasets, optimizer and evaluator.
-        stepped: trained a step, with finite losses.
-        tested: detected and evaluated on `IMAGES` images.
-        missing: why it came no further; '' if nothing is missing.
+        built: Whether model, datasets, optimizer and evaluator were built.
+        stepped: Whether a training step ran with finite losses.
+        tested: Whether detection and evaluation ran on `IMAGES` images.
+        missing: Reason why a later stage failed; '' if none did.
     """
 
     built: bool = False
@@ -52,18 +51,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config_root', type=Path, metavar='CONFIG_ROOT')
-    parser.add_argument('--data-root', default='data/coco', help="data in COCO's layout")
+    parser.add_argument('--data-root', default='data/coco', help='data in COCO layout')
     parser.add_argument(
-        '--size', nargs=2, type=int, default=(320, 256), metavar=('W', 'H'), help='images are made to fit'
+        '--size', nargs=2, type=int, default=(320, 256), metavar=('W', 'H'), help='maximum image size'
     )
-    parser.add_argument('--only', nargs='+', default=IN_SCOPE, metavar='PATTERN', help='below CONFIG_ROOT')
+    parser.add_argument(
+        '--only', nargs='+', default=IN_SCOPE, metavar='PATTERN', help='patterns relative to CONFIG_ROOT'
+    )
     parser.add_argument('--format', choices=FORMATS, default='markdown')
-    parser.add_argument('--out', type=Path, help='write the table to this file too')
+    parser.add_argument('--out', type=Path, help='also write the table to this file')
     args = parser.parse_args()
     configs = [path for pattern in args.only for path in sorted(args.config_root.glob(pattern))]
     if not configs:
         raise InputError(
-            f"{args.config_root} has none of {', '.join(args.only)}: name MMDetection's configs."
+            f"{args.config_root} contains none of {', '.join(args.only)}: pass MMDetection's configs folder."
         )
     trials = [
         try_config(path, args.data_root, tuple(args.size)) for path in track(configs, 'configs', every_s=0)
@@ -81,10 +82,10 @@ def main() -> None:
 
 
 def try_config(config: str | Path, data_root: str, size_wh: tuple[int, int]) -> Trial:
-    """Build, train a step and test, all with the Runner that the commands use.
+    """Build a config, train one step and test, with the Runner of the command-line tools.
 
-    The file is read as it is, and so are its pipelines. Set aside are only what `reduced` names, weights to load (which
-    may have to be fetched), and how long to train. What is printed on the way goes to stderr.
+    The file and its pipelines are used unmodified, except for the changes of `reduced`, pretrained weights (which might
+    be downloaded), and the training length. Output goes to stderr.
     """
     trial = Trial()
     with tempfile.TemporaryDirectory() as work_dir, contextlib.redirect_stdout(sys.stderr):
@@ -101,7 +102,7 @@ def try_config(config: str | Path, data_root: str, size_wh: tuple[int, int]) -> 
             return trial._replace(tested='coco/bbox_mAP' in metrics)
         except InputError as error:
             return trial._replace(missing=str(error))
-        except Exception as error:  # a fault of ours: one config's must not hide how the others fare
+        except Exception as error:  # a bug in ddetr: continue with the other configs
             return trial._replace(missing=f'unexplained {type(error).__name__}: {error}'.split('\n')[0])
 
 

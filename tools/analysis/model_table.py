@@ -1,8 +1,8 @@
-"""Parameters and multiply-adds of detectors: `python tools/analysis/model_table.py [CONFIG ...]`.
+"""Count parameters and multiply-adds of detectors: `python tools/analysis/model_table.py [CONFIG ...]`.
 
-Without configs: the ten systems of the paper's main table, beside the published figures. FLOPs are averaged
-over the first 100 images of COCO's val2017, as published, of which only the annotation file is read; or counted at
-one size. docs/results.md says what is counted. No weights are needed.
+Without configs: the ten models of the paper's main table, next to the published figures. FLOPs are averaged over the
+first 100 images of COCO val2017, as published (only the annotation file is read), or counted at one image size.
+docs/results.md describes what is counted. No weights are needed.
 """
 
 import argparse
@@ -27,17 +27,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        'configs', nargs='*', type=Path, metavar='CONFIG', help='by default the ten of the table'
-    )
-    parser.add_argument('--ann-file', default=ANN_FILE, help=f'in COCO format; by default {ANN_FILE}')
-    parser.add_argument(
-        '--num-images', type=int, default=100, help='so many of its images, from the first on'
+        'configs', nargs='*', type=Path, metavar='CONFIG', help="configs (default: the paper's ten models)"
     )
     parser.add_argument(
-        '--size', nargs=2, type=int, metavar=('H', 'W'), help='of resized images, instead of --ann-file'
+        '--ann-file', default=ANN_FILE, help='annotation file in COCO format (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--num-images', type=int, default=100, help='number of images to use, from the first (default: 100)'
+    )
+    parser.add_argument(
+        '--size', nargs=2, type=int, metavar=('H', 'W'), help='size of resized images, instead of --ann-file'
     )
     parser.add_argument('--format', choices=FORMATS, default='text')
-    parser.add_argument('--parts', action='store_true', help='the FLOPs of each part too')
+    parser.add_argument('--parts', action='store_true', help='also print the FLOPs of each component')
     args = parser.parse_args()
     known = {next(CONFIGS.rglob(f'{row.config}.py')).resolve(): row for row in PUBLISHED}
     configs = [config.resolve() for config in args.configs] or list(known)
@@ -77,7 +79,7 @@ def line_of(name: str, params: int, macs: Macs, published: PublishedRow | None) 
 
 
 def parts_of(name: str, macs: Macs) -> list[Sequence[str]]:
-    """A row for each part, largest first."""
+    """One row per component, largest first."""
     ordered = sorted(macs.by_part.items(), key=lambda item: -item[1])
     return [(name, part, f'{count / 1e9:.2f}', f'{count / macs.total:.1%}') for part, count in ordered]
 

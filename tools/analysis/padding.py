@@ -1,11 +1,10 @@
-"""Padded share of pixels and training speed with the config's batches and with `SimilarSizeBatchSampler`.
+"""Compare padding and training speed of the config's batches with those of `SimilarSizeBatchSampler`.
 
     python tools/analysis/padding.py configs/quickstart/deformable-detr-refine-twostage_small_coco.py --batch-sizes 2 4
 
-The images come through the config's own loader and augmentation. The padded share is that of whole epochs of its
-training set; the rates are those of training steps alone, without loading, with random weights. Both kinds of batches
-are trained on in turns. The steps of the two see other images: pixels a second, of the images without padding, compare
-them more closely than images a second do.
+Images come from the config's loader with its augmentation. The fraction of padding is measured over complete epochs of
+the training set. Speed is measured for training steps only, without loading and with random weights; both samplers
+alternate. Because they see different images, unpadded pixels per second is the more precise comparison.
 """
 
 import argparse
@@ -29,10 +28,10 @@ HEADER = ('batch', 'batches', 'padded', 'images/s', 'Mpixel/s')
 
 
 class Rate(NamedTuple):
-    """How much one kind of batches trains on in a second."""
+    """Training speed with one kind of batches, per second."""
 
     images: float
-    pixels: float  # of the images, without padding
+    pixels: float  # unpadded pixels
 
 
 def main() -> None:
@@ -60,16 +59,22 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--batch-sizes', nargs='+', type=int, default=[2, 4], help='(default: 2 4)')
-    parser.add_argument('--epochs', type=int, default=4, help='to count over (default: %(default)s)')
-    parser.add_argument('--steps', type=int, default=20, help='to time, of each kind (default: %(default)s)')
+    parser.add_argument(
+        '--batch-sizes', nargs='+', type=int, default=[2, 4], help='batch sizes (default: 2 4)'
+    )
+    parser.add_argument(
+        '--epochs', type=int, default=4, help='epochs to measure padding (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--steps', type=int, default=20, help='timed steps of each kind (default: %(default)s)'
+    )
     parser.add_argument('--format', choices=FORMATS, default='text')
     add_cfg_options(parser)
     return parser.parse_args()
 
 
 def build_loader(cfg: Config, batch_sampler: dict | None, batch_size: int) -> Any:
-    """The config's training loader with other batches."""
+    """Build the config's training loader with another batch sampler and batch size."""
     loader = {**cfg.train_dataloader, 'batch_size': batch_size, 'batch_sampler': batch_sampler}
     if batch_sampler:
         loader['batch_sampler'] = {'drop_last': loader.pop('drop_last', False), **batch_sampler}
@@ -77,7 +82,7 @@ def build_loader(cfg: Config, batch_sampler: dict | None, batch_size: int) -> An
 
 
 def epochs_of(loader: Any) -> Iterator[Any]:
-    """Batches without end, of epoch after epoch."""
+    """Yield batches endlessly, epoch by epoch."""
     epoch = 0
     while True:
         loader.batch_sampler.sampler.set_epoch(epoch)
@@ -86,7 +91,7 @@ def epochs_of(loader: Any) -> Iterator[Any]:
 
 
 def padded_share(loader: Any, epochs: int) -> float:
-    """Share of the pixels of all batches that belong to no image."""
+    """Fraction of padding pixels in all batches."""
     batches = epochs_of(loader)
     used = total = 0
     for _ in range(epochs * len(loader)):
@@ -97,12 +102,12 @@ def padded_share(loader: Any, epochs: int) -> float:
 
 
 def sizes_of(batch: Any) -> np.ndarray:
-    """Height and width of each image: (B, 2)."""
+    """(h, w) of each image, (B, 2)."""
     return np.array([image.shape[-2:] for image in batch['inputs']])
 
 
 def training_rates(cfg: Config, model: Any, loaders: dict[str, Any], steps: int) -> dict[str, Rate]:
-    """By the process's CPU time, or by the clock with a model on a GPU, after one unmeasured step."""
+    """Measure training speed in CPU time, or wall-clock time on a GPU, after one warm-up step."""
     clock = time.perf_counter if next(model.parameters()).is_cuda else time.process_time
     batches = {kind: epochs_of(loader) for kind, loader in loaders.items()}
     totals = {kind: np.zeros(3) for kind in loaders}  # images, pixels, seconds

@@ -1,10 +1,10 @@
-"""How much the padding of a batch changes detections: each image alone against the same image padded.
+"""Measure how much padding changes detections: each image alone against the same image padded.
 
     python tools/analysis/padding_effect.py CONFIG CHECKPOINT IMAGES
 
-The transformer ignores padding exactly (tests/models/detectors). The backbone does not: next to the border between
-image and padding its convolutions see the padding's zeros where an unpadded image has their own zero padding only at
-the first layer. The paper's code does the same.
+The transformer ignores padding exactly (tests/models/detectors). The backbone does not: from its second layer on,
+features in the padded area are not zero, unlike the zero padding of convolutions at the border of an unpadded image.
+The original code behaves in the same way.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from ddetr.utils.progress import track
 
 
 class Difference(NamedTuple):
-    """What padding changed in one image; the last two are of the detection that changed most."""
+    """Effect of padding on one image; the last two refer to the detections that changed most."""
 
-    tokens: float  # relative to the unpadded image's tokens (Euclidean norm)
+    tokens: float  # relative change of the tokens (Euclidean norm)
     score: float
     lost_iou: float  # 1 - IoU with the same detection in the padded image
 
@@ -57,13 +57,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='its weights')
-    parser.add_argument('images', help='an image or a folder')
-    parser.add_argument('--num-images', type=int, default=20, help='of the folder (default: %(default)s)')
+    parser.add_argument('checkpoint', help='checkpoint')
+    parser.add_argument('images', help='image or folder')
     parser.add_argument(
-        '--factor', type=float, default=1.5, help='padded / unpadded side (default: %(default)s)'
+        '--num-images', type=int, default=20, help='maximum number of images (default: %(default)s)'
     )
-    parser.add_argument('--score-thr', type=float, default=0.3, help='of detections (default: %(default)s)')
+    parser.add_argument(
+        '--factor', type=float, default=1.5, help='ratio of padded to unpadded side (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='minimum score of detections (default: %(default)s)'
+    )
     args = parser.parse_args()
     model = init_detector(args.config, args.checkpoint)
     images = list_images(args.images)[: args.num_images]

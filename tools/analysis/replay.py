@@ -1,9 +1,9 @@
-"""Run a training step again that was not finite, from the capsule that the black box has written.
+"""Replay a non-finite training step from a capsule written by the black box.
 
     python tools/analysis/replay.py work_dirs/run/nonfinite_iter_1201_rank_0.capsule
 
-Prints the losses then and now, and the first module whose output or gradient is not finite. Exit status 0 if the step
-is not finite again, 1 if it is finite. The capsule's config may name modules to import (`custom_imports`).
+Prints the losses then and now, and the first module with a non-finite output or gradient. Exit status 0 if the failure
+is reproduced, 1 if the step is finite. Modules in `custom_imports` of the capsule's config are imported.
 """
 
 import argparse
@@ -25,16 +25,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('capsule', help='file that the black box has written')
-    parser.add_argument('--device', help='by default the GPU, if there is one')
-    parser.add_argument('--trust', action='store_true', help='load objects of any type: only your own files')
+    parser.add_argument('capsule', help='file written by the black box')
+    parser.add_argument('--device', help='device (default: a GPU if available)')
+    parser.add_argument(
+        '--trust', action='store_true', help='load objects of any type; use only for your own files'
+    )
     args = parser.parse_args()
     capsule = read_capsule(args.capsule, args.trust)
     print(f'iteration {capsule.iteration}: {capsule.report}\n')
     here = versions()
     for name, version in capsule.versions.items():
         if here.get(name) != version:
-            print(f'{name} {here.get(name)} is installed, it was {version}')
+            print(f'{name} {here.get(name)} is installed, the capsule was written with {version}')
     found = replay(capsule, args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     rows = [
         [name, f'{value:g}', f'{found.losses.get(name, float("nan")):g}']
@@ -42,13 +44,13 @@ def main() -> None:
     ]
     print(render_table(['loss', 'then', 'now'], rows, 'text'))
     if not found.place:
-        print('\nall is finite now')
+        print('\nthe step is finite now')
         sys.exit(1)
     print(f'\nfirst module: {found.place}, {found.what}')
 
 
 def replay(capsule: Capsule, device: str) -> Finding:
-    """Build the model of a capsule and run its step."""
+    """Build the model of a capsule and rerun its step."""
     if capsule.config_file:
         sys.path.append(str(Path(capsule.config_file).resolve().parent))
     cfg = Config(capsule.config)

@@ -1,7 +1,7 @@
-"""Interrupt and resume trainings, and compare them with trainings left alone: `python tools/analysis/resume_check.py`.
+"""Compare interrupted and resumed training runs with uninterrupted ones: `python tools/analysis/resume_check.py`.
 
-Prints the largest absolute difference in the last checkpoint's weights, averaged weights, optimizer, schedules, record
-of the best checkpoint, and in everything logged but times. Exits with status 1 unless all of them are 0.
+Prints the largest absolute differences in the last checkpoint's weights, averaged weights, optimizer, schedules, record
+of the best checkpoint, and in all logged values except times. Exits with status 1 unless all of them are 0.
 """
 
 import argparse
@@ -21,8 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', nargs='?', default=str(CONFIG), help='by default that of the tests')
-    parser.add_argument('--only', default='', help='run the cases with this in their names')
+    parser.add_argument('config', nargs='?', default=str(CONFIG), help="config (default: the tests' config)")
+    parser.add_argument('--only', default='', help='run only cases whose name contains this text')
     parser.add_argument('--format', choices=FORMATS, default='markdown')
     args = parser.parse_args()
     rows, header, equal = [], ['interrupted'], True
@@ -36,7 +36,7 @@ def main() -> None:
             equal &= not any(found.apart.values())
     print(render_table(header, rows, args.format))
     if not equal:
-        sys.exit('not every resumed training is the uninterrupted one')
+        sys.exit('resumed training differs from uninterrupted training')
 
 
 if __name__ == '__main__':

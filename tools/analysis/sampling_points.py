@@ -1,11 +1,11 @@
-"""Draw where a detector looks: the points that deformable attention samples, coloured by their attention weight.
+"""Visualise where a detector looks: the sampling points of deformable attention, coloured by attention weight.
 
-    python tools/analysis/sampling_points.py IMAGE CONFIG CHECKPOINT                  # the best detection, all layers
+    python tools/analysis/sampling_points.py IMAGE CONFIG CHECKPOINT                  # top detection, all layers
     python tools/analysis/sampling_points.py IMAGE CONFIG CHECKPOINT --detection 0 1 2
     python tools/analysis/sampling_points.py IMAGE CONFIG CHECKPOINT --split heads --layer 6 --zoom
-    python tools/analysis/sampling_points.py IMAGE CONFIG CHECKPOINT --token 240 130  # of the encoder
+    python tools/analysis/sampling_points.py IMAGE CONFIG CHECKPOINT --token 240 130  # encoder token
 
-It works for every detector whose deformable attention runs on ddetr_ops, also for one of your own.
+Works for every detector that uses the deformable attention of ddetr_ops, including custom ones.
 """
 
 import argparse
@@ -27,31 +27,31 @@ def main() -> None:
     )
     parser.add_argument('image', help='image file')
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='weights')
+    parser.add_argument('checkpoint', help='checkpoint')
     parser.add_argument(
         '--detection',
         type=int,
         nargs='+',
         default=[0],
         metavar='N',
-        help='from 0, the best first (default: 0)',
+        help='indices of detections, from 0, best first (default: 0)',
     )
     parser.add_argument(
         '--token',
         type=float,
         nargs=2,
         metavar=('X', 'Y'),
-        help="the encoder's token at this pixel, not a detection",
+        help='show the encoder token at this pixel instead of a detection',
     )
-    parser.add_argument('--level', type=int, default=0, help='feature level of the token, 0 is the finest')
-    parser.add_argument('--layer', type=int, help='this layer alone, numbered from 1')
+    parser.add_argument('--level', type=int, default=0, help='feature level of the token; 0 is the finest')
+    parser.add_argument('--layer', type=int, help='show only this layer, numbered from 1')
     parser.add_argument(
         '--split', choices=['layers', 'heads', 'levels'], default='layers',
-        help='what each panel shows; heads and levels are those of --layer, by default of the last layer',
+        help='content of the panels; heads and levels refer to --layer (default: the last layer)',
     )  # fmt: skip
-    parser.add_argument('--zoom', action='store_true', help='show the surroundings of the points only')
-    parser.add_argument('--out', help='.png, .jpg, .pdf or .svg; by default outputs/NAME_points.png')
-    parser.add_argument('--device', help='by default a GPU if there is one')
+    parser.add_argument('--zoom', action='store_true', help='crop to the area around the points')
+    parser.add_argument('--out', help='.png, .jpg, .pdf or .svg file (default: outputs/NAME_points.png)')
+    parser.add_argument('--device', help='device (default: a GPU if available)')
     add_cfg_options(parser)
     args = parser.parse_args()
     model: Any = init_detector(args.config, args.checkpoint, args.device, args.cfg_options)
@@ -78,7 +78,7 @@ def _layers(points: list[SampledPoints], layer: int | None) -> list[SampledPoint
     if layer is None:
         return points
     if not 1 <= layer <= len(points):
-        raise InputError(f'--layer {layer}: there are {len(points)} layers, numbered from 1.')
+        raise InputError(f'--layer {layer} must be between 1 and {len(points)}.')
     return points[layer - 1 : layer]
 
 

@@ -1,7 +1,7 @@
-"""Train, test and draw with every system of the table, very briefly: `python tools/analysis/smoke_configs.py`.
+"""Smoke test of all models in the paper's table: `python tools/analysis/smoke_configs.py`.
 
-Shows that each config works from training to pictures, at a reduced size and without pretrained weights; the AP
-says nothing. Exits with status 1 if the loss of any of them did not fall.
+Checks that each config trains, tests and draws detections, at a reduced size and without pretrained weights; the AP is
+not meaningful. Exits with status 1 unless all losses decrease.
 """
 
 import argparse
@@ -23,14 +23,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        'configs', nargs='*', type=Path, metavar='CONFIG', help='by default the ten of the table'
+        'configs', nargs='*', type=Path, metavar='CONFIG', help="configs (default: the paper's ten models)"
     )
-    parser.add_argument('--data-root', default='data/coco', help="data in COCO's layout")
+    parser.add_argument('--data-root', default='data/coco', help='data in COCO layout')
     parser.add_argument(
-        '--size', nargs=2, type=int, default=(192, 128), metavar=('W', 'H'), help='images are made to fit'
+        '--size', nargs=2, type=int, default=(192, 128), metavar=('W', 'H'), help='maximum image size'
     )
     parser.add_argument('--iterations', type=int, default=20)
-    parser.add_argument('--images', type=int, default=4, help='to train on, and to test')
+    parser.add_argument('--images', type=int, default=4, help='number of training and of test images')
     parser.add_argument('--format', choices=FORMATS, default='markdown')
     args = parser.parse_args()
     configs = args.configs or [next(CONFIGS.rglob(f'{row.config}.py')) for row in PUBLISHED]
@@ -42,7 +42,7 @@ def main() -> None:
         rows.append((config.stem, *losses, str(run.tested), f'{run.ap:.3f}', str(run.pictures)))
     print(render_table(HEADER, rows, args.format))
     if not fell:
-        sys.exit('the loss did not fall everywhere')
+        sys.exit('not all losses decreased')
 
 
 if __name__ == '__main__':

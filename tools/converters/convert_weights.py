@@ -1,4 +1,4 @@
-"""Convert weights, as `ddetr convert` does."""
+"""Convert weights between projects; same as `ddetr convert`."""
 
 from ddetr.cli import convert, run_tool
 from ddetr.utils.cli import run_cli

@@ -1,4 +1,4 @@
-"""Say what a checkpoint is and which config fits it, as `ddetr identify` does."""
+"""Identify the model and format of a checkpoint, and the matching config; same as `ddetr identify`."""
 
 from ddetr.cli import identify, run_tool
 from ddetr.utils.cli import run_cli

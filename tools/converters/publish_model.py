@@ -1,7 +1,8 @@
-"""Make a training checkpoint ready to give away: `python tools/converters/publish_model.py IN OUT`.
+"""Prepare a training checkpoint for publication: `python tools/converters/publish_model.py IN OUT`.
 
-Only the weights and the class names remain, in a `.safetensors` file, which can hold no code. Its name ends in the
-first digits of its SHA-256, by which torch checks downloads: `OUT.safetensors` becomes `OUT-1a2b3c4d.safetensors`.
+Keeps only the weights and class names, in a `.safetensors` file, which cannot contain code. The first digits of its
+SHA-256 are appended to the name, so that torch can verify downloads: `OUT.safetensors` becomes
+`OUT-1a2b3c4d.safetensors`.
 """
 
 import argparse
@@ -19,19 +20,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('source', metavar='IN', help='checkpoint of any format that ddetr reads')
-    parser.add_argument('out', metavar='OUT', help='.safetensors file to write; its name gets the hash')
+    parser.add_argument('source', metavar='IN', help='checkpoint in any supported format')
+    parser.add_argument(
+        'out', metavar='OUT', help='.safetensors output file; the hash is appended to its name'
+    )
     args = parser.parse_args()
     print(publish(Path(args.source), Path(args.out)))
 
 
 def publish(source: Path, out: Path) -> Path:
-    """Write the weights of `source`, and return the path with the hash in it."""
+    """Write the weights of `source`, and return the path with the hash."""
     if out.suffix != '.safetensors':
-        raise CheckpointError(f'{out}: what is published is a .safetensors file, name one.')
+        raise CheckpointError(f'{out}: use a .safetensors file.')
     file = read_weights(source, strict=False)
     if file.weights.unexpected:
-        raise CheckpointError(f'{source} has names left over: {", ".join(file.weights.unexpected)}.')
+        raise CheckpointError(f'{source} has unexpected tensors: {", ".join(file.weights.unexpected)}.')
     meta = {**meta_of(file), 'format': 'pt', 'ddetr_version': ddetr.__version__}
     meta |= {key: str(file.meta[key]) for key in ('epoch', 'iter') if key in file.meta}
     unnamed = out.with_name(f'.{out.name}')

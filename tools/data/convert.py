@@ -1,4 +1,4 @@
-"""Convert a dataset between COCO, Pascal VOC and YOLO, as `ddetr convert-data` does."""
+"""Convert a dataset between COCO, Pascal VOC and YOLO format; same as `ddetr convert-data`."""
 
 from ddetr.cli import convert_data, run_tool
 from ddetr.utils.cli import run_cli

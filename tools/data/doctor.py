@@ -1,4 +1,4 @@
-"""Find every fault of a detection dataset, as `ddetr check` does: `python tools/data/doctor.py DATA`."""
+"""Check a detection dataset and report all faults; same as `ddetr check`: `python tools/data/doctor.py DATA`."""
 
 from ddetr.cli import check, run_tool
 from ddetr.utils.cli import run_cli

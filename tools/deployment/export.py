@@ -1,4 +1,4 @@
-"""Export a detector, as `ddetr export` does: `python tools/deployment/export.py CONFIG CHECKPOINT --to onnx`."""
+"""Export a detector; same as `ddetr export`: `python tools/deployment/export.py CONFIG CHECKPOINT --to onnx`."""
 
 from ddetr.cli import export, run_tool
 from ddetr.utils.cli import run_cli

@@ -1,9 +1,9 @@
-"""Export every config with random weights to ONNX and compare with PyTorch: the table of docs/deployment.md.
+"""Export configs with random weights to ONNX and compare with PyTorch: the table in docs/deployment.md.
 
-    python tools/deployment/export_table.py            # all that come with ddetr
+    python tools/deployment/export_table.py            # all shipped configs
     python tools/deployment/export_table.py dino-4scale_r50_8xb2-12e_coco detr_r50_8xb2-150e_coco
 
-Each is proved on one image alone and on two together, of other sizes. Exits with status 1 if one of them fails.
+Each export is verified on a single image and on a batch of two with other sizes. Exits with status 1 if any fails.
 """
 
 import argparse
@@ -24,10 +24,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='by default all that come with ddetr')
-    parser.add_argument('--to', default='onnx', help='target')
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='configs (default: all shipped ones)')
+    parser.add_argument('--to', default='onnx', help='export target (default: onnx)')
     parser.add_argument(
-        '--sizes', nargs=3, default=('256x320', '288x224', '320x256'), metavar='HxW', help='of the images'
+        '--sizes', nargs=3, default=('256x320', '288x224', '320x256'), metavar='HxW', help='image sizes'
     )
     parser.add_argument('--format', choices=FORMATS, default='markdown')
     args = parser.parse_args()

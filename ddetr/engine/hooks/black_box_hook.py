@@ -1,4 +1,4 @@
-"""Black box: stop training at the first non-finite loss or gradient, and record what is needed to find the cause."""
+"""Black box: stop training at the first non-finite loss or gradient, and record the step for debugging."""
 
 import math
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -21,36 +21,36 @@ from ddetr.utils.errors import NonFiniteError, first_line
 from ddetr.utils.processes import any_process, gather
 from ddetr.utils.seeding import derive_seed
 
-SKIPPED, OVERFLOWS = 'skipped_steps', 'overflows_in_a_row'  # names in the message hub, which checkpoints hold
-MIN_LOSS_SCALE = 1.0  # gradients that overflow without being scaled up are no affair of the loss scale
-MAX_OVERFLOWS = 30  # dynamic scales have come down from 2^30 to 1 by then, constant ones never do
-NAMED = 5  # weights and images that a message lists
+SKIPPED, OVERFLOWS = 'skipped_steps', 'overflows_in_a_row'  # message hub keys, stored in checkpoints
+MIN_LOSS_SCALE = 1.0  # at this scale, overflows are not caused by the loss scale
+MAX_OVERFLOWS = 30  # enough to reduce a dynamic scale from 2^30 to 1; constant scales never decrease
+NAMED = 5  # maximum number of weights listed in a message
 
 
 @HOOKS.register_module()
 class BlackBoxHook(Hook):
-    """Stop all processes at the iteration whose loss or gradients are NaN or infinite, before the weights change.
+    """Stop all processes if a loss or gradient is NaN or infinite, before the weights are updated.
 
-    On by default; `default_hooks=dict(black_box=None)` switches it off. Nothing is recorded before a
-    failure. After one, the step is rerun from its seed to find the first non-finite module, and each affected process
-    writes a capsule for tools/analysis/replay.py to the work directory.
+    On by default; `default_hooks=dict(black_box=None)` disables it. Nothing is recorded before a failure. After one,
+    the step is rerun from its seed to find the first non-finite module, and each affected process writes a capsule for
+    tools/analysis/replay.py to the work directory.
 
-    Overflowing float16 gradients are normal: they reduce the loss scale. They count as a failure at a scale of 1, or
-    after 30 in a row. With accumulation, the whole window is skipped.
+    Overflowing float16 gradients are normal and reduce the loss scale. They count as a failure only at a scale of 1,
+    or after 30 in a row. With accumulation, the whole window is skipped.
 
     Args:
-        max_skipped: Maximum number of failed steps, across resumes, that are skipped with a warning instead.
+        max_skipped: Maximum number of failed steps to skip with a warning instead of stopping, counted across resumes.
         max_capsules: Maximum number of capsules per process.
     """
 
-    priority = 'HIGHEST'  # sees the batch and the losses before other hooks
+    priority = 'HIGHEST'  # before other hooks see the batch and the losses
 
     def __init__(self, max_skipped: int = 0, max_capsules: int = 3) -> None:
         self.max_skipped, self.max_capsules = max_skipped, max_capsules
         self.notes: list[str] = []
         self._batch: Any = None
-        self._bad = False  # whether the last step was not finite, in any process
-        self._buffers: list[Tensor] | None = None  # those that a forward pass in training may change
+        self._bad = False  # whether the last step was non-finite in any process
+        self._buffers: list[Tensor] | None = None  # buffers that a training forward pass may change
         self._before: list[Tensor] = []  # their values before the step
         self._written = 0
 
@@ -59,8 +59,8 @@ class BlackBoxHook(Hook):
         self._runner, self._wrapper = runner, cast(Any, runner.optim_wrapper)
         if not hasattr(self._wrapper, 'watch'):
             runner.logger.warning(
-                f'{type(self._wrapper).__name__} cannot be watched for numbers that are not finite; OptimWrapper and '
-                'AmpOptimWrapper can.'
+                f'{type(self._wrapper).__name__} does not support the check for non-finite numbers: use OptimWrapper '
+                'or AmpOptimWrapper.'
             )
             return
         self._wrapper.watch = self
@@ -71,7 +71,7 @@ class BlackBoxHook(Hook):
         self._wrapper.watch = None
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Update the list of modules in training mode, which validation changes."""
+        """Reset the list of buffers, because validation may change which modules are in training mode."""
         self._buffers = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -87,7 +87,7 @@ class BlackBoxHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Copy all losses from the GPU together, and exclude non-finite ones from the logged means."""
+        """Copy all losses from the GPU at once, and exclude non-finite ones from the logged means."""
         self._batch = None
         if isinstance(outputs, MutableMapping):
             _fetch(outputs)
@@ -97,7 +97,7 @@ class BlackBoxHook(Hook):
             runner.message_hub.update_scalar(f'train/{SKIPPED}', skipped)
 
     def allows(self, loss: float, gradient_norm: float) -> bool:
-        """See `Watch`; all processes call it at once."""
+        """See `Watch`. Must be called by all processes."""
         fault = self._fault(loss, gradient_norm)
         self._bad, self._interruption.agreed = any_process(fault is not None, self._interruption.asked)
         if self._bad and self._batch is not None and not self._wrapper.spoilt:
@@ -111,11 +111,11 @@ class BlackBoxHook(Hook):
         return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
     def _fault(self, loss: float, gradient_norm: float) -> str | None:
-        """Description of the failure in this process; None if the step is finite."""
+        """Describe the failure in this process; None if the step is finite."""
         if not math.isfinite(loss):
             return f'the loss is {loss}'
         if self.notes:
-            return 'the loss is finite, but not the predictions'
+            return 'the loss is finite, but the predictions are not'
         scaler, hub = getattr(self._wrapper, 'loss_scaler', None), self._runner.message_hub
         if scaler is None or not scaler.is_enabled():
             return None if math.isfinite(gradient_norm) else f'the gradient norm is {gradient_norm}'
@@ -142,22 +142,22 @@ class BlackBoxHook(Hook):
         if skipped >= self.max_skipped:
             passed = f' {skipped} steps were skipped before.' if skipped else ''
             raise NonFiniteError(
-                f'{text} The weights are those before this step.{passed} To skip up to N such steps, set '
+                f'{text} The weights were not updated.{passed} To skip up to N such steps, set '
                 'default_hooks.black_box.max_skipped=N.'
             )
         hub.update_info(SKIPPED, skipped + 1)
         runner.logger.warning(f'{text} Skipped: step {skipped + 1} of at most {self.max_skipped}.')
 
     def _investigate(self, fault: str | None) -> str:
-        """Rerun the step of this process and write a capsule. Return the message; '' if the step is finite here."""
+        """Rerun the step of this process and write a capsule. Return a message, or '' if the step is finite here."""
         step, weights = self._step(), nonfinite_names(dict(self._model.named_parameters()))
         self._restore()
         state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
         finding, failure = Finding({}), ''
         try:
             finding = run_again(self._model, step)
-        except Exception as error:  # whatever it is, the first error is the one to report
-            failure = f'the step cannot be run again: {type(error).__name__}: {first_line(error)}'
+        except Exception as error:  # never hide the original failure
+            failure = f'the step cannot be rerun: {type(error).__name__}: {first_line(error)}'
         self._restore()
         mine = bool(finding.place or finding.notes or failure)
         found_anywhere = any_process(mine)[0]
@@ -171,11 +171,13 @@ class BlackBoxHook(Hook):
         seed = derive_seed(self._runner.base_seed, 'iteration', self._runner.iter, self._runner.rank)
         dtype = getattr(self._wrapper, 'cast_dtype', None)
         known = ACTIVE.get() or EffectiveBatch(())
-        known = replace(known, counts={**known.counts, **known.found}, found={})  # alone, without the others
+        known = replace(
+            known, counts={**known.counts, **known.found}, found={}
+        )  # no communication in the rerun
         return Step(self._batch, seed, known, dtype, scaler.get_scale() if scaler else 1.0)
 
     def _restore(self) -> None:
-        """Restore the buffers from before the step and clear the gradients."""
+        """Restore the buffers to their values before the step and clear the gradients."""
         self._wrapper.zero_grad()
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._before)
@@ -190,15 +192,15 @@ class BlackBoxHook(Hook):
         if finding.place:
             lines.append(f'First module: {finding.place}, {finding.what}.')
         elif not finding.notes:
-            lines.append(f'{failure or "Run again, this step is finite: it does not repeat itself"}.')
+            lines.append(f'{failure or "The step is finite when rerun: the failure is not reproducible"}.')
         lines += [f'{note}.' for note in dict.fromkeys(finding.notes)]
         return ' '.join([*lines, f'Images: {_some(_images(self._batch, finding.rows), 16)}.'])
 
     def _write(self, step: Step, weights: Mapping[str, Tensor], finding: Finding, report: str) -> str:
-        """Write the capsule and return the message about it."""
+        """Write the capsule. Return a message about it."""
         runner, scaler = self._runner, getattr(self._wrapper, 'loss_scaler', None)
         if self._written >= self.max_capsules:
-            return f'No capsule: {self._written} of max_capsules={self.max_capsules} are written.'
+            return f'No capsule was written: the limit max_capsules={self.max_capsules} is reached.'
         path = Path(runner.work_dir, f'nonfinite_iter_{runner.iter + 1}_rank_{runner.rank}.capsule')
         scaling = scaler.state_dict() if scaler else {}
         config, file = runner.cfg.to_dict(), runner.cfg.filename
@@ -208,16 +210,14 @@ class BlackBoxHook(Hook):
         )
         try:
             write_capsule(capsule, path)
-        except (
-            Exception
-        ) as error:  # a full disk, samples that cannot be pickled: the first error is the one to report
+        except Exception as error:  # full disk, unpicklable samples, ...: never hide the original failure
             return f'The capsule {path} cannot be written: {first_line(error)}.'
         self._written += 1
-        return f'Run it again with python tools/analysis/replay.py {path}.'
+        return f'Replay the step with python tools/analysis/replay.py {path}.'
 
 
 def _fetch(losses: MutableMapping[str, Any]) -> None:
-    """Copy scalars from the GPU to the CPU together, instead of one by one when they are logged."""
+    """Copy all scalars from the GPU to the CPU at once, instead of one by one when they are logged."""
     there = {name: value for name, value in losses.items() if isinstance(value, Tensor) and value.is_cuda}
     if there:
         together = torch.stack([value.detach().double().mean() for value in there.values()]).cpu()
@@ -225,10 +225,10 @@ def _fetch(losses: MutableMapping[str, Any]) -> None:
 
 
 def _images(batch: Any, rows: Sequence[int]) -> list[str]:
-    """Paths or ids of a batch's images: of those in `rows`, else with boxes that are not finite, else of all."""
+    """Paths or ids of the images in `rows`; if empty, of those with non-finite boxes, otherwise of all images."""
     samples = batch.get('data_samples', ()) if isinstance(batch, Mapping) else ()
     if not samples:
-        return [f'number {row} of the batch' for row in rows] or ['unknown']
+        return [f'index {row} in the batch' for row in rows] or ['unknown']
     bad = [row for row, s in enumerate(samples) if 'gt_instances' in s and not _has_finite_boxes(s)]
     chosen = [samples[row] for row in rows or bad or range(len(samples))]
     return [str(sample.get('img_path', sample.get('img_id', 'unnamed'))) for sample in chosen]

@@ -1,4 +1,4 @@
-"""Save checkpoints such that a failure never damages earlier ones."""
+"""Save checkpoints so that a failure never damages earlier ones."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from ddetr.registry import HOOKS
 
 
 class _RemoveLater:
-    """File backend that only records which files to remove."""
+    """File backend that defers the removal of files."""
 
     def __init__(self, backend: Any) -> None:
         self.backend, self.paths = backend, list[str]()
@@ -25,7 +25,7 @@ class _RemoveLater:
 
 @HOOKS.register_module()
 class CheckpointHook(engine.CheckpointHook):
-    """mmengine's hook, but it deletes old checkpoints after saving the new one instead of before.
+    """mmengine's hook, except that old checkpoints are deleted after saving the new one instead of before.
 
     `last_checkpoint` always names an existing checkpoint.
     """
@@ -36,7 +36,7 @@ class CheckpointHook(engine.CheckpointHook):
         outdated = None
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             outdated = self.keep_ckpt_ids[0] if len(self.keep_ckpt_ids) == self.max_keep_ckpts else None
-            self.keep_ckpt_ids.append(step)  # the first falls out of a full queue
+            self.keep_ckpt_ids.append(step)  # a full queue drops its first element
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
@@ -63,6 +63,6 @@ class CheckpointHook(engine.CheckpointHook):
             super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend = backend
-        for path in later.paths:  # the best so far; not reached if the new one could not be saved
+        for path in later.paths:  # previous best checkpoints; not reached if saving the new one failed
             if path != getattr(self, 'best_ckpt_path', None):
                 backend.remove(path)

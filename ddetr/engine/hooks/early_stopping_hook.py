@@ -15,17 +15,17 @@ STATE = ('best_score', 'wait_count')
 class EarlyStoppingHook(hooks.EarlyStoppingHook):
     """mmengine's hook with defaults for metrics in [0, 1] and a state that survives resuming.
 
-    The state is stored in every checkpoint, so that a resumed training stops where an uninterrupted one would.
+    The state is stored in every checkpoint, so that a resumed run stops where an uninterrupted one would.
 
     Args:
-        monitor: Metric, such as `coco/bbox_mAP`.
-        min_delta: Minimum improvement. mmengine's default of 0.1 is 10 points of AP.
+        monitor: Metric name, such as `coco/bbox_mAP`.
+        min_delta: Minimum improvement. mmengine's default of 0.1 would be 10 points of AP.
         patience: Number of validations without improvement after which training stops.
-        strict: Raise an error if `monitor` is not a validation metric; False warns instead.
+        strict: Whether to raise an error instead of a warning if `monitor` is not a validation metric.
         **kwargs: `rule`, `check_finite` and `stopping_threshold` of mmengine's hook.
 
     Raises:
-        ConfigError: At validation, unless `strict=False`: `monitor` is not among its metrics.
+        ConfigError: During validation, `monitor` is not among the metrics and `strict` is True.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class EarlyStoppingHook(hooks.EarlyStoppingHook):
         if self.strict and self.monitor not in metrics:
             names = ', '.join(metrics) or 'none'
             raise ConfigError(
-                f'EarlyStoppingHook.monitor={self.monitor!r} is not among the metrics: {names}.'
+                f'EarlyStoppingHook.monitor={self.monitor!r} is not a validation metric. Choose one of: {names}.'
             )
         hub = runner.message_hub
         for name in STATE:

@@ -1,4 +1,4 @@
-"""Weight averaging after updates."""
+"""Weight averaging (EMA) after weight updates."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from ddetr.registry import HOOKS
 
 @HOOKS.register_module()
 class EMAHook(hooks.EMAHook):
-    """mmengine's hook, but it averages after each weight update instead of each iteration.
+    """mmengine's hook, except that it averages after each weight update instead of each iteration.
 
     Iterations inside an accumulation window, steps skipped by the black box and float16 overflows do not update the
-    weights: counting them would make the average decay faster. `interval` counts updates.
+    weights. Counting them would make the average decay faster. `interval` counts updates.
     """
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:

@@ -13,11 +13,11 @@ from ddetr.utils.errors import ConfigError
 class YOLOXModeSwitchHook(Hook):
     """Train the last epochs without Mosaic, MixUp and similar transforms (Ge et al., "YOLOX", 2021).
 
-    The training dataset is a `MultiImageMixDataset`, which decides by the epoch of each sample: workers need no
-    message, and a resumed training switches at the same point.
+    The training dataset must be a `MultiImageMixDataset`, which decides by the epoch of each sample. Workers therefore
+    need no message, and a resumed run switches at the same point.
 
     Args:
-        num_last_epochs: Number of epochs without them; a float below 1 is a fraction of `max_epochs`.
+        num_last_epochs: Number of epochs without these transforms; a float below 1 is a fraction of `max_epochs`.
         skip_type_keys: Types of the transforms to disable.
 
     Raises:
@@ -32,10 +32,10 @@ class YOLOXModeSwitchHook(Hook):
         self.num_last_epochs, self.skip_type_keys = num_last_epochs, tuple(skip_type_keys)
 
     def before_train(self, runner: Runner) -> None:
-        """Tell the dataset the first epoch without the transforms."""
+        """Set the first epoch without the transforms in the dataset."""
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ConfigError(
-                'YOLOXModeSwitchHook counts epochs, and train_cfg goes by iterations: use EpochBasedTrainLoop, or '
+                'YOLOXModeSwitchHook counts epochs, but train_cfg is iteration-based: use EpochBasedTrainLoop, or '
                 'set skip_from_epoch of MultiImageMixDataset.'
             )
         last, epochs = self.num_last_epochs, runner.max_epochs
@@ -43,6 +43,7 @@ class YOLOXModeSwitchHook(Hook):
         dataset = runner.train_dataloader.dataset
         if not hasattr(dataset, 'skip'):
             raise ConfigError(
-                'YOLOXModeSwitchHook needs a MultiImageMixDataset in train_dataloader: remove it from custom_hooks.'
+                'YOLOXModeSwitchHook needs a MultiImageMixDataset in train_dataloader: add one, or remove the hook '
+                'from custom_hooks.'
             )
         dataset.skip(self.skip_type_keys, max(epochs - last, 0))

@@ -1,4 +1,4 @@
-"""The curves and validation pictures of a training as a page that follows it."""
+"""Live HTML page with the curves and validation images of a training run."""
 
 import logging
 import re
@@ -14,18 +14,18 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from ddetr.registry import HOOKS
 from ddetr.utils.errors import InputError
 
-LEAST_SHARE = 100  # times the seconds that a page took pass before the next one is written
+LEAST_SHARE = 100  # minimum interval between two pages, as a multiple of the time needed to write one
 
 
 @HOOKS.register_module()
 class TrainingPageHook(Hook):
-    """Rewrite `curves.html` in the work directory after each evaluation and from time to time between them.
+    """Update `curves.html` in the work directory after each evaluation and at intervals in between.
 
-    It reads what mmengine's `LocalVisBackend` has logged. The first of several processes writes it, in at most about a
-    hundredth of the training's time.
+    The page shows the data logged by mmengine's `LocalVisBackend`. Rank 0 writes it, which takes at most about 1% of
+    the training time.
 
     Args:
-        min_seconds: Between two pages, apart from those after evaluations.
+        min_seconds: Minimum interval between two pages in seconds, except after evaluations.
     """
 
     priority = 'VERY_LOW'  # after the logger
@@ -42,7 +42,7 @@ class TrainingPageHook(Hook):
             self._write(runner, 'running', runner.iter + 1)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Write the page with the new metrics, if this validation is part of a training."""
+        """Write the page with the new metrics, if this validation is part of training."""
         if (
             is_main_process()
             and not isinstance(runner._train_loop, (dict, type(None)))
@@ -51,7 +51,7 @@ class TrainingPageHook(Hook):
             self._write(runner, 'running', runner.iter)
 
     def after_train(self, runner: Runner) -> None:
-        """Write the last page."""
+        """Write the final page."""
         if is_main_process() and self._has_log(runner):
             self._write(runner, 'ended', runner.iter)
 
@@ -79,16 +79,16 @@ class TrainingPageHook(Hook):
             write_progress(progress, runner.work_dir)
             write_training_page(runner.work_dir)
         except (OSError, InputError) as error:  # a full disk must not end the training
-            print_log(f'the page of curves cannot be written: {error}.', 'current', logging.WARNING)
+            print_log(f'the training page cannot be written: {error}.', 'current', logging.WARNING)
         now = time.monotonic()
         self._due = now + max(self.min_seconds, LEAST_SHARE * (now - began))
 
     @staticmethod
     def _has_log(runner: Runner) -> bool:
-        """Whether something has been logged by this run."""
+        """Whether this run has logged any scalars."""
         return Path(runner._log_dir, 'vis_data', 'scalars.json').exists()
 
 
 def _title(runner: Runner) -> str:
-    """The config's name: mmengine appends the time to it."""
+    """Name of the config, without the timestamp that mmengine appends."""
     return re.sub(r'_?\d{8}_\d{6}.*$', '', runner.experiment_name) or Path(runner.work_dir).name

@@ -1,4 +1,4 @@
-"""Drawing detections while a model is validated or tested."""
+"""Draw detections during validation and testing."""
 
 import logging
 import os
@@ -19,26 +19,27 @@ from ddetr.utils.files import picture_name, require_other_file
 from ddetr.visualization import DetLocalVisualizer
 from ddetr.visualization.training_page import PICTURES
 
-VAL_PICTURE_PX = 480  # longer side of the ground truth's and of the detections' half
+VAL_PICTURE_PX = 480  # longer side of each half (ground truth, detections)
 
 
 @HOOKS.register_module()
 class DetVisualizationHook(Hook):
-    """Draw ground truth and detections of some images side by side.
+    """Draw ground truth and detections side by side.
 
-    After each evaluation of a training, a few images are in WORK_DIR/val_pictures/epoch_N (or iter_N), always the same.
-    The first of several processes draws them. Nothing is drawn at random, so that the training stays as it is.
+    After each evaluation during training, rank 0 writes the same few images to WORK_DIR/val_pictures/epoch_N (or
+    iter_N). Choosing them uses no random numbers, so training is not affected.
 
     Args:
-        draw: Draw all images of a test, and in validation those of `interval`, for the visualizer's backends.
-        interval: See `draw`: the first image of every so many batches.
-        score_thr: Detections under this score are not drawn.
-        show: Open a window for each drawing.
-        wait_time: Seconds that the window stays.
-        test_out_dir: Folder of the drawings of a test, `tools/test.py --show-dir`. Without one they go to the
-            visualizer's backends.
-        backend_args: Accepted for MMDetection's configs; images are read as the dataset's pipeline reads them.
-        val_images: Images that are drawn at each evaluation of a training, from all over the dataset; 0 for none.
+        draw: Whether to draw all test images and, in validation, those selected by `interval`, for the visualizer's
+            backends.
+        interval: Number of batches between drawn validation images; the first image of a batch is drawn.
+        score_thr: Minimum score of drawn detections.
+        show: Whether to open a window for each drawing.
+        wait_time: Time to show the window, in seconds.
+        test_out_dir: Output folder of test drawings (`tools/test.py --show-dir`). None sends them to the visualizer's
+            backends.
+        backend_args: Accepted for compatibility with MMDetection configs. Images are read as in the dataset pipeline.
+        val_images: Number of images, spread over the dataset, to draw at each evaluation during training; 0 for none.
     """
 
     def __init__(
@@ -88,10 +89,10 @@ class DetVisualizationHook(Hook):
         try:
             self._visualizer.write(picture, out, jpeg_quality=82)
         except OSError as error:  # a full disk must not end the training
-            print_log(f'picture {out} cannot be written: {error}.', 'current', logging.WARNING)
+            print_log(f'image {out} cannot be written: {error}.', 'current', logging.WARNING)
 
     def before_test(self, runner: Runner) -> None:
-        """Find the folder that all images are in: pictures keep the folders below it, so that none replaces another."""
+        """Find the common folder of all images. Drawings keep the subfolders, so that none overwrites another."""
         dataset: Any = runner.test_dataloader.dataset
         if self.draw and self.test_out_dir and hasattr(dataset, 'get_data_info'):
             paths = [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]
@@ -100,7 +101,7 @@ class DetVisualizationHook(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Draw every image, under its own name."""
+        """Draw every image under its own name."""
         for sample in (outputs or []) if self.draw else []:
             target = self._test_picture(sample.img_path) if self.test_out_dir else None
             self._draw(runner, sample, f'test/{Path(sample.img_path).stem}', batch_idx, target)
@@ -126,9 +127,9 @@ class DetVisualizationHook(Hook):
 
 
 def _read(runner: Runner, sample: DetDataSample, split: str) -> np.ndarray:
-    """A sample's original image, (H, W, 3) RGB uint8."""
+    """Original image of a sample, (H, W, 3) RGB uint8."""
     height, width = sample.ori_shape
-    # the pipeline's loader: it turns the image by its EXIF tag exactly where the boxes are turned
+    # use the pipeline's loader, so that EXIF orientation is handled in the same way as for the boxes
     loader = runner.cfg.get(f'{split}_dataloader') or {}
     load = TRANSFORMS.build(dataset_of(loader).get('pipeline', [{'type': 'LoadImageFromFile'}])[0])
     image = load({'img_path': sample.img_path, 'height': height, 'width': width})['img'].astype(np.uint8)

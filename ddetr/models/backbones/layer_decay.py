@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay, by which early layers of a backbone change less (as in BEiT, Bao et al., 2022)."""
+"""Layer-wise learning-rate decay for backbones (as in BEiT, Bao et al., 2022)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,23 +13,23 @@ from ddetr.utils.errors import ConfigError
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's constructor, with a factor on the learning rate of each layer of the backbone.
+    """mmengine's optimizer constructor with layer-wise learning-rate decay for the backbone.
 
-    Layer i of n, counted from the stem as 0, trains with `decay_rate ** (n - i)` times its learning rate; everything
-    behind the backbone keeps its own. The backbone's method `layer_groups()` returns the parameter names of each layer,
-    stem first (see `TimmBackbone`).
+    The learning rate of layer i is multiplied by `decay_rate ** (n + 1 - i)`, where the stem is layer 0 and n is the
+    number of layers after it; parameters outside the backbone keep theirs. The backbone's `layer_groups()` method
+    returns the parameter names of each layer, stem first (see `TimmBackbone`).
 
     Args:
         optim_wrapper_cfg: As in mmengine.
-        paramwise_cfg: mmengine's keys, applied first (a custom key's `lr_mult` and the layer's factor multiply), and
+        paramwise_cfg: mmengine's keys, which are applied first (`lr_mult` and the layer's factor multiply), and
             `decay_rate`: Factor between successive layers, in (0, 1].
-            `num_layers`: Number of layers behind the stem; the backbone's own are merged evenly into so many. None
-            keeps them.
-            `flat_decay_mult`: As in mmengine. For the backbone it holds also for parameters of a custom key without a
-            `decay_mult`, and for those that the backbone lists in `no_weight_decay()`.
+            `num_layers`: Number of layers after the stem; the backbone's layers are merged evenly into this many.
+            None keeps the backbone's own layers.
+            `flat_decay_mult`: As in mmengine. In the backbone it also applies to parameters with a custom key that
+            lacks `decay_mult`, and to those listed by the backbone's `no_weight_decay()`.
 
     Raises:
-        ConfigError: A missing or impossible `decay_rate` or `num_layers`, or a model without `layer_groups()`.
+        ConfigError: Missing or invalid `decay_rate` or `num_layers`, or a model without `layer_groups()`.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -43,7 +43,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(
         self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module: Any = None
     ) -> None:
-        """mmengine's parameter groups; those of the backbone's layers get their factors. Called recursively."""
+        """Build mmengine's parameter groups and scale those of the backbone. Called recursively."""
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:
             return
@@ -51,13 +51,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if backbone is None:
             kind = type(getattr(module, 'backbone', module)).__name__
             raise ConfigError(
-                f'LayerDecayOptimWrapperConstructor needs a backbone with layer_groups(), and {kind} has none: use '
+                f'LayerDecayOptimWrapperConstructor needs a backbone with layer_groups(), but {kind} has none: use '
                 'TimmBackbone, or lr_mult in paramwise_cfg.custom_keys.'
             )
         factors = layer_factors(backbone.layer_groups(), self.decay_rate, self.num_layers)
         low, high = min(factors.values()), max(factors.values())
-        # mmengine's own lines about each parameter say the rate before this factor
-        rates = f'learning rates of the backbone times {low:.3g} (stem) to {high:.3g}'
+        # mmengine's per-parameter log lines show the rate before this factor
+        rates = f'backbone learning rates scaled by {low:.3g} (stem) to {high:.3g}'
         print_log(f'layer decay: {rates}', 'current')
         parameters = dict(backbone.named_parameters())
         by_id = {id(parameters[key]): factor for key, factor in factors.items()}
@@ -76,7 +76,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 def layer_factors(
     groups: Sequence[Sequence[str]], decay_rate: float, num_layers: int | None = None
 ) -> dict[str, float]:
-    """Learning-rate factor of each parameter; `groups` are the names of each layer's parameters, the stem first.
+    """Learning-rate factor of each parameter, by name.
+
+    Args:
+        groups: Parameter names of each layer, stem first.
+        decay_rate: Factor between successive layers.
+        num_layers: Number of layers after the stem to merge them into; None keeps all.
 
     Raises:
         ConfigError: `num_layers` is not between 1 and the number of layers.
@@ -86,7 +91,7 @@ def layer_factors(
     if not (isinstance(wanted, int) and 1 <= wanted <= there):
         raise ConfigError(
             f'optim_wrapper.paramwise_cfg.num_layers={num_layers!r} must be between 1 and {there}, the number of '
-            'layers behind the stem of the backbone.'
+            'backbone layers after the stem.'
         )
     layers = [0, *(1 + i * wanted // there for i in range(there))]
     ranked = zip(groups, layers, strict=True)

@@ -1,4 +1,4 @@
-"""ResNet (He et al., 2015) and ResNeXt (Xie et al., 2017) made of torchvision's blocks, with MMDetection's keys."""
+"""ResNet (He et al., 2015) and ResNeXt (Xie et al., 2017), built from torchvision's blocks with MMDetection's keys."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,29 +23,29 @@ STAGE_BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ..
 
 @MODELS.register_module()
 class ResNet(BaseModule):
-    """The backbone; its parameter names are torchvision's, so torchvision's weights load as they are.
+    """ResNet backbone. Parameter names are torchvision's, so torchvision weights load directly.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        in_channels: of the image.
-        base_channels: of the stem and the first stage's inner convolutions (64 in the paper).
-        num_stages: how many of the four stages are built.
-        strides: of each stage.
-        dilations: of each stage's 3x3 convolutions. DC5 is `strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)`; as in
-            torchvision and Carion et al.'s code the first block of a stage keeps the dilation of the stage before.
-        out_indices: the stages (0 to 3) whose output is returned, in ascending order.
-        style: `pytorch` puts a bottleneck's stride on its 3x3 convolution, `caffe` on its first 1x1.
-        frozen_stages: the stem and that many stages get no gradient; -1 freezes nothing, 0 only the stem.
-        norm_cfg: `dict(type='BN', requires_grad=...)`; with False no batch norm has trainable parameters.
-        norm_eval: keep batch norms in eval mode while training, so that their statistics stay.
-        zero_init_residual: start each block as the identity.
-        with_cp: recompute each block's activations in the backward pass, which saves memory.
-        groups: of a bottleneck's 3x3 convolution; see `ResNeXt`.
-        base_width: channels in each of these groups in the first stage, where `base_channels` is 64.
-        init_cfg: such as `dict(type='Pretrained', checkpoint='torchvision://resnet50')`.
+        in_channels: Number of image channels.
+        base_channels: Channels of the stem and of the first stage's inner convolutions (64 in the paper).
+        num_stages: Number of stages to build, 1 to 4.
+        strides: Stride of each stage.
+        dilations: Dilation of each stage's 3x3 convolutions. DC5 is `strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)`.
+            As in torchvision and Carion et al.'s code, the first block of a stage keeps the previous dilation.
+        out_indices: Stages (0 to 3) whose outputs are returned, in ascending order.
+        style: Placement of a bottleneck's stride: `pytorch` on the 3x3 convolution, `caffe` on the first 1x1.
+        frozen_stages: Number of stages to freeze together with the stem; 0 freezes only the stem, -1 nothing.
+        norm_cfg: `dict(type='BN', requires_grad=...)`; False freezes the parameters of all batch norms.
+        norm_eval: Whether to keep batch norms in eval mode during training, which freezes their statistics.
+        zero_init_residual: Whether to initialise each block as the identity.
+        with_cp: Whether to save memory by recomputing each block's activations in the backward pass.
+        groups: Number of groups of a bottleneck's 3x3 convolution; see `ResNeXt`.
+        base_width: Channels per group in the first stage, for `base_channels=64`.
+        init_cfg: For example `dict(type='Pretrained', checkpoint='torchvision://resnet50')`.
 
     Raises:
-        ValueError: an unknown depth, style or norm, or stages that do not add up.
+        ValueError: Unknown depth, style or norm, or inconsistent stage settings.
     """
 
     weight_family = RESNET
@@ -101,24 +101,25 @@ class ResNet(BaseModule):
     @staticmethod
     def _check(depth, num_stages, strides, dilations, out_indices, style, norm_cfg) -> None:
         if depth not in STAGE_BLOCKS:
-            raise ValueError(f'ResNet depth={depth} is none of {tuple(STAGE_BLOCKS)}')
+            raise ValueError(f'ResNet depth={depth} must be one of {tuple(STAGE_BLOCKS)}')
         if not 1 <= num_stages <= 4 or len(strides) < num_stages or len(dilations) < num_stages:
             raise ValueError(
-                f'num_stages={num_stages} needs as many strides and dilations, got {strides} and {dilations}'
+                f'num_stages={num_stages} must be 1 to 4, with as many strides and dilations, got {strides} and '
+                f'{dilations}'
             )
         if any(not 0 <= i < num_stages for i in out_indices):
-            raise ValueError(f'out_indices={tuple(out_indices)} name stages beyond num_stages={num_stages}')
+            raise ValueError(f'out_indices={tuple(out_indices)} exceed num_stages={num_stages}')
         if style not in ('pytorch', 'caffe'):
-            raise ValueError(f'style={style!r} is neither "pytorch" nor "caffe"')
+            raise ValueError(f'style={style!r} must be "pytorch" or "caffe"')
         if norm_cfg is not None and norm_cfg.get('type') not in ('BN', 'SyncBN'):
-            raise ValueError(f'ResNet is built with norm_cfg type BN or SyncBN, got {norm_cfg}')
+            raise ValueError(f'ResNet supports norm_cfg type BN or SyncBN, got {norm_cfg}')
 
     def _frozen_parts(self) -> list[nn.Module]:
         stem: list[nn.Module] = [self.conv1, self.bn1] if self.frozen_stages >= 0 else []
         return stem + [getattr(self, name) for name in self.stages[: max(self.frozen_stages, 0)]]
 
     def _freeze(self) -> None:
-        """Take gradients from the frozen stem and stages, and from norms if so configured."""
+        """Disable gradients of the frozen stem and stages, and of batch norms if configured."""
         frozen = self._frozen_parts()
         if not self.norm_requires_grad:
             frozen += [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -126,7 +127,7 @@ class ResNet(BaseModule):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'ResNet':
-        """Switch to training, but for norms that keep their statistics (`norm_eval`, frozen stages)."""
+        """Set training mode, except for batch norms with fixed statistics (`norm_eval`, frozen stages)."""
         super().train(mode)
         kept = [self] if self.norm_eval else self._frozen_parts()
         for module in (m for part in kept for m in part.modules()) if mode else ():
@@ -135,7 +136,7 @@ class ResNet(BaseModule):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> one (B, C_i, H_i, W_i) for each of `out_indices`."""
+        """(B, 3, H, W) -> one feature map (B, C_i, H_i, W_i) for each of `out_indices`."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (B, base, H/4, W/4)
         feats = []
         for i, name in enumerate(self.stages):
@@ -148,9 +149,9 @@ class ResNet(BaseModule):
 
 @MODELS.register_module()
 class ResNeXt(ResNet):
-    """ResNet whose bottlenecks' 3x3 convolutions are wider and work in groups; names and weights as torchvision's.
+    """ResNet with wider, grouped 3x3 convolutions; names and weights as in torchvision.
 
-    The ResNeXt-101 32x4d has `groups` 32 and `base_width` 4. The `options` are `ResNet`'s other ones.
+    ResNeXt-101 32x4d has `groups=32` and `base_width=4`. Other arguments are those of `ResNet`.
     """
 
     def __init__(self, depth: int, groups: int = 1, base_width: int = 4, **options) -> None:
@@ -165,7 +166,7 @@ def _stage(
     dilations: tuple[int, int],
     grouped: dict[str, int],
 ) -> nn.Sequential:
-    """`count` blocks of (in, inner, out) channels; the first has `stride` and the first of `dilations`."""
+    """Build `count` blocks with (in, inner, out) channels; the first uses `stride` and the first of `dilations`."""
     in_channels, width, out_channels = channels
     shortcut = None
     if stride != 1 or in_channels != out_channels:
@@ -175,14 +176,14 @@ def _stage(
     blocks = [block(in_channels, width, stride, shortcut, **grouped)]
     blocks += [block(out_channels, width, **grouped) for _ in range(count - 1)]
     for i, b in enumerate(blocks):
-        # the spatial convolution; torchvision refuses to dilate that of basic blocks
+        # set on the spatial convolution directly: torchvision does not support dilated basic blocks
         conv: Any = b.conv1 if isinstance(b, BasicBlock) else b.conv2
         conv.dilation = conv.padding = (dilations[min(i, 1)],) * 2
     return nn.Sequential(*blocks)
 
 
 def _init_weights(model: nn.Module, zero_init_residual: bool) -> None:
-    """Kaiming initialisation, as torchvision trains its ResNets."""
+    """Kaiming initialisation, as in torchvision."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')

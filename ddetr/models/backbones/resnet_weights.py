@@ -1,6 +1,6 @@
-"""Weights of the ResNet backbone: torchvision's names, Hugging Face's names, its depth.
+"""ResNet backbone weights: detect the depth, and map names from torchvision and Hugging Face.
 
-Inside a detector of ours its names begin with `backbone.`; after that they are torchvision's, as are timm's.
+In a ddetr detector the names are torchvision's (and timm's) with the prefix `backbone.`.
 """
 
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ _PARTS = ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')
 _TORCHVISION = (
     *table('', 'backbone.', {part: part for part in _PARTS}),
     Rule('fc.{p}', ''),
-)  # fc: ImageNet's classes
+)  # fc: ImageNet classifier, unused
 
 
 @dataclass(frozen=True)
 class ResNetLayout(Layout):
-    """A detector's backbone; of another one than ResNet only that it is one."""
+    """Backbone of a detector. Only ResNets are described in detail."""
 
-    depth: int = 0  # 0: another backbone
-    stem_width: int = field(default=0, compare=False)  # 64, but for narrow ones
+    depth: int = 0  # 0: not a ResNet
+    stem_width: int = field(default=0, compare=False)  # 64, or less in narrow ResNets
 
     def __str__(self) -> str:
         return f'a {self.name} backbone' if self.depth else self.name
@@ -40,7 +40,7 @@ class ResNetLayout(Layout):
         return f'ResNet-{self.depth}' if self.depth else 'another backbone'
 
     def config_changes(self, depth: int = 50) -> dict[str, Any]:
-        """The depth, where it is not that of the fitting configs."""
+        """Config override for the depth, if it differs from that of the matching config."""
         return {} if self.depth in (0, depth) else {'model.backbone.depth': self.depth}
 
 
@@ -48,12 +48,12 @@ ANOTHER_BACKBONE = ResNetLayout()
 
 
 def resnet_layout(state: State, hints: Mapping[str, Any] | None = None) -> ResNetLayout:
-    """The depth, by the number of blocks; the last stages may be left out."""
+    """Infer the depth from the number of blocks per stage; the last stages may be missing."""
     blocks = tuple(count(state, f'backbone.layer{stage}.') for stage in (1, 2, 3, 4))
     built = tuple(number for number in blocks if number)
     depth = next((depth for known, depth in _DEPTHS.items() if built and known[: len(built)] == built), 0)
     if depth == 50 and 'backbone.layer1.0.conv3.weight' not in state:
-        depth = 34  # as many blocks, of two convolutions each
+        depth = 34  # same number of blocks, but with two convolutions each
     stem, kernel = len(state.get('backbone.conv1.weight', ())), state.get('backbone.layer1.0.conv2.weight')
     if kernel is not None and stem and kernel.shape[:2] != (stem, stem):
         depth = 0  # ResNeXt, or a wide ResNet
@@ -61,7 +61,7 @@ def resnet_layout(state: State, hints: Mapping[str, Any] | None = None) -> ResNe
 
 
 def hf_backbone_rules(backbone: ResNetLayout, style: Style) -> tuple[Rule, ...]:
-    """The table of a Hugging Face model with timm's ResNet, or its own: timm builds none of another width than 64."""
+    """Name rules for Hugging Face models with timm's ResNet or, for other widths than 64, Hugging Face's own."""
     at = 'model.backbone.conv_encoder.model.'
     own = style.hf_resnet or backbone.stem_width != 64
     layers = [('embedder.embedder', 'conv1', 'bn1')]
@@ -75,10 +75,10 @@ def hf_backbone_rules(backbone: ResNetLayout, style: Style) -> tuple[Rule, ...]:
 
 
 def hf_backbone_config(state: State, num_levels: int) -> dict[str, Any]:
-    """The backbone's part of Hugging Face's config.json; `num_levels` of its last stages are used."""
+    """Backbone section of Hugging Face's config.json, using the last `num_levels` stages."""
     backbone = resnet_layout(state)
     if not backbone.depth and backbone.stem_width in (0, 64):
-        raise CheckpointError("Hugging Face's models have no such backbone: choose another format.")
+        raise CheckpointError('Hugging Face models do not support this backbone: choose another format.')
     if backbone.stem_width == 64:
         name = f'resnet{backbone.depth}'
         return {'use_timm_backbone': True, 'backbone': name, 'use_pretrained_backbone': False}

@@ -1,6 +1,6 @@
-"""Any model of timm (PyTorch Image Models, Wightman, 2019) as a backbone, over timm's `features_only`.
+"""timm models (PyTorch Image Models, Wightman, 2019) as backbones, through timm's `features_only` interface.
 
-timm is an optional dependency: this module imports it when a `TimmBackbone` is built.
+timm is an optional dependency, imported only when a `TimmBackbone` is built.
 """
 
 import inspect
@@ -21,53 +21,53 @@ from ddetr.weights import State
 from .timm_weights import feature_names, read_timm_weights
 
 DEFAULT_STRIDES = (8, 16, 32)
-# timm's keywords that are `TimmBackbone`'s own ones, and those that would load files around the safe reader
+# timm keywords covered by `TimmBackbone` arguments, and those that would bypass the safe checkpoint reader
 RESERVED = {
     **{key: key for key in ('model_name', 'out_indices', 'pretrained', 'drop_path_rate')},
     **dict.fromkeys(('checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay'), 'checkpoint'),
     'features_only': 'out_indices or out_strides',
     'in_chans': 'in_channels',
 }
-FEATURE_OPTIONS = ('feature_cls', 'feature_location')  # timm takes them with `features_only` alone
+FEATURE_OPTIONS = ('feature_cls', 'feature_location')  # accepted by timm only with `features_only`
 
 
 @MODELS.register_module()
 class TimmBackbone(BaseModule):
-    """Feature levels of a timm model.
+    """Backbone that returns feature levels of a timm model.
 
-    Channels and strides are read from the model: a neck without `in_channels` takes `out_channels`. Images that the
-    model does not divide evenly are padded on the right and below with zeros. `init_weights` loads pretrained weights,
-    so that a detector whose own checkpoint follows does not need them. The parameters are named `timm_model.*`,
-    followed by timm's names for `features_only` (`layers_0.blocks.0...`).
+    Channels and strides are read from the model; a neck without `in_channels` uses `out_channels`. Image sizes that
+    the model does not support are zero-padded at the right and bottom. Pretrained weights are loaded by
+    `init_weights`, so they are not needed when a detector checkpoint is loaded instead. Parameters are named
+    `timm_model.*`, followed by timm's `features_only` names (`layers_0.blocks.0...`).
 
     Args:
-        model_name: Name in timm, with or without a weights tag: `swin_tiny_patch4_window7_224.ms_in1k`.
-        out_indices: Levels to return, by timm's index (negative: from the end), in ascending order.
-        out_strides: Levels to return, by their stride; of several levels of one stride, the last. Without
-            `out_indices` and `out_strides` the levels of strides 8, 16 and 32.
-        pretrained: Load the weights that timm downloads for `model_name`.
-        checkpoint: Path of a local `.pth` or `.safetensors` file with the weights, under the names of timm's whole
-            model (a classifier is left out) or of this backbone.
-        remap_checkpoint: Match the tensors of `checkpoint` by their order instead of their names (as timm's
-            `load_checkpoint(remap=True)`), for files that name the same tensors differently.
-        in_channels: Channels of the image. The first convolution of loaded weights is adapted as timm does.
+        model_name: timm model name, with or without a weights tag: `swin_tiny_patch4_window7_224.ms_in1k`.
+        out_indices: timm indices of the levels to return, in ascending order; negative indices count from the end.
+        out_strides: Strides of the levels to return; if several levels share a stride, the last one is used. The
+            default without `out_indices` is (8, 16, 32).
+        pretrained: Whether to load the weights that timm downloads for `model_name`.
+        checkpoint: Path of a local `.pth` or `.safetensors` file, with the parameter names of the full timm model
+            (the classifier is ignored) or of this backbone.
+        remap_checkpoint: Whether to match the tensors of `checkpoint` by order instead of by name (like timm's
+            `load_checkpoint(remap=True)`), for files with different names for the same tensors.
+        in_channels: Number of image channels. The first convolution of loaded weights is adapted as in timm.
         drop_path_rate: Stochastic depth rate of the deepest block; None keeps timm's default.
-        frozen_stages: Number of stages that get no gradient and stay in eval mode, with the stem; 0 is the stem alone,
-            -1 freezes nothing. Stages are timm's coarse `group_matcher` groups.
-        norm_eval: Keep batch norms in eval mode while training, so that their statistics stay.
-        norm_cfg: `dict(requires_grad=False)` excludes the parameters of batch norms from training.
-        with_cp: Save memory by recomputing activations in the backward pass.
-        options: More keywords for `timm.create_model`, such as `dict(output_stride=16)`.
-        init_cfg: As in mmengine, where neither `pretrained` nor `checkpoint` is given.
+        frozen_stages: Number of stages to freeze and keep in eval mode, together with the stem; 0 freezes only the
+            stem, -1 nothing. Stages are the groups of timm's coarse `group_matcher`.
+        norm_eval: Whether to keep batch norms in eval mode during training, which freezes their statistics.
+        norm_cfg: `dict(requires_grad=False)` freezes the parameters of batch norms.
+        with_cp: Whether to save memory by recomputing activations in the backward pass.
+        options: Additional keywords for `timm.create_model`, such as `dict(output_stride=16)`.
+        init_cfg: As in mmengine; mutually exclusive with `pretrained` and `checkpoint`.
 
     Attributes:
-        out_channels, out_strides: Of each returned level.
-        pad_divisor: Multiple to which images are padded; 1 for most convolutional models.
-        pretrained_colours: Mean and standard deviation of RGB, 0 to 255, that timm's weights of this model expect.
+        out_channels, out_strides: Channels and stride of each returned level.
+        pad_divisor: Images are padded to multiples of this number; 1 for most convolutional models.
+        pretrained_colours: RGB mean and standard deviation (0 to 255) expected by timm's weights for this model.
 
     Raises:
-        ConfigError: timm is missing or has no such model, or the model lacks a level, keyword or stage, or takes images
-            of one size only.
+        ConfigError: timm is not installed, the model is unknown, lacks a requested level, keyword or stage, or
+            supports only one image size.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class TimmBackbone(BaseModule):
         self.remap_checkpoint = remap_checkpoint
         self.in_channels = in_channels
         self.norm_eval = norm_eval
-        # timm leaves out keywords that are None
+        # timm ignores keywords that are None
         self._keywords = {**(options or {}), 'in_chans': in_channels, 'drop_path_rate': drop_path_rate}
-        full = _on_meta(self._create)  # the whole model without storage: its class, names and shapes
+        full = _on_meta(self._create)  # full model without storage, for its class, names and shapes
         known = inspect.signature(type(full).__init__).parameters
-        # what lets a model take images of any size; `strict_img_size` is the older name of `dynamic_img_size`
+        # options that enable arbitrary image sizes; `strict_img_size` is the older name of `dynamic_img_size`
         wanted = {'dynamic_img_size': True, 'dynamic_img_pad': True}
         wanted = wanted if 'dynamic_img_size' in known else {**wanted, 'strict_img_size': False}
         dynamic = {k: v for k, v in wanted.items() if k in known and k not in self._keywords}
@@ -129,11 +129,11 @@ class TimmBackbone(BaseModule):
         self._frozen = self._freeze_stages(full, frozen_stages)
         self._freeze_norms(norm_cfg or {})
         if pretrained or checkpoint:
-            # what mmengine's and our own code ask to know whether a backbone starts from trained weights
+            # mmengine and ddetr read `init_cfg` to tell whether a backbone is pretrained
             self.init_cfg = {'type': 'Pretrained', 'checkpoint': checkpoint or f'timm://{model_name}'}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, C_in, H, W) -> one (B, C_i, ceil(H / stride_i), ceil(W / stride_i)) for each of `out_indices`."""
+        """(B, C_in, H, W) -> one map (B, C_i, ceil(H / stride_i), ceil(W / stride_i)) for each of `out_indices`."""
         height, width = images.shape[-2:]
         right, below = -width % self.pad_divisor, -height % self.pad_divisor
         feats = self.timm_model(F.pad(images, (0, right, 0, below)) if right or below else images)
@@ -141,14 +141,14 @@ class TimmBackbone(BaseModule):
             feats = [feat.permute(0, 3, 1, 2).contiguous() for feat in feats]
         if not right and not below:
             return tuple(feats)
-        # without the cells that hold padding only, so that a cell is as far from the border as in any other backbone
+        # crop cells that contain only padding, so that the grid sizes match those of other backbones
         return tuple(
             feat[..., : -(-height // stride), : -(-width // stride)]
             for feat, stride in zip(feats, self.out_strides, strict=True)
         )
 
     def train(self, mode: bool = True) -> 'TimmBackbone':
-        """Switch to training, but for frozen stages and norms that keep their statistics (`norm_eval`)."""
+        """Set training mode, except for frozen stages and batch norms with fixed statistics (`norm_eval`)."""
         super().train(mode)
         for name, module in self.timm_model.named_modules() if mode else ():
             if name in self._frozen or (self.norm_eval and isinstance(module, _BatchNorm)):
@@ -156,7 +156,7 @@ class TimmBackbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Load the weights that `pretrained` or `checkpoint` names, all or none; otherwise apply `init_cfg`, if any."""
+        """Load all weights from `pretrained` or `checkpoint`; otherwise apply `init_cfg`, if any."""
         if self.pretrained or self.checkpoint:
             source = self.checkpoint or f'timm://{self.model_name}'
             if self.checkpoint:
@@ -174,7 +174,7 @@ class TimmBackbone(BaseModule):
         self._is_init = True
 
     def layer_groups(self) -> list[list[str]]:
-        """Names of this module's parameters by depth: the stem, then each block (timm's `group_matcher`).
+        """Parameter names grouped by depth: the stem, then each block (timm's `group_matcher`).
 
         Raises:
             ConfigError: timm has no grouping for this model.
@@ -183,14 +183,14 @@ class TimmBackbone(BaseModule):
         return [[f'timm_model.{name}' for name in names] for names in groups]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that timm trains without weight decay, such as position biases."""
+        """Names of parameters that timm excludes from weight decay, such as position biases."""
         full = _on_meta(self._create)
         names = full.no_weight_decay() if hasattr(full, 'no_weight_decay') else ()
         renamed = feature_names(full, self.timm_model.state_dict())
         return {f'timm_model.{renamed[name]}' for name in names if name in renamed}
 
     def _create(self, features_only: bool = False, **more: Any) -> Any:
-        """`timm.create_model`; ConfigError for a keyword that the model does not take, or a lack of levels."""
+        """Call `timm.create_model`. Raise ConfigError for unknown keywords and models without feature levels."""
         import timm
 
         own = {k: v for k, v in self._keywords.items() if features_only or k not in FEATURE_OPTIONS}
@@ -200,21 +200,21 @@ class TimmBackbone(BaseModule):
             if 'unexpected keyword argument' in str(error):
                 key = str(error).split("'")[-2]
                 raise ConfigError(
-                    f"timm's {self.model_name} takes no {key!r}: remove it from model.backbone."
+                    f"timm's {self.model_name} does not accept {key!r}: remove it from model.backbone."
                 ) from error
             if not features_only:
                 raise
             raise ConfigError(
-                f'model.backbone.model_name={self.model_name!r}: timm gives no feature levels (features_only) for '
-                f'it ({first_line(error)}). Choose another model.'
+                f'model.backbone.model_name={self.model_name!r}: timm does not support feature extraction '
+                f'(features_only) for this model ({first_line(error)}). Choose another model.'
             ) from error
 
     def _find_pad_divisor(self, probe: Any, cfg: Mapping[str, Any]) -> int:
-        """The least multiple of image sizes that a model takes, and at which its levels cover all pixels.
+        """Smallest divisor of image sizes that the model accepts and for which its levels cover all pixels.
 
-        Found by running it, because timm does not say: Swin raises an error at other sizes than multiples of 4,
-        ConvNeXt drops the last rows and columns. `probe`, without storage, checks no index and accepts any size; where
-        `cfg` says that the input size is fixed (some take others all the same), only the model itself can tell.
+        timm does not document it, so the model is run: Swin raises an error unless sizes are multiples of 4, ConvNeXt
+        drops the last rows and columns. `probe` has no storage and accepts any size because indices are not checked.
+        If `cfg` declares a fixed input size (some models accept others anyway), only the real model is run.
         """
         strides = [level['reduction'] for level in probe.feature_info.info]
         fixed = max(cfg['input_size'][1:]) if cfg.get('fixed_input_size') else 0
@@ -223,19 +223,19 @@ class TimmBackbone(BaseModule):
                 if self._covers_images(model, divisor, max(3 * max(strides), fixed)):
                     return divisor
         raise ConfigError(
-            f'model.backbone.model_name={self.model_name!r}: this model of timm does not take images of any size. '
-            'Choose another one, or set model.backbone.options.img_size and pad all images to it.'
+            f'model.backbone.model_name={self.model_name!r}: this timm model supports only a fixed image size. '
+            'Choose another model, or set model.backbone.options.img_size and pad all images to it.'
         )
 
     @torch.no_grad()
     def _covers_images(self, model: Any, divisor: int, smallest: int) -> bool:
-        """Whether all levels have a cell for each pixel of an odd-sized image padded to multiples of `divisor`."""
+        """Whether all levels cover an odd-sized image after padding to multiples of `divisor`."""
         height, width = (-(-size // divisor) * divisor for size in (smallest + 5, smallest + 53))
         device, training = next(model.parameters()).device, model.training
         try:
             with device:
                 feats = model.eval()(torch.zeros(1, self.in_channels, height, width))
-        except Exception:  # whatever a model raises at a size that it does not take
+        except Exception:  # models raise various exceptions for unsupported sizes
             return False
         finally:
             model.train(training)
@@ -247,27 +247,27 @@ class TimmBackbone(BaseModule):
         model = model if hasattr(model, 'set_grad_checkpointing') else getattr(model, 'model', None)
         if not hasattr(model, 'set_grad_checkpointing'):
             raise ConfigError(
-                f'model.backbone.with_cp=True: timm cannot recompute activations of {self.model_name}.'
+                f'model.backbone.with_cp=True: timm does not support gradient checkpointing for {self.model_name}.'
             )
         model.set_grad_checkpointing(True)
 
     def _groups(self, full: Any, coarse: bool) -> list[list[str]]:
-        """Parameter names of `timm_model`, from the stem on: by stage (coarse) or by block."""
+        """Parameter names of `timm_model`, stem first, grouped by stage (coarse) or by block."""
         from timm.models import group_parameters
 
         renamed = feature_names(full, self.timm_model.state_dict())
         own = {name for name, _ in self.timm_model.named_parameters()}
         if not hasattr(full, 'group_matcher') or own - {*renamed.values()}:
             raise ConfigError(
-                f'timm does not say which layers {self.model_name} has (group_matcher): frozen_stages and '
-                'layer-wise learning rates are not available for it.'
+                f'timm defines no layer groups (group_matcher) for {self.model_name}: frozen_stages and layer-wise '
+                'learning rates are not available for this model.'
             )
         by_layer = group_parameters(full, full.group_matcher(coarse=coarse))
         groups = [[renamed[n] for n in by_layer[i] if renamed.get(n) in own] for i in sorted(by_layer)]
         return [group for group in groups if group]
 
     def _freeze_stages(self, full: Any, frozen_stages: int) -> set[str]:
-        """Exclude the stem and stages from training; names of the modules that stay in eval mode."""
+        """Freeze the stem and stages. Return the names of modules that stay in eval mode."""
         if frozen_stages < 0:
             return set()
         groups = self._groups(full, coarse=True)
@@ -284,15 +284,15 @@ class TimmBackbone(BaseModule):
     def _freeze_norms(self, norm_cfg: Mapping[str, Any]) -> None:
         if norm_cfg.keys() - {'type', 'requires_grad'} or norm_cfg.get('type', 'BN') not in ('BN', 'SyncBN'):
             raise ConfigError(
-                f'model.backbone.norm_cfg={dict(norm_cfg)}: TimmBackbone keeps the norms of the model and takes '
-                'dict(requires_grad=...) alone.'
+                f"model.backbone.norm_cfg={dict(norm_cfg)}: TimmBackbone keeps the model's norms and accepts only "
+                'dict(requires_grad=...).'
             )
         if norm_cfg.get('requires_grad', True):
             return
         norms = [module for module in self.timm_model.modules() if isinstance(module, _BatchNorm)]
         if not norms:
             raise ConfigError(
-                f'model.backbone.norm_cfg.requires_grad=False is about batch norms, and {self.model_name} has '
+                f'model.backbone.norm_cfg.requires_grad=False applies to batch norms, but {self.model_name} has '
                 'none: remove norm_cfg.'
             )
         for norm in norms:
@@ -304,15 +304,15 @@ class TimmBackbone(BaseModule):
         keywords = {**self._keywords, 'out_indices': self.out_indices, 'features_only': True}
         try:
             return timm.create_model(self.model_name, pretrained=True, **keywords).state_dict()
-        except Exception as error:  # the hub's clients raise errors of many unrelated types
+        except Exception as error:  # hub clients raise many unrelated exception types
             raise CheckpointError(
-                f'timm cannot load pretrained weights of {self.model_name} ({first_line(error)[:200]}). Without a '
-                'network, give model.backbone.checkpoint=FILE and pretrained=False.'
+                f'timm cannot load pretrained weights for {self.model_name} ({first_line(error)[:200]}). Offline, set '
+                'model.backbone.checkpoint=FILE and pretrained=False.'
             ) from error
 
 
 def _check_model_name(name: str) -> None:
-    """Raise ConfigError unless timm has the model, and weights of the tag in its name."""
+    """Raise ConfigError unless timm has the model and, if the name has a tag, weights with that tag."""
     try:
         import timm
     except ImportError as error:
@@ -324,13 +324,13 @@ def _check_model_name(name: str) -> None:
     tags = [n.partition('.')[2] for n in timm.list_models(f'{arch}.*', pretrained=True)]
     if tag and tag not in tags:
         raise ConfigError(
-            f'model.backbone.model_name={name!r}: timm has no weights of tag {tag!r} for {arch}, only of '
+            f'model.backbone.model_name={name!r}: timm has no weights with tag {tag!r} for {arch}. Available tags: '
             f'{", ".join(tags) or "none"}.'
         )
 
 
 def _on_meta(create: Callable[[], Any]) -> Any:
-    """Create a model without storage where its constructor can do so."""
+    """Create a model without storage if its constructor supports the meta device."""
     try:
         with torch.device('meta'):
             return create()
@@ -341,7 +341,7 @@ def _on_meta(create: Callable[[], Any]) -> Any:
 def _choose_levels(
     name: str, levels: Sequence[Any], out_indices: Sequence[int] | None, out_strides: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """Indices of the asked levels of timm's `feature_info`; ConfigError with all that there are if one is missing."""
+    """Indices of the requested levels in timm's `feature_info`; raise ConfigError if one is missing."""
     if out_indices is not None:
         wanted = [i + len(levels) if i < 0 else i for i in out_indices]
         lacking = [i for i, j in zip(out_indices, wanted, strict=True) if not 0 <= j < len(levels)]
@@ -357,17 +357,17 @@ def _choose_levels(
     )
     if lacking:
         raise ConfigError(
-            f'model.backbone.{asked}: {name} has no level {lacking[0]}; its levels are {there}.'
+            f'model.backbone.{asked}: {name} has no level {lacking[0]}. Its levels are {there}.'
         )
     if not wanted or sorted(set(wanted)) != wanted:
         raise ConfigError(
-            f'model.backbone.{asked}: name each level once, finest first; the levels are {there}.'
+            f'model.backbone.{asked}: list each level once, finest first. The levels are {there}.'
         )
     return tuple(wanted)
 
 
 def _is_channels_last(name: str, model: Any) -> bool:
-    """Whether levels come as (B, H, W, C); raise ConfigError for tokens without a grid."""
+    """Whether feature maps have layout (B, H, W, C); raise ConfigError for token sequences."""
     layout = getattr(model, 'output_fmt', 'NCHW')  # a string or timm's enum
     layout = getattr(layout, 'value', layout)
     if layout not in ('NCHW', 'NHWC'):

@@ -1,4 +1,4 @@
-"""Weights for `TimmBackbone`: files under timm's names, those of a model's authors, or in the same order."""
+"""Load weights into `TimmBackbone`, matched by timm's names, by the original authors' names, or by order."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,18 @@ from ddetr.weights.files import tensors_in
 def read_timm_weights(path: str, name: str, full: Any, own: State, in_channels: int, by_order: bool) -> State:
     """Read a checkpoint without executing code from it.
 
-    `full` is timm's whole model without storage; names and shapes of the result are those of `own`, the state dict of
-    the same model with `features_only`. `by_order` matches tensors by their order.
+    Args:
+        path: Path of the checkpoint.
+        name: timm model name, for error messages.
+        full: Full timm model without storage.
+        own: State dict of the same model with `features_only`; the result has its names and shapes.
+        in_channels: Number of image channels.
+        by_order: Whether to match tensors by order instead of by name.
 
     Raises:
         CheckpointError: The file cannot be read or does not fit.
     """
-    # averaged weights first, as in timm; the prefixes of torch.compile and DDP may come in either order
+    # prefer averaged weights, as timm does; torch.compile and DDP prefixes may come in either order
     state = tensors_in(read_checkpoint(path), path, ('state_dict_ema', 'model_ema', 'state_dict', 'model'))
     for prefix in ('_orig_mod.', 'module.', '_orig_mod.'):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -32,23 +37,23 @@ def read_timm_weights(path: str, name: str, full: Any, own: State, in_channels: 
     if by_order:
         state = _by_order(path, state, full.state_dict())
     fits = [_fit(state, full, own, in_channels)]
-    # what timm does to older files of this family
+    # timm's own conversion of older files for this family
     older = getattr(inspect.getmodule(type(full)), 'checkpoint_filter_fn', lambda state, model: state)
-    with suppress(Exception):  # it looks up names without asking; the plain names are reported then
+    with suppress(Exception):  # it may raise on unexpected names; errors then refer to the plain names
         fits.append(_fit(older(dict(state), full), full, own, in_channels))
     fitted, faults = min(fits, key=lambda fit: len(fit[1]))
     if faults:
         raise CheckpointError(
-            f"checkpoint {path} does not fit timm's {name}: {faults[0]} and {len(faults) - 1} more. "
-            'Give weights of this model, or remap_checkpoint=True if the same tensors only have other names.'
+            f"checkpoint {path} does not match timm's {name}: {faults[0]} and {len(faults) - 1} more. "
+            'Use weights of this model, or set remap_checkpoint=True if only the tensor names differ.'
         )
     return fitted
 
 
 def feature_names(full: nn.Module, own: Mapping[str, Any]) -> dict[str, str]:
-    """Tensor names of the whole model -> those under `features_only`, for the tensors that both have.
+    """Map tensor names of the full model to those under `features_only`, for tensors that both have.
 
-    timm flattens the first level of `nn.Sequential` (`layers.0` becomes `layers_0`) or puts the model into a module.
+    timm flattens the first level of `nn.Sequential` (`layers.0` becomes `layers_0`) or wraps the model in a module.
     """
     found: dict[str, str] = {}
     for name in full.state_dict():
@@ -60,9 +65,9 @@ def feature_names(full: nn.Module, own: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _fit(state: State, full: Any, own: State, in_channels: int) -> tuple[State, list[str]]:
-    """Tensors of `state` under the names of `timm_model`, and what is missing, of another shape or left over.
+    """Rename the tensors of `state` to those of `timm_model`, and list missing, mismatched and unused tensors.
 
-    What only the whole model has is no fault: its classifier, and stages behind the last returned level.
+    Tensors that only the full model has, such as the classifier and unused last stages, are ignored.
     """
     from timm.models import adapt_input_conv
 
@@ -84,11 +89,11 @@ def _fit(state: State, full: Any, own: State, in_channels: int) -> tuple[State, 
             faults.append(f'{name} (shape {tuple(fitted[name].shape)}, not {tuple(value.shape)})')
     known = {*renamed, *full.state_dict()}
     left_over = [name for name in state if name not in known and not name.startswith(useless)]
-    return fitted, faults + [f'{name} (left over)' for name in left_over]
+    return fitted, faults + [f'{name} (unexpected)' for name in left_over]
 
 
 def _by_order(path: str, state: State, own: State) -> State:
-    """Give the tensors the names of the whole model, in whose order they must be."""
+    """Rename tensors to those of the full model; both must be in the same order."""
     if len(state) != len(own):
         raise CheckpointError(
             f'checkpoint {path} cannot be remapped: it has {len(state)} tensors, the model {len(own)}.'
@@ -97,8 +102,8 @@ def _by_order(path: str, state: State, own: State) -> State:
         same_kind = theirs.rpartition('.')[2] == name.rpartition('.')[2]
         if not same_kind or (value.shape != mine.shape and value.ndim != 4):
             raise CheckpointError(
-                f'checkpoint {path} cannot be remapped: {theirs} {tuple(value.shape)} stands where the model has '
-                f'{name} {tuple(mine.shape)}.'
+                f'checkpoint {path} cannot be remapped: {theirs} {tuple(value.shape)} does not match '
+                f'{name} {tuple(mine.shape)} of the model.'
             )
     return dict(zip(own, state.values(), strict=True))
 

@@ -16,18 +16,20 @@ from ddetr.weights import WeightFamily
 
 
 class BaseDetector(BaseModel, ABC):
-    """A model that turns a padded batch of images into losses or detections.
+    """Base class for detectors: maps a padded batch of images to losses or detections.
 
-    It sends mmengine's three modes to three methods; a subclass writes its whole flow in them. What the tools ask of a
-    detector is below them, with answers for a detector that classifies in a `bbox_head`.
+    mmengine's three modes are dispatched to the abstract methods `loss`, `predict` and `tensor`, which subclasses
+    implement. The remaining methods are used by the tools; their defaults suit detectors that classify in a
+    `bbox_head`.
 
-    A detector whose losses are divided by counts that depend on its predictions also has a method `count_ahead(batch,
-    samples)`, which gives them by name for one batch; its losses take `effective_batch(samples).total(name, here)`.
+    If the losses are normalised by counts that depend on predictions, the detector also needs a method
+    `count_ahead(batch, samples)` that returns these counts by name for one batch. Its losses then use
+    `effective_batch(samples).total(name, here)`.
     """
 
     weight_family: ClassVar[WeightFamily | None] = None
     detects_any_batch: ClassVar[bool] = (
-        False  # whether `detect` handles a batch without a loop over its images
+        False  # whether `detect` processes a batch without looping over its images
     )
 
     def __init__(self, data_preprocessor: dict | nn.Module | None = None, init_cfg: Any = None) -> None:
@@ -47,13 +49,13 @@ class BaseDetector(BaseModel, ABC):
         Args:
             inputs: (B, 3, H, W), normalised and padded by the data preprocessor.
             data_samples: One per image: ground truth for `loss`, sizes for `predict`.
-            mode: `loss` -> dict of scalar losses, `predict` -> the samples with `pred_instances`,
-                `tensor` -> the raw predictions, which need no samples; `count_ahead` -> see the class.
-            pad_mask: (B, H, W) bool, True = padding, as the data preprocessor gives it. Without it the samples'
-                `img_shape` says where padding begins; without samples there is none.
+            mode: `loss` returns a dict of scalar losses, `predict` the samples with `pred_instances`, `tensor` the
+                raw predictions (no samples needed). For `count_ahead`, see the class.
+            pad_mask: (B, H, W) bool, True = padding, from the data preprocessor. If None, it is derived from the
+                samples' `img_shape`; without samples, no pixel counts as padding.
 
         Raises:
-            ValueError: Another mode, or no samples for `loss` or `predict`.
+            ValueError: Unknown mode, or no samples for `loss` or `predict`.
         """
         batch = ImageBatch(inputs, _pad_mask(inputs, data_samples) if pad_mask is None else pad_mask)
         if mode == 'tensor':
@@ -61,28 +63,28 @@ class BaseDetector(BaseModel, ABC):
         if mode == 'count_ahead' and hasattr(self, 'count_ahead'):
             return self.count_ahead(batch, data_samples)
         if mode not in ('loss', 'predict'):
-            raise ValueError(f'mode={mode!r} is none of "loss", "predict", "tensor"')
+            raise ValueError(f'mode={mode!r} must be "loss", "predict" or "tensor"')
         if data_samples is None:
-            raise ValueError(f'mode={mode!r} needs data_samples; for tensors alone call with mode="tensor"')
+            raise ValueError(f'mode={mode!r} needs data_samples; without them use mode="tensor"')
         return self.loss(batch, data_samples) if mode == 'loss' else self.predict(batch, data_samples)
 
     @abstractmethod
     def loss(self, batch: ImageBatch, samples: Samples) -> dict[str, Tensor]:
-        """A batch and its ground truth -> named scalar losses; those with `loss` in their name are summed."""
+        """Compute named scalar losses for a batch. Those with `loss` in their name are summed."""
 
     @abstractmethod
     def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
-        """A batch -> the samples, each with `pred_instances` in pixels of its original image."""
+        """Add `pred_instances` to each sample, in pixels of its original image, and return the samples."""
 
     @abstractmethod
     def tensor(self, batch: ImageBatch) -> Any:
-        """A batch -> the raw predictions before any loss or selection."""
+        """Compute raw predictions for a batch, before losses or post-processing."""
 
     def detect(self, batch: ImageBatch) -> Detections:
-        """A batch -> detections in pixels of its images, as tensors; what an exported detector computes.
+        """Compute detections as tensors, in pixels of the input images. This is the graph of an exported detector.
 
-        By default by `predict`, with one sample per image, so that an export has to fix the batch's size. A detector
-        that computes its detections for the whole batch in tensors sets `detects_any_batch` and is exported for any.
+        The default calls `predict` with one sample per image, which fixes the batch size of an export. Detectors that
+        process the whole batch in tensors set `detects_any_batch` and can be exported with a dynamic batch size.
         """
         samples = [DetDataSample() for _ in batch.images]
         for sample, size in zip(samples, batch.sizes_hw, strict=True):
@@ -97,53 +99,53 @@ class BaseDetector(BaseModel, ABC):
         return Detections(*map(torch.stack, fields))
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """mmengine's; the log also gets the `measures` of every part that has them, such as `SetCriterion`."""
+        """As in mmengine; also logs the `measures` of submodules that have them, such as `SetCriterion`."""
         loss, logged = super().parse_losses(losses)
         for part in self.modules():
             logged.update(vars(part).get('measures', {}))
         return loss, logged
 
     def extract_feat(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> the neck's levels, L x (B, C, H_l, W_l)."""
+        """(B, 3, H, W) -> feature levels of the neck, L x (B, C, H_l, W_l)."""
         return self.neck(self.backbone(images))
 
     @property
     def num_classes(self) -> int:
-        """Number of classes that are detected, without background."""
+        """Number of object classes, excluding background."""
         return self.bbox_head.num_classes
 
     def reset_classes(self, num_classes: int) -> list[str]:
-        """Renew every part that depends on the classes; the names of the new tensors in the state dict."""
+        """Reinitialise all class-dependent layers. Return the state dict names of the new tensors."""
         parts: list[tuple[str, Any]] = [
             (n, p) for n, p in self.named_children() if hasattr(p, 'reset_classes')
         ]
         return [f'{part}.{name}' for part, child in parts for name in child.reset_classes(num_classes)]
 
     def counted_parts(self) -> dict[str, nn.Module]:
-        """The parts that the tools list FLOPs for, by name."""
+        """Components for which the tools report FLOPs, by name."""
         return dict(self.named_children())
 
     def prepare_for_counting(self) -> None:
-        """Make the work with random weights as large as with trained ones; called before FLOPs are counted."""
+        """Make the compute of a randomly initialised model match a trained one; called before counting FLOPs."""
 
 
 def build_backbone_and_neck(backbone: dict, neck: dict) -> tuple[nn.Module, nn.Module]:
-    """Build both; a neck without `in_channels` gets the backbone's `out_channels`.
+    """Build a backbone and its neck. A neck without `in_channels` uses the backbone's `out_channels`.
 
     Raises:
-        ConfigError: The neck's `in_channels` are not the backbone's, or neither of the two gives them.
+        ConfigError: The neck's `in_channels` differ from the backbone's `out_channels`, or both are missing.
     """
     body = MODELS.build(backbone)
     given: Any = getattr(body, 'out_channels', None)
     asked: Any = neck.get('in_channels')
     if asked is None and given is None:
         raise ConfigError(
-            f'neck.in_channels is missing, and {type(body).__name__} has no out_channels to take.'
+            f'neck.in_channels is missing and {type(body).__name__} has no out_channels: set neck.in_channels.'
         )
     if asked is not None and given is not None and list(asked) != list(given):
         raise ConfigError(
-            f'neck.in_channels={list(asked)}, but {type(body).__name__} gives {list(given)} channels: correct the '
-            'neck, or leave in_channels out.'
+            f'neck.in_channels={list(asked)}, but {type(body).__name__} has {list(given)} output channels: correct '
+            'in_channels or omit it.'
         )
     return body, MODELS.build({**neck, 'in_channels': list(asked or given)})
 

@@ -1,7 +1,7 @@
 """Deformable DETR (Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection").
 
-The five systems of the paper differ in three keys: `num_feature_levels`, `with_box_refine`, `as_two_stage`. Later
-recipes are keys too: `mixed_query_selection`, `look_forward_twice`, `class_aware_proposals`, `num_one2many_queries`.
+The five variants in the paper differ in `num_feature_levels`, `with_box_refine` and `as_two_stage`. Later techniques
+are options too: `mixed_query_selection`, `look_forward_twice`, `class_aware_proposals`, `num_one2many_queries`.
 """
 
 import torch
@@ -35,36 +35,37 @@ from .dino_denoising import ContrastiveDenoising, DenoisingQueries
 
 @MODELS.register_module()
 class DeformableDETR(BaseDetector):
-    """The multi-scale deformable transformer on a convolutional backbone.
+    """Deformable DETR: a multi-scale deformable transformer on top of a backbone and neck.
 
     Args:
-        backbone, neck, bbox_head: Configs of registered components; the neck gives the feature levels.
-        encoder, decoder, positional_encoding: Keywords of `DeformableDetrTransformerEncoder`,
-            `DeformableDetrTransformerDecoder`, `SinePositionalEncoding`.
-        num_queries: Q.
-        num_feature_levels: L.
-        with_box_refine: Each decoder layer refines the boxes of the one before (section 4.2).
-        as_two_stage: The queries are the encoder's best proposals instead of learned ones (section 4.2).
-        mixed_query_selection: In two stages, only the queries' positions come from the proposals; the content of the
-            best, the second best, ... is a learned embedding (DINO, Zhang et al., 2022, section 3.4).
-        look_forward_twice: A layer also learns from the next layer's boxes (DINO, section 3.5).
-        class_aware_proposals: In two stages, choose the proposals by their best class and train the chosen ones with
-            the classes of their objects, as DINO does. By default class 0 stands for any object.
-        proposal_size: Side of the boxes that the finest level's proposals are offsets from, relative to the image;
-            doubled from level to level.
-        num_one2many_queries: Queries beside the others in training, which are given each object `one2many_repeats`
-            times (H-DETR, Jia et al., 2023, section 4.1).
-        one2many_repeats: K of the H-DETR paper.
-        one2many_weight: Factor of their losses, lambda of the H-DETR paper.
-        dn_cfg: In two stages, keywords of `ContrastiveDenoising` for queries that learn to denoise ground truth in
-            training (DINO, section 3.3).
+        backbone, neck, bbox_head: Configs of registered components. The neck provides the feature levels.
+        encoder, decoder, positional_encoding: Keyword arguments of `DeformableDetrTransformerEncoder`,
+            `DeformableDetrTransformerDecoder` and `SinePositionalEncoding`.
+        num_queries: Number of object queries, Q.
+        num_feature_levels: Number of feature levels, L.
+        with_box_refine: Whether each decoder layer refines the boxes of the previous one (section 4.2).
+        as_two_stage: Whether queries come from the top encoder proposals instead of learned embeddings (section 4.2).
+        mixed_query_selection: Whether, in two-stage mode, proposals initialise only the query positions while the
+            content is a learned embedding indexed by proposal rank (DINO, Zhang et al., 2022, section 3.4).
+        look_forward_twice: Whether a layer also receives gradients from the next layer's boxes (DINO, section 3.5).
+        class_aware_proposals: Whether, in two-stage mode, proposals are ranked by their best class and the selected
+            ones are trained with class labels, as in DINO. By default class 0 stands for any object.
+        proposal_size: Side of the anchor boxes of the finest level's proposals, relative to the image; doubles with
+            each level.
+        num_one2many_queries: Number of additional training queries, for which each object is repeated
+            `one2many_repeats` times (H-DETR, Jia et al., 2023, section 4.1).
+        one2many_repeats: K in the H-DETR paper.
+        one2many_weight: Weight of the one-to-many losses, lambda in the H-DETR paper.
+        dn_cfg: Keyword arguments of `ContrastiveDenoising`, for denoising training in two-stage mode (DINO,
+            section 3.3); None disables it.
         train_cfg: `dict(assigner=...)`.
         test_cfg: `dict(max_per_img=...)`.
         data_preprocessor: Config of `DetDataPreprocessor`.
 
     Raises:
-        ConfigError: A key that needs two stages without them, or look-forward-twice without refinement; at `forward`,
-            a neck that does not give `num_feature_levels` levels, or more queries than tokens.
+        ConfigError: A two-stage option without `as_two_stage`, or `look_forward_twice` without `with_box_refine`. In
+            `forward`: the number of neck levels differs from `num_feature_levels`, or there are more queries than
+            tokens.
     """
 
     weight_family = DEFORMABLE_DETR
@@ -102,9 +103,9 @@ class DeformableDETR(BaseDetector):
         }
         for key, value in {**switches, 'dn_cfg': dn_cfg}.items():
             if value and not as_two_stage:
-                raise ConfigError(f'model.{key}={value} works on proposals: set as_two_stage=True.')
+                raise ConfigError(f'model.{key}={value} needs encoder proposals: set as_two_stage=True.')
         if look_forward_twice and not with_box_refine:
-            raise ConfigError('model.look_forward_twice=True needs refined boxes: set with_box_refine=True.')
+            raise ConfigError('model.look_forward_twice=True needs box refinement: set with_box_refine=True.')
         self.num_queries = num_queries
         self.with_box_refine = with_box_refine
         self.as_two_stage = as_two_stage
@@ -142,7 +143,7 @@ class DeformableDETR(BaseDetector):
             self.dn_query_generator = ContrastiveDenoising(self.num_classes, self.embed_dims, **dn_cfg)
 
     def _build_query_parts(self) -> None:
-        """Learned embeddings, or projections of the encoder's proposals."""
+        """Create the learned query embeddings or the projections of encoder proposals."""
         channels, num_queries = self.embed_dims, self.groups[-1].queries.stop
         if self.as_two_stage:
             self.memory_trans_fc = nn.Linear(channels, channels)
@@ -181,7 +182,7 @@ class DeformableDETR(BaseDetector):
     def predict_sets(
         self, batch: ImageBatch, groups: tuple[QueryGroup, ...], denoising: DenoisingQueries | None = None
     ) -> SetPredictions:
-        """The whole forward pass, from images to the predicted sets of all decoder layers."""
+        """Full forward pass, from images to the predictions of all decoder layers."""
         feats = self.extract_feat(batch.images)  # L x (B, C, H_l, W_l)
         flat = flatten_levels(feats, batch.pad_mask, self.positional_encoding, self.level_embed)
         memory = self.encoder(flat)  # (B, S, C)
@@ -196,7 +197,7 @@ class DeformableDETR(BaseDetector):
     def init_queries(
         self, memory: Tensor, flat: FlatFeatures, groups: tuple[QueryGroup, ...]
     ) -> DecoderInput:
-        """Learned queries with learned reference points, or the encoder's best proposals."""
+        """Initial decoder queries and reference points, learned or from the top encoder proposals."""
         num_queries = groups[-1].queries.stop
         mask = separate_groups(groups, memory.device) if len(groups) > 1 else None
         if self.as_two_stage:
@@ -209,7 +210,7 @@ class DeformableDETR(BaseDetector):
         return DecoderInput(content, position, reference, groups, None, mask)
 
     def _queries_from_proposals(self, memory: Tensor, flat: FlatFeatures, num_queries: int) -> DecoderInput:
-        """Section 4.2, "Two-Stage Deformable DETR", and appendix A.4."""
+        """Select queries from encoder proposals (section 4.2, "Two-Stage Deformable DETR", and appendix A.4)."""
         if num_queries > memory.shape[1]:
             raise ConfigError(
                 f'num_queries={num_queries} exceeds the {memory.shape[1]} tokens of these images: lower '
@@ -234,7 +235,7 @@ class DeformableDETR(BaseDetector):
         return DecoderInput(content, position, reference, (), proposals)
 
     def _encode(self, boxes_cxcywh_norm: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Position and content (B, Q, C) of queries with these boxes (B, Q, 4) (appendix A.4)."""
+        """Encode boxes (B, Q, 4) as query position and content, (B, Q, C) each (appendix A.4)."""
         encoded = encode_boxes(boxes_cxcywh_norm, self.embed_dims // 2).to(memory.dtype)  # (B, Q, 2C)
         position, content = self.pos_trans_norm(self.pos_trans_fc(encoded)).chunk(2, -1)
         return position, content

@@ -1,6 +1,6 @@
-"""Weights of Deformable DETR: what they show of the config, and their names in other projects.
+"""Deformable DETR weights: infer the config from them, and convert to and from other projects.
 
-The original: https://github.com/fundamentalvision/Deformable-DETR. MMDetection's names are ours.
+Original code: https://github.com/fundamentalvision/Deformable-DETR. ddetr uses MMDetection's names.
 """
 
 import re
@@ -26,7 +26,7 @@ _CONFIGS = {  # (several levels, with_box_refine, as_two_stage) -> variant in th
 
 @dataclass(frozen=True)
 class DeformableDETRLayout(shared.TransformerLayout):
-    """Its five variants, and the two-stage one with mixed query selection."""
+    """Layout of the paper's five variants, and of the two-stage variant with mixed query selection."""
 
     with_box_refine: bool = False
     as_two_stage: bool = False
@@ -44,7 +44,7 @@ class DeformableDETRLayout(shared.TransformerLayout):
         return ', '.join(filter(None, parts))
 
     def comparable(self, ignore_classes: bool = False) -> Layout:
-        """With a single layer there is nothing to share, so weights do not show refinement."""
+        """Ignore refinement for single-layer decoders, whose weights do not reveal it."""
         single = self.decoder_layers + self.as_two_stage < 2
         classes = 0 if ignore_classes else self.num_classes
         return replace(self, num_classes=classes, with_box_refine=self.with_box_refine and not single)
@@ -58,7 +58,7 @@ class DeformableDETRLayout(shared.TransformerLayout):
         return self._mixed and (self.encoder_layers, self.decoder_layers) == (2, 3)
 
     def fitting_configs(self) -> tuple[str, ...]:
-        """Of the published models, or the quickstart's."""
+        """Configs of the published models or of the quickstart."""
         if not self.backbone.depth:
             return ()
         if self._is_quickstart:
@@ -67,7 +67,7 @@ class DeformableDETRLayout(shared.TransformerLayout):
         return tuple(f'configs/deformable_detr/deformable-detr{name}_r50_16xb2-50e_coco.py' for name in names)
 
     def config_changes(self, depth: int = 50, num_classes: int = 80) -> dict[str, Any]:
-        """Depth, classes and mixed query selection, where they are not the config's."""
+        """Overrides for depth, classes and mixed query selection where they differ from the config."""
         if self._is_quickstart:
             return super().config_changes(depth=18, num_classes=6)
         mixed = {'model.mixed_query_selection': True} if self._mixed else {}
@@ -75,7 +75,7 @@ class DeformableDETRLayout(shared.TransformerLayout):
 
 
 def layout_of(state: State, hints: Mapping[str, Any]) -> DeformableDETRLayout:
-    """Read the layout off tensors under our names; with box refinement, the layers' box branches differ."""
+    """Infer the layout from tensors with ddetr names. Box branches differ between layers with box refinement."""
     refine = hints.get('with_box_refine')
     return DeformableDETRLayout(
         with_box_refine=_branches_differ(state) if refine is None else bool(refine),
@@ -85,7 +85,10 @@ def layout_of(state: State, hints: Mapping[str, Any]) -> DeformableDETRLayout:
 
 
 def layout_from(state: State, prefix: str, decoder: str) -> DeformableDETRLayout:
-    """What chooses the rules, read off another project's names, which begin with `prefix` and `decoder`."""
+    """Infer the layout fields that select the rules from another project's tensors.
+
+    `prefix` and `decoder` are that project's name prefixes of the model and of the decoder.
+    """
     return DeformableDETRLayout(
         **shared.their_levels(state, prefix),
         with_box_refine=any(name.startswith(f'{decoder}bbox_embed.') for name in state),
@@ -94,7 +97,7 @@ def layout_from(state: State, prefix: str, decoder: str) -> DeformableDETRLayout
 
 
 def original_rules(layout: DeformableDETRLayout, style: Style) -> tuple[Rule, ...]:
-    """The table for one variant: with refinement and two stages the branches are stored again in the decoder."""
+    """Name rules of the original project. With refinement or two stages, the decoder duplicates the branches."""
     return (
         *shared.ORIGINAL_BACKBONE,
         *shared.neck_rules('', layout),
@@ -106,7 +109,7 @@ def original_rules(layout: DeformableDETRLayout, style: Style) -> tuple[Rule, ..
 
 
 def hf_rules(layout: DeformableDETRLayout, style: Style) -> tuple[Rule, ...]:
-    """The table of one variant. The decoder owns what it refines with, and repeats are not stored."""
+    """Name rules of Hugging Face. The decoder owns the branches used for refinement; duplicates are not stored."""
     rules = (
         *hf_backbone_rules(layout.backbone, style),
         *shared.neck_rules('model.', layout),
@@ -121,10 +124,10 @@ def hf_rules(layout: DeformableDETRLayout, style: Style) -> tuple[Rule, ...]:
 def hf_config(
     layout: DeformableDETRLayout, state: State, model_cfg: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The config.json with which `from_pretrained` builds the model of these tensors.
+    """The config.json with which `from_pretrained` builds a matching model.
 
     Raises:
-        CheckpointError: Heads and points do not fit the attention's width.
+        CheckpointError: The numbers of heads and points do not match the attention weights.
     """
     attention = shared.attention_of(model_cfg)
     heads, points = attention.get('num_heads', 8), attention.get('num_points', 4)
@@ -132,8 +135,8 @@ def hf_config(
     width = len(state['encoder.layers.0.self_attn.attention_weights.weight'])
     if width != heads * points * layout.levels:
         raise CheckpointError(
-            f'the attention has {width} weights a query, which are not {heads} heads x {points} points x '
-            f'{layout.levels} levels: give the config with --config.'
+            f'the attention has {width} weights per query, which does not match {heads} heads x {points} points x '
+            f'{layout.levels} levels: pass the config with --config.'
         )
     return {
         'architectures': ['DeformableDetrForObjectDetection'],
@@ -150,7 +153,7 @@ def hf_config(
 
 
 def share_branches(state: State, layout: DeformableDETRLayout) -> State:
-    """Fill in the branches of layers that share the first one's, which Hugging Face stores once."""
+    """Copy the first layer's branches to layers that share them; Hugging Face stores shared branches once."""
     result = dict(state)
     for name in [name for name in state if re.match(r'bbox_head\.\w+_branches\.0\.', name)]:
         for i in range(1, layout.decoder_layers + layout.as_two_stage):
@@ -159,9 +162,9 @@ def share_branches(state: State, layout: DeformableDETRLayout) -> State:
 
 
 def drop_shared_branches(state: State, layout: DeformableDETRLayout) -> State:
-    """Leave out what `share_branches` fills in, where Hugging Face's model shares it.
+    """Drop branches that Hugging Face's model shares; the inverse of `share_branches`.
 
-    Its class branches are tied unless the file says otherwise by storing them, its box branches without refinement.
+    Its class branches are tied unless the file stores them, its box branches are tied without refinement.
     """
     kinds = [] if layout.as_two_stage else ['cls'] if layout.with_box_refine else ['cls', 'reg']
     shared = '|'.join(kind for kind in kinds if not _branches_differ(state, kind))
@@ -170,9 +173,9 @@ def drop_shared_branches(state: State, layout: DeformableDETRLayout) -> State:
 
 
 def _query_rules(prefix: str, queries: str, layout: DeformableDETRLayout) -> tuple[Rule, ...]:
-    """Levels, reference points, proposals, learned queries.
+    """Rules for level embeddings, reference points, proposals and learned queries.
 
-    Other projects have no learned ones in two stages, so our mixed query selection has no place there.
+    Other projects have no learned queries in two-stage mode, so they cannot represent mixed query selection.
     """
     modules = {
         'reference_points': 'reference_points_fc',
@@ -186,7 +189,7 @@ def _query_rules(prefix: str, queries: str, layout: DeformableDETRLayout) -> tup
 
 
 def _branches_differ(state: State, kind: str = r'\w+') -> bool:
-    """Whether any layer's branches are not just copies of the first layer's, as without refinement."""
+    """Whether the branches of any layer differ from the first layer's, as with refinement."""
     for name, tensor in state.items():
         first = state.get(re.sub(rf'^(bbox_head\.{kind}_branches)\.\d+\.', r'\1.0.', name))
         if first is None or not same(first, tensor):
@@ -197,7 +200,7 @@ def _branches_differ(state: State, kind: str = r'\w+') -> bool:
 def _without_mixed_queries(state: State, layout: DeformableDETRLayout) -> State:
     if layout._mixed:
         raise CheckpointError(
-            'MMDetection has no mixed query selection: this model cannot be written in its format.'
+            'MMDetection has no mixed query selection: this model cannot be converted to its format.'
         )
     return state
 
@@ -211,7 +214,7 @@ DEFORMABLE_DETR = WeightFamily(
     layout_of=layout_of,
     hints=('with_box_refine',),
     class_rows=(ClassRows('bbox_head.cls_branches.{i}.{p}'),),
-    # the loss gives all proposals' objects label 0, and they are chosen by that row alone
+    # class-agnostic proposals are trained with label 0 and ranked by that row only
     proposal_branch=lambda layout: (
         f'bbox_head.cls_branches.{layout.decoder_layers}.' if layout.as_two_stage else ''
     ),

@@ -1,7 +1,7 @@
 """DETR (Carion et al., "End-to-End Object Detection with Transformers").
 
-The systems of Deformable DETR's table differ in the backbone (DC5: the last stage dilated, not strided) and, for
-DETR-DC5+, in the number of queries and the classification loss.
+The DETR variants in the Deformable DETR paper differ in the backbone (DC5: last stage dilated instead of strided)
+and, for DETR-DC5+, in the number of queries and the classification loss.
 """
 
 from torch import Tensor, nn
@@ -17,15 +17,16 @@ from .detr_weights import DETR as DETR_WEIGHTS
 
 @MODELS.register_module()
 class DETR(BaseDetector):
-    """A transformer on the last feature map of a convolutional backbone.
+    """DETR: a transformer on the last feature map of a backbone.
 
     Args:
-        backbone, neck, bbox_head: configs of registered components; the neck gives one feature map.
-        encoder, decoder, positional_encoding: keywords of `DetrTransformerEncoder`, `DetrTransformerDecoder`,
-            `SinePositionalEncoding`.
-        num_queries: Q.
-        train_cfg, test_cfg: `dict(assigner=...)` and `dict(max_per_img=...)`.
-        data_preprocessor: config of `DetDataPreprocessor`.
+        backbone, neck, bbox_head: Configs of registered components. The neck provides one feature map.
+        encoder, decoder, positional_encoding: Keyword arguments of `DetrTransformerEncoder`,
+            `DetrTransformerDecoder` and `SinePositionalEncoding`.
+        num_queries: Number of object queries, Q.
+        train_cfg: `dict(assigner=...)`.
+        test_cfg: `dict(max_per_img=...)`.
+        data_preprocessor: Config of `DetDataPreprocessor`.
     """
 
     weight_family = DETR_WEIGHTS
@@ -66,7 +67,7 @@ class DETR(BaseDetector):
         return self.bbox_head.detect(self.tensor(batch), batch)
 
     def tensor(self, batch: ImageBatch) -> SetPredictions:
-        """The whole forward pass, from images to the predicted sets of all decoder layers."""
+        """Full forward pass, from images to the predictions of all decoder layers."""
         feats = self.extract_feat(batch.images)  # 1 x (B, C, H_5, W_5)
         flat = self.flatten(feats, batch.pad_mask)
         memory = self.encoder(flat)  # (B, S, C)
@@ -75,10 +76,10 @@ class DETR(BaseDetector):
         return self.bbox_head(hidden)
 
     def flatten(self, feats: tuple[Tensor, ...], pad_mask: Tensor) -> FlatMap:
-        """Lay the feature map out as tokens, with their positions and padding; ValueError for several maps."""
+        """Flatten the feature map to tokens with positions and padding mask. Raise ValueError for several maps."""
         if len(feats) != 1:
             raise ValueError(
-                f'DETR attends to one feature map, but the neck gives {len(feats)}: set num_outs=1'
+                f'DETR expects one feature map, but the neck returns {len(feats)}: set neck.num_outs=1'
             )
         (feat,) = feats  # (B, C, H_5, W_5)
         mask = pad_mask_on(feat, pad_mask)  # (B, H_5, W_5)

@@ -1,6 +1,6 @@
-"""Weights of DETR: what they show of the config, and their names in other projects.
+"""DETR weights: infer the config from them, and convert to and from other projects.
 
-The original: https://github.com/facebookresearch/detr. MMDetection's names are ours.
+Original code: https://github.com/facebookresearch/detr. ddetr uses MMDetection's names.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from . import transformer_weights as shared
 
 @dataclass(frozen=True)
 class DETRLayout(shared.TransformerLayout):
-    """DETR, with DC5 or without: DC5 has no weights of its own."""
+    """Layout of DETR, with or without DC5, which does not change the weights."""
 
     sigmoid: bool = False  # no row for "no object", as in DETR-DC5+ of Deformable DETR's table 1
 
@@ -26,11 +26,11 @@ class DETRLayout(shared.TransformerLayout):
         return f'DETR ({self.backbone.name}), {self.num_queries} queries, {classes}'
 
     def comparable(self, ignore_classes: bool = False) -> 'DETRLayout':
-        """Fine-tuning may change the loss, too."""
+        """Ignore the type of loss together with the classes: fine-tuning may change both."""
         return replace(self, num_classes=0, sigmoid=False) if ignore_classes else self
 
     def fitting_configs(self) -> tuple[str, ...]:
-        """Of the published models, or of the row of the table."""
+        """Configs of the published models or of DETR-DC5+."""
         if not self.backbone.depth:
             return ()
         if self.sigmoid:
@@ -39,11 +39,11 @@ class DETRLayout(shared.TransformerLayout):
 
 
 def layout_of(state: State, hints: Mapping[str, Any]) -> DETRLayout:
-    """Read the layout off tensors under our names.
+    """Infer the layout from tensors with ddetr names.
 
-    K + 1 class rows are K classes with softmax or K + 1 with sigmoids. `hints['num_classes']` decides: of our files,
-    of the file's class names, or of the model that the weights are for. Without it they are softmax, as in the models
-    that the original project and MMDetection published.
+    K + 1 class rows mean K classes with softmax or K + 1 with sigmoid. `hints['num_classes']`, taken from the
+    checkpoint or from the model to load into, decides. Without it softmax is assumed, as in the models published by
+    the original project and MMDetection.
     """
     layout = DETRLayout(**shared.transformer_facts(state, 'bbox_head.fc_cls.bias'))
     rows, sigmoid = layout.num_classes, hints.get('num_classes') == layout.num_classes
@@ -51,7 +51,7 @@ def layout_of(state: State, hints: Mapping[str, Any]) -> DETRLayout:
 
 
 def original_rules(layout: DETRLayout, style: Style) -> tuple[Rule, ...]:
-    """The original project's names."""
+    """Name rules of the original project."""
     return (
         *shared.ORIGINAL_BACKBONE,
         *shared.original_layers(deformable=False),
@@ -60,14 +60,14 @@ def original_rules(layout: DETRLayout, style: Style) -> tuple[Rule, ...]:
 
 
 def hf_rules(layout: DETRLayout, style: Style) -> tuple[Rule, ...]:
-    """Hugging Face's names."""
+    """Name rules of Hugging Face."""
     names = ('model.input_projection', 'model.decoder.layernorm', 'model.query_position_embeddings')
     rules = (*shared.hf_layers(), *_rules(*names, 'class_labels_classifier', 'bbox_predictor'))
     return in_both_versions((*hf_backbone_rules(layout.backbone, style), *rules), style)
 
 
 def hf_config(layout: DETRLayout, state: State, model_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The config.json with which `from_pretrained` builds the model of these tensors."""
+    """The config.json with which `from_pretrained` builds a matching model."""
     return {
         'architectures': ['DetrForObjectDetection'],
         'model_type': 'detr',

@@ -32,7 +32,7 @@ from .dino_weights import DINO_WEIGHTS
 
 @MODELS.register_module()
 class DINOHead(DeformableDETRHead):
-    """Deformable DETR's head with the losses' weights and the inverse sigmoid of DINO's code."""
+    """Deformable DETR head with the loss weights and inverse-sigmoid epsilon of the original DINO code."""
 
     LOSSES = {**DeformableDETRHead.LOSSES, 'loss_cls': {'type': 'FocalLoss', 'loss_weight': 1.0}}
 
@@ -42,24 +42,24 @@ class DINOHead(DeformableDETRHead):
 
 @MODELS.register_module()
 class DINO(BaseDetector):
-    """A two-stage deformable transformer whose decoder also learns to denoise ground truth.
+    """DINO: a two-stage deformable transformer with denoising training.
 
     Args:
-        backbone, neck, bbox_head: Configs of registered components; the neck gives the feature levels.
-        encoder, decoder, positional_encoding: Keywords of `DeformableDetrTransformerEncoder`,
-            `DeformableDetrTransformerDecoder`, `SinePositionalEncoding`.
-        num_queries: Q, matching queries.
-        num_feature_levels: L.
-        with_box_refine, as_two_stage: Accepted for MMDetection's configs; DINO always refines and has two stages.
+        backbone, neck, bbox_head: Configs of registered components. The neck provides the feature levels.
+        encoder, decoder, positional_encoding: Keyword arguments of `DeformableDetrTransformerEncoder`,
+            `DeformableDetrTransformerDecoder` and `SinePositionalEncoding`.
+        num_queries: Number of matching queries, Q.
+        num_feature_levels: Number of feature levels, L.
+        with_box_refine, as_two_stage: Accepted for compatibility with MMDetection configs; must be True.
         proposal_size: See `DeformableDETR`.
-        dn_cfg: Keywords of `ContrastiveDenoising`; None trains without denoising.
+        dn_cfg: Keyword arguments of `ContrastiveDenoising`; None trains without denoising.
         train_cfg: `dict(assigner=...)`.
         test_cfg: `dict(max_per_img=...)`.
         data_preprocessor: Config of `DetDataPreprocessor`.
 
     Raises:
-        ConfigError: One of `with_box_refine`, `as_two_stage` is False; at `forward`, a neck that does not give
-            `num_feature_levels` levels, or more queries than tokens.
+        ConfigError: `with_box_refine` or `as_two_stage` is False. In `forward`: the number of neck levels differs
+            from `num_feature_levels`, or there are more queries than tokens.
     """
 
     weight_family = DINO_WEIGHTS
@@ -87,7 +87,7 @@ class DINO(BaseDetector):
         super().__init__(data_preprocessor, init_cfg)
         for key, value in (('as_two_stage', as_two_stage), ('with_box_refine', with_box_refine)):
             if not value:
-                raise ConfigError(f'model.{key}=False: DINO and its denoising need it, set {key}=True.')
+                raise ConfigError(f'model.{key}=False is not supported by DINO: set {key}=True.')
         self.num_queries = num_queries
         self.proposal_size = proposal_size
         self.backbone, self.neck = build_backbone_and_neck(backbone, neck)
@@ -128,12 +128,12 @@ class DINO(BaseDetector):
         Args:
             batch: Images and padding.
             samples: Their ground truth.
-            denoising: Noised ground truth to use instead of newly drawn, in tests and comparisons.
+            denoising: Predefined noised ground truth, for tests and comparisons; None draws new noise.
         """
         if denoising is None and self.dn_query_generator is not None:
             denoising = self.dn_query_generator(samples)
         elif self.dn_query_generator is None and denoising is not None:
-            raise ValueError('denoising queries are given, but the model was built without dn_cfg')
+            raise ValueError('denoising queries were passed, but the model was built without dn_cfg')
         return self.bbox_head.loss(self.predict_sets(batch, denoising), samples)
 
     def predict(self, batch: ImageBatch, samples: Samples) -> Samples:
@@ -149,7 +149,7 @@ class DINO(BaseDetector):
         return self.predict_sets(batch, None)
 
     def predict_sets(self, batch: ImageBatch, denoising: DenoisingQueries | None) -> SetPredictions:
-        """The whole forward pass, from images to the predicted sets of all decoder layers."""
+        """Full forward pass, from images to the predictions of all decoder layers."""
         feats = self.extract_feat(batch.images)  # L x (B, C, H_l, W_l)
         flat = flatten_levels(feats, batch.pad_mask, self.positional_encoding, self.level_embed)
         memory = self.encoder(flat)  # (B, S, C)
@@ -160,7 +160,7 @@ class DINO(BaseDetector):
         return self.bbox_head(states, init)
 
     def select_queries(self, memory: Tensor, flat: FlatFeatures) -> DecoderInput:
-        """Mixed query selection (section 3.4): references from the best proposals, learned content by rank."""
+        """Mixed query selection (section 3.4): reference boxes from the top proposals, learned content by rank."""
         anchors, unusable = token_anchors(flat, self.proposal_size)  # (B, S, 4) logits, (B, S)
         kept = self.memory_trans_norm(self.memory_trans_fc(memory.masked_fill(unusable[..., None], 0.0)))
         logits, boxes = self.bbox_head.predict_proposals(kept, anchors)  # (B, S, K), (B, S, 4)
@@ -173,7 +173,7 @@ class DINO(BaseDetector):
         )
 
     def choose_tokens(self, cls_logits: Tensor) -> Tensor:
-        """The tokens (B, Q) with the highest logits of any class, best first; `cls_logits` (B, S, K)."""
+        """Indices (B, Q) of the tokens with the highest class logit, best first, from `cls_logits` (B, S, K)."""
         if self.num_queries > cls_logits.shape[1]:
             raise ConfigError(
                 f'num_queries={self.num_queries} exceeds the {cls_logits.shape[1]} tokens of these images: lower '

@@ -1,4 +1,4 @@
-"""Contrastive denoising (DINO, Zhang et al., 2022, section 3.3): noised ground truth as further decoder queries."""
+"""Contrastive denoising (DINO, Zhang et al., 2022, section 3.3): noised ground truth as additional decoder queries."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from ddetr.structures import DecoderInput, Matching, QueryGroup, Samples
 from ddetr.structures.effective_batch import effective_batch
 from ddetr.utils.errors import ConfigError
 
-PADDING = -1  # the label of a slot that an image with fewer objects leaves empty
+PADDING = -1  # label of unused slots in images with fewer objects
 
 
 class DenoisingQueries(NamedTuple):
     """Noised ground truth of a batch, in R groups of 2 T slots: T positives, then T negatives.
 
-    T is the largest number of objects in an image of the effective batch. Slot t of either half belongs to the image's
-    object t; the slots of images with fewer objects are padding: they have zero content and are trained as background.
+    T is the maximum number of objects per image in the effective batch. Slot t of either half belongs to object t of
+    the image. Unused slots of images with fewer objects have zero content and are trained as background.
     """
 
     labels: Tensor  # (B, R * 2 T) int64, `PADDING` where empty
@@ -27,7 +27,7 @@ class DenoisingQueries(NamedTuple):
     num_groups: int  # R
 
     def matches(self) -> tuple[Matching, ...]:
-        """Each image's pairs of a positive query and its object."""
+        """Pairs of positive queries and their objects, for each image."""
         size, device = self.labels.shape[1] // self.num_groups, self.labels.device  # 2 T
         slots = self.labels.unflatten(1, (self.num_groups, 2, size // 2))  # (B, R, 2, T)
         starts = torch.arange(self.num_groups, device=device) * size  # (R,)
@@ -36,18 +36,19 @@ class DenoisingQueries(NamedTuple):
 
 
 class ContrastiveDenoising(nn.Module):
-    """Draws the noise and embeds the labels.
+    """Contrastive denoising: adds noise to the ground truth and embeds its labels as queries.
 
     Args:
-        num_classes: K.
-        embed_dims: C.
-        label_noise_scale: Half of it is the share of labels that are drawn anew.
-        box_noise_scale: Positives move by less than this part of half their sides, negatives by up to twice as much.
-        group_cfg: `dynamic=True, num_dn_queries=100`: as many groups as hold that many objects, at least one; or
-            `dynamic=False, num_groups=...`.
+        num_classes: Number of classes, K.
+        embed_dims: Embedding dimension, C.
+        label_noise_scale: Twice the probability with which a label is replaced by a random one.
+        box_noise_scale: Maximum shift of a positive's box edges, as a fraction of half the box side; negatives are
+            shifted by one to two times as much.
+        group_cfg: `dict(dynamic=True, num_dn_queries=100)` uses as many groups as fit that number of objects, at
+            least one; `dict(dynamic=False, num_groups=...)` uses a fixed number.
 
     Raises:
-        ConfigError: A static number of groups that is not given, or noise that is not positive.
+        ConfigError: Unknown keys, `dynamic=False` without `num_groups`, or a negative noise scale.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class ContrastiveDenoising(nn.Module):
         if not groups['dynamic'] and not groups['num_groups']:
             raise ConfigError('model.dn_cfg.group_cfg: dynamic=False needs num_groups.')
         if label_noise_scale < 0 or box_noise_scale < 0:
-            raise ConfigError(f'model.dn_cfg: negative noise {label_noise_scale=}, {box_noise_scale=}.')
+            raise ConfigError(
+                f'model.dn_cfg: noise scales must not be negative, got {label_noise_scale=}, {box_noise_scale=}.'
+            )
         self.num_classes = num_classes
         self.label_noise_scale, self.box_noise_scale = label_noise_scale, box_noise_scale
         self.num_groups: int | None = None if groups['dynamic'] else groups['num_groups']
@@ -74,7 +77,7 @@ class ContrastiveDenoising(nn.Module):
         self.label_embedding = nn.Embedding(num_classes, embed_dims)
 
     def reset_classes(self, num_classes: int) -> list[str]:
-        """New embeddings for `num_classes` classes; the names of their tensors."""
+        """Reinitialise the label embedding for `num_classes` classes. Return the names of the new tensors."""
         old = self.label_embedding.weight
         self.num_classes = num_classes
         self.label_embedding = nn.Embedding(num_classes, old.shape[1], device=old.device, dtype=old.dtype)
@@ -87,13 +90,13 @@ class ContrastiveDenoising(nn.Module):
         eps: float,
         position_of: Callable[[Tensor], Tensor] | None = None,
     ) -> DecoderInput:
-        """Append denoising queries to a decoder's input.
+        """Append denoising queries to the decoder input.
 
         Args:
-            init: Q queries.
-            denoising: D queries.
-            eps: Of the inverse sigmoid, through which the boxes pass.
-            position_of: Positions (B, D, C) of boxes (B, D, 4), where `init` has positions.
+            init: Decoder input with Q queries.
+            denoising: D denoising queries.
+            eps: Epsilon of the inverse sigmoid applied to the boxes.
+            position_of: Function from boxes (B, D, 4) to positions (B, D, C); needed if `init` has positions.
         """
         labels, num_queries = denoising.labels, init.content.shape[1]
         content = self.label_embedding(labels.clamp(min=0)).masked_fill((labels == PADDING)[..., None], 0.0)
@@ -118,10 +121,10 @@ class ContrastiveDenoising(nn.Module):
 
     @torch.no_grad()
     def forward(self, samples: Samples) -> DenoisingQueries:
-        """Draw the noised queries of a batch."""
+        """Draw noised queries for a batch."""
         device = self.label_embedding.weight.device
         counts = [len(sample.gt_instances) for sample in samples]
-        # of the whole effective batch, so that its parts have as many groups and slots as it would have in one
+        # over the effective batch, so that groups and slots do not depend on how it is split
         most = max(effective_batch(samples).boxes_per_image)
         num_groups = self.num_groups or max(self.num_dn_queries // max(most, 1), 1)
         labels = torch.full((len(samples), num_groups, 2, most), PADDING, device=device)
@@ -139,13 +142,13 @@ class ContrastiveDenoising(nn.Module):
         return DenoisingQueries(labels.flatten(1), boxes.flatten(1, 3), num_groups)
 
     def _noised_labels(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw some labels anew; they may stay the same."""
+        """Replace some labels by random ones, which may equal the original."""
         options: Any = {'device': labels.device, 'generator': generator}
         chosen = torch.rand(labels.shape, **options) < self.label_noise_scale / 2
         return torch.where(chosen, torch.randint(self.num_classes, labels.shape, **options), labels)
 
     def _noised_boxes(self, boxes_xyxy_norm: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Move all four sides of (R, 2, G, 4) boxes, those of the second half further: (R, 2, G, 4), cx cy w h."""
+        """Shift all four sides of boxes (R, 2, G, 4), further for the negatives at index 1; returns cx cy w h."""
         half_sides = (boxes_xyxy_norm[..., 2:] - boxes_xyxy_norm[..., :2]).repeat(1, 1, 1, 2) / 2
         shape, device = boxes_xyxy_norm.shape, boxes_xyxy_norm.device
         distance = torch.rand(shape, device=device, generator=generator)
@@ -156,9 +159,9 @@ class ContrastiveDenoising(nn.Module):
 
 
 def denoising_mask(num_queries: int, denoising: DenoisingQueries, device: torch.device) -> Tensor:
-    """Self-attention mask (Q + D, Q + D), True = hidden, of matching queries followed by denoising queries.
+    """Self-attention mask (Q + D, Q + D) for matching queries followed by denoising queries; True = masked.
 
-    Matching queries do not see the ground truth in any group, and groups do not see one another.
+    Matching queries do not attend to denoising queries, and denoising groups do not attend to each other.
     """
     count = denoising.labels.shape[1]
     group = torch.arange(count, device=device) // max(count // denoising.num_groups, 1)

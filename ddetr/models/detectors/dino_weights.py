@@ -1,6 +1,6 @@
-"""Weights of DINO: what they show of the config, and their names in the original (https://github.com/IDEA-Research/DINO).
+"""DINO weights: infer the config from them, and convert to and from the original project.
 
-MMDetection's names are ours.
+Original code: https://github.com/IDEA-Research/DINO. ddetr uses MMDetection's names.
 """
 
 from dataclasses import dataclass
@@ -15,31 +15,31 @@ from .deformable_detr_weights import DEFORMABLE_DETR
 
 @dataclass(frozen=True)
 class DINOLayout(shared.TransformerLayout):
-    """DINO with 4 or 5 feature levels."""
+    """Layout of DINO with 4 or 5 feature levels."""
 
     def __str__(self) -> str:
         parts = f'{self.levels} feature levels, {self.num_queries} queries, {self.num_classes} classes'
         return f'DINO ({self.backbone.name}), {parts}'
 
     def fitting_configs(self) -> tuple[str, ...]:
-        """Of the published models."""
+        """Configs of the published models."""
         published = self.levels in (4, 5) and self.backbone.depth
         return (f'configs/dino/dino-{self.levels}scale_r50_8xb2-12e_coco.py',) if published else ()
 
     def config_changes(self, depth: int = 50, num_classes: int = 80) -> dict[str, Any]:
-        """Depth, classes and queries, where they are not the config's."""
+        """Overrides for depth, classes and queries where they differ from the config."""
         changes = super().config_changes(depth, num_classes)
         return changes if self.num_queries in (0, 900) else {**changes, 'model.num_queries': self.num_queries}
 
 
 def layout_from_original(state: State) -> DINOLayout:
-    """What chooses the rules, read off the original's names."""
+    """Infer the layout fields that select the rules from the original project's tensors."""
     layers = count(state, 'transformer.decoder.layers.')
     return DINOLayout(decoder_layers=layers, **shared.their_levels(state))
 
 
 def original_rules(layout: DINOLayout, style: Style) -> tuple[Rule, ...]:
-    """The table; the layers' branches are stored again in the decoder, the proposals' have names of their own."""
+    """Name rules of the original project. The decoder duplicates the branches; the proposal branches are separate."""
     last = str(layout.decoder_layers)
     modules = {
         'decoder.norm': 'decoder.norm',
@@ -71,7 +71,7 @@ DINO_WEIGHTS = WeightFamily(
     layout_of=lambda state, hints: DINOLayout(**shared.transformer_facts(state)),
     class_rows=(
         *DEFORMABLE_DETR.class_rows,
-        # the original's unknown class, never used
+        # the original's extra "unknown" class, never used
         ClassRows('dn_query_generator.label_embedding.{p}', spare=1),
     ),
     stacks=DEFORMABLE_DETR.stacks,

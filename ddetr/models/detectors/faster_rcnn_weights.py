@@ -1,4 +1,7 @@
-"""Weights of Faster R-CNN: what they show of the config, and torchvision's names. MMDetection's names are ours."""
+"""Faster R-CNN weights: infer the config from them, and convert from and to torchvision.
+
+ddetr uses MMDetection's names.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +12,7 @@ from ddetr.weights.rules import table
 
 from ..backbones.resnet_weights import ANOTHER_BACKBONE, ResNetLayout, resnet_layout
 
-# The feature order is the same at the flattening before fc6: channels, rows, columns.
+# Both projects flatten features before fc6 in the same order: channels, rows, columns.
 _TORCHVISION = {
     'backbone.body': 'backbone',
     'backbone.fpn.inner_blocks.{i}.0': 'neck.lateral_convs.{i}.conv',
@@ -22,7 +25,7 @@ _TORCHVISION = {
     'roi_heads.box_predictor.cls_score': 'roi_head.bbox_head.fc_cls',
     'roi_heads.box_predictor.bbox_pred': 'roi_head.bbox_head.fc_reg',
 }
-_BEFORE_0_15 = {  # of torchvision: the published files
+_BEFORE_0_15 = {  # names before torchvision 0.15, still used by the published files
     'backbone.fpn.inner_blocks.{i}': 'neck.lateral_convs.{i}.conv',
     'backbone.fpn.layer_blocks.{i}': 'neck.fpn_convs.{i}.conv',
     'rpn.head.conv': 'rpn_head.rpn_conv',
@@ -31,7 +34,7 @@ _BEFORE_0_15 = {  # of torchvision: the published files
 
 @dataclass(frozen=True)
 class FasterRCNNLayout(Layout):
-    """Faster R-CNN with a feature pyramid."""
+    """Layout of Faster R-CNN with a feature pyramid."""
 
     backbone: ResNetLayout = ANOTHER_BACKBONE
 
@@ -39,17 +42,17 @@ class FasterRCNNLayout(Layout):
         return f'Faster R-CNN ({self.backbone.name}), {self.num_classes} classes'
 
     def fitting_configs(self) -> tuple[str, ...]:
-        """Of MMDetection's published model."""
+        """Config of MMDetection's published model."""
         return ('configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',) if self.backbone.depth else ()
 
     def config_changes(self) -> dict[str, Any]:
-        """Depth and classes where they are not the config's."""
+        """Overrides for depth and classes where they differ from the config."""
         classes = {'model.roi_head.bbox_head.num_classes': self.num_classes}
         return {**self.backbone.config_changes(), **(classes if self.num_classes not in (0, 80) else {})}
 
 
 def layout_of(state: State, hints: Mapping[str, Any]) -> FasterRCNNLayout:
-    """Read the layout off tensors under our names; the last class row is the background."""
+    """Infer the layout from tensors with ddetr names; the last class row is the background."""
     rows = len(state.get('roi_head.bbox_head.fc_cls.bias', (0,)))
     return FasterRCNNLayout(rows - 1, resnet_layout(state))
 

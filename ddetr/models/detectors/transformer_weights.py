@@ -1,7 +1,7 @@
-"""What the weights of encoder-decoder detectors share: the names of layers, neck, queries and branches elsewhere.
+"""Name rules shared by encoder-decoder detectors: layers, neck, queries and branches in other projects.
 
 Original names: https://github.com/facebookresearch/detr, https://github.com/fundamentalvision/Deformable-DETR.
-Hugging Face's: transformers, `models/detr` and `models/deformable_detr`, version 4.
+Hugging Face names: transformers 4, `models/detr` and `models/deformable_detr`.
 """
 
 import re
@@ -15,7 +15,7 @@ from ddetr.weights.rules import table, within
 from ..backbones.resnet_weights import ANOTHER_BACKBONE, ResNetLayout, hf_backbone_config, resnet_layout
 
 ORIGINAL_BACKBONE = table('', '', {'backbone.0.body': 'backbone'})
-# the projection of the encoder's memory from which proposals are predicted
+# projection of the encoder memory from which proposals are predicted
 PROPOSALS = {'enc_output': 'memory_trans_fc', 'enc_output_norm': 'memory_trans_norm'}
 
 _DEFORMABLE = ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj')
@@ -24,7 +24,7 @@ _ATTENTION = (
     Rule('out_proj.{p}', 'attn.out_proj.{p}'),
     *table('', '', {name: name for name in _DEFORMABLE}),
 )
-# q, k and v are three tensors there and one here
+# Hugging Face stores q, k and v as three tensors, ddetr as one
 _HF_ATTENTION = (Rule('{qkv}_proj.{p}', 'attn.in_proj_{p}'), *_ATTENTION[1:])
 _FFN = {'linear1': 'ffn.layers.0.0', 'linear2': 'ffn.layers.1'}
 _HF_FFN = {'fc1': 'ffn.layers.0.0', 'fc2': 'ffn.layers.1'}
@@ -32,24 +32,24 @@ _HF_FFN = {'fc1': 'ffn.layers.0.0', 'fc2': 'ffn.layers.1'}
 
 @dataclass(frozen=True)
 class TransformerLayout(Layout):
-    """What all of them have; see `transformer_facts`."""
+    """Layout fields common to encoder-decoder detectors; see `transformer_facts`."""
 
-    num_queries: int = 0  # learned ones
+    num_queries: int = 0  # number of learned queries
     encoder_layers: int = 0
     decoder_layers: int = 0
     levels: int = 0
-    lateral_convs: int = 0  # of the levels, those that come straight from the backbone
+    lateral_convs: int = 0  # number of levels taken directly from the backbone
     backbone: ResNetLayout = ANOTHER_BACKBONE
 
     def config_changes(self, depth: int = 50, num_classes: int = 80) -> dict[str, Any]:
-        """Depth and classes, where they are not these of the fitting configs."""
+        """Overrides for depth and classes where they differ from the matching config."""
         classes = {'model.bbox_head.num_classes': self.num_classes}
         same = self.num_classes in (0, num_classes)
         return {**self.backbone.config_changes(depth), **({} if same else classes)}
 
 
 def transformer_facts(state: State, class_bias: str = 'bbox_head.cls_branches.0.bias') -> dict[str, Any]:
-    """The fields of `TransformerLayout`, read off tensors under our names; `num_classes` counts rows."""
+    """Infer the fields of `TransformerLayout` from tensors with ddetr names; `num_classes` counts class rows."""
     lateral = count(state, 'neck.convs.')
     return {
         'num_classes': len(state.get(class_bias, ())),
@@ -63,14 +63,17 @@ def transformer_facts(state: State, class_bias: str = 'bbox_head.cls_branches.0.
 
 
 def their_levels(state: State, prefix: str = '') -> dict[str, Any]:
-    """`levels` and `lateral_convs`, read off another project's names."""
+    """Infer `levels` and `lateral_convs` from another project's tensors."""
     projection = re.compile(rf'{re.escape(prefix)}input_proj\.\d+\.0\.weight')
     kernels = [tensor for name, tensor in state.items() if projection.fullmatch(name)]
     return {'levels': len(kernels), 'lateral_convs': sum(kernel.shape[-1] == 1 for kernel in kernels)}
 
 
 def original_layers(deformable: bool) -> tuple[Rule, ...]:
-    """The original projects' layers; the decoder's norm1 follows the first attention in DETR, later the second."""
+    """Layer rules of the original projects.
+
+    The decoder's norm1 follows self-attention in DETR and cross-attention in its successors.
+    """
     cross, first, second = ('cross_attn', 1, 0) if deformable else ('multihead_attn', 0, 1)
     norms = {'norm1': f'norms.{first}', 'norm2': f'norms.{second}', 'norm3': 'norms.2'}
     return (
@@ -86,7 +89,7 @@ def original_layers(deformable: bool) -> tuple[Rule, ...]:
 
 
 def hf_layers() -> tuple[Rule, ...]:
-    """Hugging Face's layers."""
+    """Layer rules of Hugging Face."""
     rules: list[Rule] = []
     for part, attentions in (('encoder', ('self_attn',)), ('decoder', ('self_attn', 'encoder_attn'))):
         norms = [f'{name}_layer_norm' for name in attentions] + ['final_layer_norm']
@@ -110,7 +113,7 @@ def _layers(
 
 
 def neck_rules(prefix: str, layout: TransformerLayout) -> tuple[Rule, ...]:
-    """Their one list of projections, which we split into the backbone's levels and the extra ones."""
+    """Neck rules: ddetr splits the other projects' list of projections into lateral and extra convolutions."""
     rules: tuple[Rule, ...] = ()
     for level in range(layout.levels):
         extra = level - layout.lateral_convs
@@ -122,7 +125,7 @@ def neck_rules(prefix: str, layout: TransformerLayout) -> tuple[Rule, ...]:
 def branch_rules(
     prefix: str, write_classes: bool = True, write_boxes: bool = True, index: str = '{i}'
 ) -> tuple[Rule, ...]:
-    """Class and box branches, one of each for a decoder layer; `index` names a single one."""
+    """Rules for the class and box branches of all decoder layers, or of the layer `index`."""
     classes = {f'class_embed.{index}': f'cls_branches.{index}'}
     return (
         *table(prefix, 'bbox_head.', classes, write_classes),
@@ -131,15 +134,16 @@ def branch_rules(
 
 
 def box_branch_rules(theirs: str, index: str, written: bool = True) -> tuple[Rule, ...]:
-    """A box branch of three layers; `index` is its number here."""
+    """Rules for a three-layer box branch; `index` is its index in ddetr."""
     layers = {str(i): str(2 * i) for i in range(3)}
     return table(f'{theirs}.layers.', f'bbox_head.reg_branches.{index}.', layers, written)
 
 
 def hf_transformer_config(state: State, model_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the config.json of Hugging Face's DETRs says of backbone and transformer.
+    """Backbone and transformer section of the config.json of Hugging Face's DETR models.
 
-    Without `model_cfg`, `model` of our config, it is the published models' values where weights do not show them.
+    `model_cfg` is `model` in the ddetr config. Without it, values that the weights do not determine are those of the
+    published models.
     """
     heads = attention_of(model_cfg).get('num_heads', 8)
     dilations = model_cfg['backbone'].get('dilations', (1,)) if model_cfg else (1,)
@@ -158,5 +162,5 @@ def hf_transformer_config(state: State, model_cfg: Mapping[str, Any] | None) -> 
 
 
 def attention_of(model_cfg: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The encoder's attention in our config; empty without one."""
+    """Config of the encoder's attention; empty without `model_cfg`."""
     return model_cfg['encoder']['layer_cfg']['self_attn_cfg'] if model_cfg else {}

@@ -1,4 +1,4 @@
-"""DETR's prediction branches."""
+"""Prediction head of DETR."""
 
 from typing import Any
 
@@ -16,15 +16,15 @@ from .reset import CLASS_PRIOR, reset_linears
 
 @MODELS.register_module()
 class DETRHead(SetHead):
-    """One class and one box branch for the states of all decoder layers (DETR, section 3.2).
+    """One class branch and one box branch, shared by all decoder layers (DETR, section 3.2).
 
-    With a softmax loss the classes have "no object" as their last; with a sigmoid loss, as in DETR-DC5+
-    (Deformable DETR, section 5), a query that detects nothing scores low for every class.
+    With a softmax loss, the last class is "no object". With a sigmoid loss, as in DETR-DC5+ (Deformable DETR,
+    section 5), queries without an object have low scores for all classes.
 
     Args:
-        num_classes: K.
-        embed_dims: C.
-        num_reg_fcs: Hidden layers of the box branch, at least 2.
+        num_classes: Number of classes, K.
+        embed_dims: Embedding dimension, C.
+        num_reg_fcs: Number of hidden layers in the box branch, at least 2.
         **options: See `SetHead`.
     """
 
@@ -39,12 +39,12 @@ class DETRHead(SetHead):
             nn.init.constant_(self.fc_cls.bias, bias_init_with_prob(CLASS_PRIOR))
 
     def reset_classes(self, num_classes: int) -> list[str]:
-        """A new class branch for `num_classes` classes; the names of its tensors."""
+        """Reinitialise the class branch for `num_classes` classes. Return the names of the new tensors."""
         self.num_classes = num_classes
         rows = num_classes if self.use_sigmoid else num_classes + 1
         return reset_linears(self, 'fc_cls', rows, CLASS_PRIOR if self.use_sigmoid else None)
 
     def forward(self, hidden: Tensor) -> SetPredictions:
-        """The decoder's states (N, B, Q, C) -> every layer's set."""
+        """Predict classes and boxes from the decoder states (N, B, Q, C) of all layers."""
         boxes = self.fc_reg(F.relu(self.reg_ffn(hidden))).float().sigmoid()  # (N, B, Q, 4)
         return SetPredictions(self.fc_cls(hidden), boxes)

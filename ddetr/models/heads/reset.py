@@ -1,4 +1,4 @@
-"""New classification layers, for another number of classes."""
+"""Replace classification layers to change the number of classes."""
 
 from typing import Any
 
@@ -6,18 +6,21 @@ import torch
 from mmengine.model import bias_init_with_prob
 from torch import nn
 
-CLASS_PRIOR = 0.01  # probability at which sigmoid classifiers start (Lin et al., "Focal Loss", section 3.3)
+CLASS_PRIOR = 0.01  # initial probability of sigmoid classifiers (Lin et al., "Focal Loss", section 3.3)
 
 
 @torch.no_grad()
 def reset_linears(head: nn.Module, path: str, out_features: int, prior: float | None = None) -> list[str]:
-    """Replace linear layers by new ones with `out_features` outputs; the names of the new tensors below `head`.
+    """Replace linear layers with new ones of `out_features` outputs.
 
     Args:
-        head: Holds them.
-        path: Names the layer, or a list of layers, in which one layer may stand several times.
-        out_features: Of the new layers.
-        prior: Probability at which sigmoids of the outputs start; None for PyTorch's own start.
+        head: Module that contains the layers.
+        path: Name of a layer or of a `ModuleList` of layers, which may contain the same layer several times.
+        out_features: Number of outputs of the new layers.
+        prior: Initial probability of the sigmoid outputs; None keeps PyTorch's default initialisation.
+
+    Returns:
+        Names of the new tensors in the state dict of `head`.
     """
     target = head.get_submodule(path)
     listed = isinstance(target, nn.ModuleList)

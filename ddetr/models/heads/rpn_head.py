@@ -1,4 +1,4 @@
-"""The region proposal network (Ren et al., "Faster R-CNN", section 3.1): the first stage."""
+"""Region proposal network, the first stage of Faster R-CNN (Ren et al., "Faster R-CNN", section 3.1)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -21,21 +21,21 @@ COUNT = 'sampled anchors'
 
 @MODELS.register_module()
 class RPNHead(BaseModule):
-    """Says of every anchor whether it holds an object, and where the object's sides are.
+    """Predicts objectness and box deltas for every anchor.
 
     Args:
-        in_channels: of all levels.
-        feat_channels: of the hidden layers.
-        anchor_generator, bbox_coder, loss_cls, loss_bbox: configs of the parts; `loss_cls` with sigmoid.
-        num_classes: 1, an object.
-        num_convs: hidden layers.
-        reg_decoded_bbox: `loss_bbox` compares boxes (the IoU family), not deltas.
-        train_cfg: `assigner`, `sampler`, `allowed_border` (pixels that an anchor may stick out of the image in
-            training; negative for no limit), `pos_weight` (weight of an object in `loss_cls`; 1 if not positive),
-            `use_padding` (train on anchors in the padding too, as torchvision does; default False).
+        in_channels: Input channels, the same at every level.
+        feat_channels: Channels of the hidden layers.
+        anchor_generator, bbox_coder, loss_cls, loss_bbox: Configs of the components; `loss_cls` must use sigmoid.
+        num_classes: Must be 1 (object or not).
+        num_convs: Number of hidden layers.
+        reg_decoded_bbox: Whether `loss_bbox` compares decoded boxes (for IoU losses) instead of deltas.
+        train_cfg: Dict with `assigner`, `sampler`, `allowed_border` (pixels by which training anchors may exceed the
+            image; negative for no limit), `pos_weight` (weight of positive anchors in `loss_cls`; 1 if not positive)
+            and `use_padding` (whether to train on anchors in the padding, as torchvision does; default False).
 
     Raises:
-        ValueError: a softmax `loss_cls`, several classes, a sampler that adds ground-truth boxes.
+        ValueError: `loss_cls` uses softmax, `num_classes` is not 1, or the sampler adds ground-truth boxes.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RPNHead(BaseModule):
         self.loss_bbox = MODELS.build(loss_bbox)
         if num_classes != 1 or not self.loss_cls.use_sigmoid:
             raise ValueError(
-                f'RPNHead knows one class by sigmoid: got num_classes={num_classes}, '
+                f'RPNHead needs num_classes=1 and loss_cls.use_sigmoid=True: got num_classes={num_classes}, '
                 f'loss_cls.use_sigmoid={self.loss_cls.use_sigmoid}'
             )
         self.reg_decoded_bbox = reg_decoded_bbox
@@ -68,14 +68,19 @@ class RPNHead(BaseModule):
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg.get('sampler', {'type': 'PseudoSampler'}))
             if self.sampler.add_gt_as_proposals:
-                raise ValueError('train_cfg.rpn.sampler: set add_gt_as_proposals=False, anchors are fixed')
+                raise ValueError('train_cfg.rpn.sampler: anchors are fixed, set add_gt_as_proposals=False')
         num_anchors = self.anchor_generator.num_base_anchors
         self.rpn_conv = _hidden_layers(in_channels, feat_channels, num_convs)
         self.rpn_cls = nn.Conv2d(feat_channels, num_anchors, 1)
         self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1)
 
     def forward(self, feats: Sequence[Tensor], input_size: tuple[int, int]) -> AnchorPredictions:
-        """L x (B, C, H_l, W_l) of padded images of `input_size` (h, w) -> predictions for every anchor."""
+        """Predict for every anchor.
+
+        Args:
+            feats: L x (B, C, H_l, W_l) feature levels.
+            input_size: (h, w) of the padded images.
+        """
         level_sizes = [tuple(feat.shape[-2:]) for feat in feats]
         anchors = self.anchor_generator.grid_anchors(level_sizes, input_size, feats[0].device)
         logits, deltas = [], []
@@ -86,7 +91,7 @@ class RPNHead(BaseModule):
         return AnchorPredictions(logits, deltas, anchors)
 
     def loss(self, preds: AnchorPredictions, samples: list[DetDataSample]) -> dict[str, Tensor]:
-        """`loss_rpn_cls` and `loss_rpn_bbox`, both divided by the sampled anchors of the effective batch."""
+        """`loss_rpn_cls` and `loss_rpn_bbox`, normalised by the sampled anchors of the effective batch."""
         logits, deltas = torch.cat(preds.logits, dim=1), torch.cat(preds.deltas, dim=1)  # (B, N), (B, N, 4)
         anchors = torch.cat(preds.anchors)  # (N, 4)
         cls_logits, labels, reg_pairs, here = [], [], [], 0
@@ -94,7 +99,7 @@ class RPNHead(BaseModule):
             sampled, gt_boxes = self._sample_anchors(anchors, sample)
             chosen = torch.cat([sampled.positive, sampled.negative])
             cls_logits.append(logits[i, chosen])
-            # label 0 is "an object", 1 (the number of classes) background
+            # label 0: object, label 1 (the number of classes): background
             labels.append((torch.arange(len(chosen), device=chosen.device) >= len(sampled.positive)).long())
             positive_anchors, positive_deltas = anchors[sampled.positive], deltas[i, sampled.positive]
             if self.reg_decoded_bbox:
@@ -115,13 +120,13 @@ class RPNHead(BaseModule):
         }
 
     def count_ahead(self, preds: AnchorPredictions, samples: list[DetDataSample]) -> dict[str, int]:
-        """What `loss` divides by, as far as this batch's part of it goes; see `FasterRCNN.count_ahead`."""
+        """Contribution of this batch to the normaliser of `loss`; see `FasterRCNN.count_ahead`."""
         anchors = torch.cat(preds.anchors)
         return {COUNT: sum(self._sample_anchors(anchors, sample)[0].avg_factor for sample in samples)}
 
     @torch.no_grad()
     def _sample_anchors(self, anchors: Tensor, sample: DetDataSample) -> tuple[Sampled, Tensor]:
-        """The anchors (N, 4) to train on in one image, and the ground-truth boxes (P, 4) of the positive ones."""
+        """Sample training anchors of one image from (N, 4), with the ground-truth boxes (P, 4) of the positives."""
         usable = self._usable(anchors, sample).nonzero().flatten()  # (n,)
         gt_boxes = sample.gt_instances.bboxes
         gt_index = self.assigner.assign(anchors[usable], gt_boxes, sample.ignored_boxes)  # (n,)
@@ -130,12 +135,12 @@ class RPNHead(BaseModule):
         return Sampled(usable[sampled.positive], usable[sampled.negative], sampled.avg_factor), targets
 
     def _usable(self, anchors: Tensor, sample: DetDataSample) -> Tensor:
-        """(N,) bool: the anchors that may be trained on in this image."""
+        """Mask (N,) bool of the anchors that may be used for training in this image."""
         usable = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
         if not self.train_cfg.get('use_padding', False):
             pad_h, pad_w = sample.pad_shape[:2]
             center = (anchors[:, :2] + anchors[:, 2:]) / 2
-            # half a pixel below: the cell that begins just at the border lies in the padding, rounding or not
+            # half a pixel of tolerance: a cell that starts at the border counts as padding despite rounding
             usable &= (center < center.new_tensor([pad_w, pad_h]) - 0.5).all(dim=1)
         border = self.train_cfg.get('allowed_border', -1)
         if border >= 0:
@@ -148,10 +153,14 @@ class RPNHead(BaseModule):
     def propose(
         self, preds: AnchorPredictions, sizes_hw: Sequence[tuple[int, int]], cfg: dict[str, Any]
     ) -> list[Proposals]:
-        """Choose the best regions of a batch's images of `sizes_hw` without padding, to which regions are clipped.
+        """Select the best regions of each image.
 
-        `cfg` has `nms_pre` (candidates of each level; all if not positive), `nms` within each level, `max_per_img` (no
-        limit if not positive), `min_bbox_size` (both sides have to be longer; no limit if negative).
+        Args:
+            preds: Predictions for a batch.
+            sizes_hw: Unpadded (h, w) of each image, to which regions are clipped.
+            cfg: Dict with `nms_pre` (candidates per level; all if not positive), `nms` (applied per level),
+                `max_per_img` (no limit if not positive) and `min_bbox_size` (both sides must exceed it; no limit if
+                negative).
         """
         return [self._propose_one(preds, i, size, cfg) for i, size in enumerate(sizes_hw)]
 
@@ -161,7 +170,7 @@ class RPNHead(BaseModule):
         boxes, scores, levels = [], [], []
         for level, anchors in enumerate(preds.anchors):
             count = cfg.get('nms_pre', -1)
-            # sym_min, shape: numbers that may be symbolic while exporting
+            # sym_min and shape, because sizes may be symbolic during export
             count = torch.sym_min(count, anchors.shape[0]) if count > 0 else anchors.shape[0]
             logits, best = preds.logits[level][image].topk(count)
             boxes.append(self.bbox_coder.decode(anchors[best], preds.deltas[level][image, best], image_size))
@@ -174,7 +183,7 @@ class RPNHead(BaseModule):
 
 
 def _hidden_layers(in_channels: int, feat_channels: int, num_convs: int) -> nn.Module:
-    """3x3 convolutions; a single one has the parameter names of a plain convolution."""
+    """Stack of 3x3 convolutions; a single one keeps the parameter names of a plain convolution."""
     if num_convs == 1:
         return nn.Conv2d(in_channels, feat_channels, 3, padding=1)
     widths = [in_channels] + [feat_channels] * num_convs

@@ -1,4 +1,4 @@
-"""Classifies regions and refines their boxes (Girshick, "Fast R-CNN", section 2)."""
+"""Region classification and box refinement (Girshick, "Fast R-CNN", section 2)."""
 
 from typing import Any
 
@@ -17,19 +17,20 @@ from .reset import reset_linears
 
 @MODELS.register_module()
 class Shared2FCBBoxHead(BaseModule):
-    """Two hidden layers over a region's features, then the class and the deltas to the box.
+    """Box head with two shared hidden layers, followed by a class branch and a box delta branch.
 
     Args:
-        in_channels: of a region's features.
-        num_classes: K, without background.
-        bbox_coder, loss_cls, loss_bbox: configs of the parts; `loss_cls` with softmax, where background is class K.
-        fc_out_channels: of the hidden layers.
-        roi_feat_size: side of a region's features, in cells.
-        reg_class_agnostic: one box for all classes rather than one for each.
-        reg_decoded_bbox: `loss_bbox` compares boxes (the IoU family), not deltas.
+        in_channels: Channels of the region features.
+        num_classes: Number of classes K, excluding background.
+        bbox_coder, loss_cls, loss_bbox: Configs of the components; `loss_cls` must use softmax, with background as
+            class K.
+        fc_out_channels: Channels of the hidden layers.
+        roi_feat_size: Side length of the region features, in cells.
+        reg_class_agnostic: Whether to predict one box for all classes instead of one per class.
+        reg_decoded_bbox: Whether `loss_bbox` compares decoded boxes (for IoU losses) instead of deltas.
 
     Raises:
-        ValueError: a `loss_cls` with sigmoid.
+        ValueError: `loss_cls` uses sigmoid.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Shared2FCBBoxHead(BaseModule):
         self.loss_cls = MODELS.build(loss_cls)
         self.loss_bbox = MODELS.build(loss_bbox)
         if self.loss_cls.use_sigmoid:
-            raise ValueError('Shared2FCBBoxHead classifies by softmax: set use_sigmoid=False in its loss_cls')
+            raise ValueError('Shared2FCBBoxHead needs a softmax loss: set loss_cls.use_sigmoid=False')
         widths = (in_channels * roi_feat_size**2, fc_out_channels)
         self.shared_fcs = nn.ModuleList(nn.Linear(width, fc_out_channels) for width in widths)
         self.reg_class_agnostic = reg_class_agnostic
@@ -68,7 +69,7 @@ class Shared2FCBBoxHead(BaseModule):
 
     @torch.no_grad()
     def reset_classes(self, num_classes: int) -> list[str]:
-        """New layers for `num_classes` classes, with small Gaussians; the names of their tensors."""
+        """Reinitialise the class-dependent layers with small Gaussians. Return the names of the new tensors."""
         self.num_classes = num_classes
         layers = [('fc_cls', num_classes + 1, 0.01), ('fc_reg', 4 * num_classes, 0.001)]
         names = []
@@ -87,9 +88,9 @@ class Shared2FCBBoxHead(BaseModule):
     def loss(
         self, preds: RoIPredictions, targets: RoITargets, avg_factor: float, pos_weight: float = -1
     ) -> dict[str, Tensor]:
-        """`loss_cls` and `loss_bbox`, both divided by `avg_factor`, and `acc`, the accuracy in percent.
+        """`loss_cls` and `loss_bbox`, normalised by `avg_factor`, and `acc`, the accuracy in percent.
 
-        `pos_weight` is that of a region with an object in `loss_cls`; 1 if not positive.
+        `pos_weight` is the weight of positive regions in `loss_cls`; 1 if not positive.
         """
         labels = targets.labels
         positive = (labels < self.num_classes).nonzero().flatten()  # (P,)
@@ -109,21 +110,21 @@ class Shared2FCBBoxHead(BaseModule):
     def detect(
         self, preds: RoIPredictions, boxes: Tensor, image_size: tuple[int, int], cfg: dict[str, Any]
     ) -> InstanceData:
-        """What `select` chooses, as `bboxes`, `scores` and `labels`."""
+        """Detections of `select` as `InstanceData` with `bboxes`, `scores` and `labels`."""
         bboxes, scores, labels = self.select(preds, boxes, image_size, cfg)
         return InstanceData(bboxes=bboxes, scores=scores, labels=labels)
 
     def select(
         self, preds: RoIPredictions, boxes: Tensor, image_size: tuple[int, int], cfg: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The detections in one image: boxes (m, 4) in its pixels, scores (m,), labels (m,), best first.
+        """Detections in one image: boxes (m, 4) in pixels of the image, scores (m,) and labels (m,), best first.
 
         Args:
-            preds: for the image's n regions.
+            preds: Predictions for the n regions of the image.
             boxes: (n, 4), the regions.
             image_size: (h, w), to which boxes are clipped.
-            cfg: `score_thr`, `nms` within each class, `max_per_img` (no limit if not positive), `min_bbox_size`
-                (both sides have to be longer; by default no limit).
+            cfg: Dict with `score_thr`, `nms` (applied per class), `max_per_img` (no limit if not positive) and
+                `min_bbox_size` (both sides must exceed it; default: no limit).
         """
         scores = preds.logits.softmax(dim=1)[:, : self.num_classes]  # (n, K)
         region, label = (scores > cfg['score_thr']).nonzero().unbind(1)
@@ -136,6 +137,6 @@ class Shared2FCBBoxHead(BaseModule):
 
 
 def _deltas_of_class(deltas: Tensor, region: Tensor, label: Tensor) -> Tensor:
-    """(R, 4K) or (R, 4), and m pairs of a region and a class -> (m, 4)."""
+    """Gather deltas (m, 4) for m pairs of region and class from (R, 4K), or (R, 4) if class-agnostic."""
     per_class = deltas.view(deltas.shape[0], deltas.shape[1] // 4, 4)
     return per_class[region, label if per_class.shape[1] > 1 else torch.zeros_like(label)]

@@ -1,4 +1,4 @@
-"""The second stage of Faster R-CNN: from proposals to detections."""
+"""Second stage of Faster R-CNN: from proposals to detections."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ COUNT = 'sampled regions'
 
 @MODELS.register_module()
 class StandardRoIHead(BaseModule):
-    """Samples proposals in training, pools their features, hands them to the box head.
+    """Samples proposals (in training), pools their features and runs the box head.
 
     Args:
-        bbox_roi_extractor, bbox_head: configs of the parts.
-        train_cfg: `assigner`, `sampler`, `pos_weight` (weight of a region with an object; 1 if not positive).
-        test_cfg: `score_thr`, `nms`, `max_per_img`, `min_bbox_size`: see `Shared2FCBBoxHead.select`.
+        bbox_roi_extractor, bbox_head: Configs of the components.
+        train_cfg: Dict with `assigner`, `sampler` and `pos_weight` (weight of positive regions; 1 if not positive).
+        test_cfg: Dict with `score_thr`, `nms`, `max_per_img` and `min_bbox_size`; see `Shared2FCBBoxHead.select`.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class StandardRoIHead(BaseModule):
         return [f'bbox_head.{name}' for name in self.bbox_head.reset_classes(num_classes)]
 
     def forward(self, feats: Sequence[Tensor], boxes: Sequence[Tensor]) -> RoIPredictions:
-        """L x (B, C, H_l, W_l) and B x (n_i, 4) -> predictions for all R regions, image after image."""
+        """Predict for all R regions, image by image, from `feats` L x (B, C, H_l, W_l) and `boxes` B x (n_i, 4)."""
         return self.bbox_head(self.bbox_roi_extractor(feats, boxes))
 
     def loss(
         self, feats: Sequence[Tensor], proposals: list[Proposals], samples: list[DetDataSample]
     ) -> dict[str, Tensor]:
-        """`loss_cls`, `loss_bbox` and `acc` of a sample of the proposals."""
+        """`loss_cls`, `loss_bbox` and `acc` on sampled proposals."""
         targets = self._sample(feats, proposals, samples)
         preds = self(feats, [t.boxes_xyxy_px for t in targets])
         together = RoITargets(*(torch.cat(field) for field in zip(*targets, strict=True)))
@@ -63,13 +63,13 @@ class StandardRoIHead(BaseModule):
     def count_ahead(
         self, feats: Sequence[Tensor], proposals: list[Proposals], samples: list[DetDataSample]
     ) -> dict[str, int]:
-        """What `loss` divides by, as far as this batch's part of it goes; see `FasterRCNN.count_ahead`."""
+        """Contribution of this batch to the normaliser of `loss`; see `FasterRCNN.count_ahead`."""
         return {COUNT: sum(len(targets.labels) for targets in self._sample(feats, proposals, samples))}
 
     def predict(
         self, feats: Sequence[Tensor], proposals: list[Proposals], samples: list[DetDataSample]
     ) -> list[InstanceData]:
-        """Each image's detections, in pixels of the resized image, best first."""
+        """Detections of each image, in pixels of the resized image, best first."""
         sizes_hw = [sample.img_shape[:2] for sample in samples]
         found = self.detect(feats, proposals, sizes_hw)
         return [InstanceData(bboxes=boxes, scores=scores, labels=labels) for boxes, scores, labels in found]
@@ -77,7 +77,7 @@ class StandardRoIHead(BaseModule):
     def detect(
         self, feats: Sequence[Tensor], proposals: list[Proposals], sizes_hw: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Each image's boxes (m, 4) in its pixels, scores (m,) and labels (m,), best first."""
+        """Boxes (m, 4) in pixels of the resized image, scores (m,) and labels (m,) of each image, best first."""
         boxes = [p.boxes_xyxy_px for p in proposals]
         fields = (field.split([box.shape[0] for box in boxes]) for field in self(feats, boxes))
         per_image = (RoIPredictions(*pred) for pred in zip(*fields, strict=True))
@@ -96,7 +96,7 @@ class StandardRoIHead(BaseModule):
 
     @torch.no_grad()
     def _sample_regions(self, feats: Sequence[Tensor], boxes: Tensor, sample: DetDataSample) -> RoITargets:
-        """Choose the regions to train on in one image, of its proposals (n, 4) and its features L x (1, C, ...)."""
+        """Sample training regions of one image from its proposals (n, 4) and features L x (1, C, H_l, W_l)."""
         gt_boxes, gt_labels = sample.gt_instances.bboxes, sample.gt_instances.labels
         gt_index = self.assigner.assign(boxes, gt_boxes, sample.ignored_boxes)
         if self.sampler.add_gt_as_proposals:

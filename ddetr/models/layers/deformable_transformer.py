@@ -1,4 +1,4 @@
-"""Encoder and decoder of Deformable DETR (sections 4.1 and 4.2, appendix A.4), and the tokens they work on."""
+"""Encoder and decoder of Deformable DETR (sections 4.1 and 4.2, appendix A.4), and their input tokens."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ BoxPredictor = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class DeformableDetrTransformerEncoderLayer(nn.Module):
-    """Deformable self-attention over all levels' tokens, then an FFN, each followed by its norm."""
+    """Deformable self-attention over the tokens of all levels and an FFN, each followed by a layer norm."""
 
     def __init__(self, self_attn_cfg: dict, ffn_cfg: dict, norm_cfg: dict | None = None) -> None:
         super().__init__()
@@ -40,12 +40,13 @@ class DeformableDetrTransformerEncoderLayer(nn.Module):
 
 
 class DeformableDetrTransformerEncoder(nn.Module):
-    """A stack of encoder layers.
+    """Stack of encoder layers.
 
     Args:
-        num_layers, layer_cfg: Number of layers and keywords of `DeformableDetrTransformerEncoderLayer`.
-        num_levels: Feature levels; given by the detector.
-        num_cp: Number of layers, from the first on, whose activations are recomputed in the backward pass.
+        num_layers: Number of layers.
+        layer_cfg: Keyword arguments of `DeformableDetrTransformerEncoderLayer`.
+        num_levels: Number of feature levels; set by the detector.
+        num_cp: Number of layers, counted from the first, whose activations are recomputed in the backward pass.
     """
 
     def __init__(self, num_layers: int, layer_cfg: dict, num_levels: int, num_cp: int = -1) -> None:
@@ -58,7 +59,7 @@ class DeformableDetrTransformerEncoder(nn.Module):
         init_transformer_weights(self)
 
     def forward(self, flat: FlatFeatures) -> Tensor:
-        """-> memory (B, S, C)."""
+        """Encode the tokens of `flat`. Return the memory (B, S, C)."""
         centres = token_centres(flat)  # (B, S, 2), relative to the unpadded image
         reference_norm = centres[:, :, None] * flat.valid_ratios[:, None]  # (B, S, L, 2), to the padded maps
         tokens = flat.tokens
@@ -69,7 +70,7 @@ class DeformableDetrTransformerEncoder(nn.Module):
 
 
 class DeformableDetrTransformerDecoderLayer(nn.Module):
-    """Self-attention among queries, deformable attention to the memory, FFN; each followed by its norm."""
+    """Self-attention, deformable cross-attention to the memory and an FFN, each followed by a layer norm."""
 
     def __init__(
         self, self_attn_cfg: dict, cross_attn_cfg: dict, ffn_cfg: dict, norm_cfg: dict | None = None
@@ -90,10 +91,14 @@ class DeformableDetrTransformerDecoderLayer(nn.Module):
         flat: FlatFeatures,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Update the queries (B, Q, C) with the `memory` (B, S, C), of which `flat` has shapes and padding.
+        """Update the queries.
 
-        `reference_norm` (B, Q, L, 2 or 4) is relative to the padded maps; `attn_mask` (Q, Q) of the self-attention is
-        True where a query is not attended to.
+        Args:
+            query, query_pos: (B, Q, C).
+            reference_norm: (B, Q, L, 2 or 4), relative to the padded feature maps.
+            memory: (B, S, C).
+            flat: Shapes and padding of the memory.
+            attn_mask: (Q, Q) bool mask of the self-attention, True = not attended to.
         """
         query = self.self_attn(query, query, query, query_pos, query_pos, attn_mask=attn_mask)
         levels = flat.spatial_shapes, flat.level_start_index, flat.pad_mask
@@ -102,22 +107,24 @@ class DeformableDetrTransformerDecoderLayer(nn.Module):
 
 
 class DeformableDetrTransformerDecoder(nn.Module):
-    """A stack of decoder layers whose references may be refined from layer to layer.
+    """Stack of decoder layers with optional box refinement between layers.
 
     Args:
-        num_layers, layer_cfg: Number of layers and keywords of `DeformableDetrTransformerDecoderLayer`.
-        num_levels: Feature levels; given by the detector.
-        return_intermediate: Accepted for MMDetection's configs; all layers' states are always returned.
-        post_norm_cfg: `dict(type='LN')` for a norm between each layer's queries and the head. None for no norm.
-        refine: Each layer's boxes become the next layer's references (section 4.2); given by the detector.
-        look_forward_twice: A layer's boxes add to references that the layer before may still learn from (DINO,
-            Zhang et al., 2022, section 3.5).
-        position_from_reference: Derive the queries' position from their reference, anew in each layer, instead
-            of taking it from `DecoderInput.position` (DAB-DETR, Liu et al., 2022, section 4.2).
-        num_cp: Number of layers, from the first on, whose activations are recomputed in the backward pass.
+        num_layers: Number of layers.
+        layer_cfg: Keyword arguments of `DeformableDetrTransformerDecoderLayer`.
+        num_levels: Number of feature levels; set by the detector.
+        return_intermediate: Accepted for compatibility with MMDetection configs. The states of all layers are always
+            returned.
+        post_norm_cfg: `dict(type='LN')` to normalise the states before the head; None for no norm.
+        refine: Whether each layer's boxes become the next layer's references (section 4.2); set by the detector.
+        look_forward_twice: Whether gradients flow from a layer's boxes to the previous layer's boxes (DINO, Zhang et
+            al., 2022, section 3.5).
+        position_from_reference: Whether each layer computes the query positions from the references instead of using
+            `DecoderInput.position` (DAB-DETR, Liu et al., 2022, section 4.2).
+        num_cp: Number of layers, counted from the first, whose activations are recomputed in the backward pass.
 
     Raises:
-        ValueError: A `post_norm_cfg` that is not a layer norm, look-forward-twice without refinement, or another
+        ValueError: `post_norm_cfg` is not a layer norm, `look_forward_twice` without `refine`, or a different
             `num_levels` in `layer_cfg`.
     """
 
@@ -152,9 +159,9 @@ class DeformableDetrTransformerDecoder(nn.Module):
     def forward(
         self, init: DecoderInput, memory: Tensor, flat: FlatFeatures, predict_boxes: BoxPredictor
     ) -> DecoderStates:
-        """Decode all queries of `init` with the `memory` (B, S, C), whose levels `flat` describes."""
+        """Decode the queries of `init`, attending to the `memory` (B, S, C) with the levels of `flat`."""
         query, reference = init.content, init.reference_norm
-        # what a layer's boxes are offsets from: the reference, attached to its layer or not
+        # box offsets are relative to `start`: the reference, detached or not
         start = reference
         hidden, boxes = [], []
         for i, layer in enumerate(self.layers):
@@ -169,15 +176,15 @@ class DeformableDetrTransformerDecoder(nn.Module):
             boxes.append(predict_boxes(i, hidden[-1], start))
             if self.refine and layer is not self.layers[-1]:
                 refined = boxes[-1]
-                if self.norm is not None or self.look_forward_twice:  # from the state without its norm
+                if self.norm is not None or self.look_forward_twice:  # refine with the unnormalised state
                     refined = predict_boxes(i, query, reference)
-                reference = refined.detach()  # a layer is not trained through where later layers look
+                reference = refined.detach()  # no gradient through the sampling locations of later layers
                 start = refined if self.look_forward_twice else reference
         return DecoderStates(torch.stack(hidden), torch.stack(boxes))
 
 
 class PositionMLP(nn.Module):
-    """Positions (B, Q, C) of queries from their reference boxes (B, Q, 4) (DAB-DETR, section 4.2)."""
+    """Query positions (B, Q, C) from reference boxes (B, Q, 4) (DAB-DETR, section 4.2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -185,7 +192,7 @@ class PositionMLP(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(2 * channels, channels), nn.Linear(channels, channels)])
 
     def forward(self, boxes_cxcywh_norm: Tensor) -> Tensor:
-        """Encode y before x, as the encoder's positions are, and pass them through two layers."""
+        """Encode the boxes with y before x, like the encoder positions, and apply the two layers."""
         encoded = encode_boxes(boxes_cxcywh_norm[..., [1, 0, 2, 3]], self.num_feats)  # (B, Q, 2C)
         return self.layers[1](self.layers[0](encoded).relu())
 
@@ -193,16 +200,19 @@ class PositionMLP(nn.Module):
 def flatten_levels(
     feats: tuple[Tensor, ...], pad_mask: Tensor, encoding: SinePositionalEncoding, level_embed: Tensor
 ) -> FlatFeatures:
-    """Lay feature levels out as tokens, with their positions, level embeddings and padding.
+    """Flatten feature levels to tokens with positions, level embeddings and padding mask.
 
     Args:
         feats: L x (B, C, H_l, W_l).
-        pad_mask: (B, H, W) of the images, True = padding.
-        encoding: Of positions on a level.
-        level_embed: (L, C); ConfigError for another number of levels.
+        pad_mask: (B, H, W) padding mask of the images, True = padding.
+        encoding: Positional encoding within a level.
+        level_embed: (L, C) level embeddings.
+
+    Raises:
+        ConfigError: The numbers of levels in `feats` and `level_embed` differ.
     """
     if len(feats) != len(level_embed):
-        raise ConfigError(f'the neck gives {len(feats)} levels, but num_feature_levels={len(level_embed)}')
+        raise ConfigError(f'the neck returns {len(feats)} levels, but num_feature_levels={len(level_embed)}')
     tokens, positions, masks, ratios = [], [], [], []
     for feat, embed in zip(feats, level_embed, strict=True):
         mask = pad_mask_on(feat, pad_mask)  # (B, H_l, W_l)
@@ -221,7 +231,7 @@ def flatten_levels(
 
 
 def token_centres(flat: FlatFeatures) -> Tensor:
-    """The centre of every token's pixel relative to the unpadded image, x before y: (B, S, 2)."""
+    """Centre (x, y) of each token relative to the unpadded image, (B, S, 2)."""
     centres = []
     for (height, width), ratio in zip(flat.level_sizes_hw, flat.valid_ratios.unbind(1), strict=True):
         # not arange(0.5, n), which torch.onnx types as int64
@@ -233,10 +243,11 @@ def token_centres(flat: FlatFeatures) -> Tensor:
 
 
 def token_anchors(flat: FlatFeatures, size: float = 0.05) -> tuple[Tensor, Tensor]:
-    """A box around each token, of `size` * 2^level of the image, in logit space: (B, S, 4) and where unusable (B, S).
+    """Square anchor at each token with side `size` * 2^level relative to the image, in logit space.
 
-    Tokens under padding or within 1% of the image's border get an infinite logit and are unusable (section 4.2 and
-    the paper's code).
+    Returns:
+        Anchors (B, S, 4) and a mask (B, S) of unusable tokens. Tokens in the padding or within 1% of the image border
+        are unusable and get infinite logits (section 4.2 and the original code).
     """
     centres = token_centres(flat)  # (B, S, 2)
     sides = torch.cat(
@@ -253,7 +264,7 @@ def token_anchors(flat: FlatFeatures, size: float = 0.05) -> tuple[Tensor, Tenso
 
 
 def _with_levels(layer_cfg: dict, attention: str, num_levels: int) -> dict:
-    """A layer's keywords, with `num_levels` for its deformable attention; ValueError if they name another number."""
+    """Add `num_levels` to the config of the deformable attention; raise ValueError if it has a different value."""
     said = layer_cfg[attention].get('num_levels', num_levels)
     if said != num_levels:
         raise ValueError(f'{attention}.num_levels={said}, but num_feature_levels={num_levels}')

@@ -10,7 +10,7 @@ from .transformer_blocks import FFN, MultiheadAttention, check_layer_norm, init_
 
 
 class DetrTransformerEncoderLayer(nn.Module):
-    """Self-attention among all tokens, then an FFN, each followed by its norm."""
+    """Self-attention over all tokens and an FFN, each followed by a layer norm."""
 
     def __init__(self, self_attn_cfg: dict, ffn_cfg: dict, norm_cfg: dict | None = None) -> None:
         super().__init__()
@@ -26,11 +26,12 @@ class DetrTransformerEncoderLayer(nn.Module):
 
 
 class DetrTransformerEncoder(nn.Module):
-    """A stack of encoder layers.
+    """Stack of encoder layers.
 
     Args:
-        num_layers, layer_cfg: Number of layers and keywords of `DetrTransformerEncoderLayer`.
-        num_cp: Number of layers, from the first on, whose activations are recomputed in the backward pass.
+        num_layers: Number of layers.
+        layer_cfg: Keyword arguments of `DetrTransformerEncoderLayer`.
+        num_cp: Number of layers, counted from the first, whose activations are recomputed in the backward pass.
     """
 
     def __init__(self, num_layers: int, layer_cfg: dict, num_cp: int = -1) -> None:
@@ -40,7 +41,7 @@ class DetrTransformerEncoder(nn.Module):
         init_transformer_weights(self)
 
     def forward(self, flat: FlatMap) -> Tensor:
-        """-> memory (B, S, C)."""
+        """Encode the tokens of `flat`. Return the memory (B, S, C)."""
         tokens = flat.tokens
         for i, layer in enumerate(self.layers):
             tokens = checkpointed(layer, tokens, flat) if i < self.num_cp else layer(tokens, flat)
@@ -48,7 +49,7 @@ class DetrTransformerEncoder(nn.Module):
 
 
 class DetrTransformerDecoderLayer(nn.Module):
-    """Self-attention among queries, attention to the memory, FFN; each followed by its norm."""
+    """Self-attention, cross-attention to the memory and an FFN, each followed by a layer norm."""
 
     def __init__(
         self, self_attn_cfg: dict, cross_attn_cfg: dict, ffn_cfg: dict, norm_cfg: dict | None = None
@@ -68,16 +69,18 @@ class DetrTransformerDecoderLayer(nn.Module):
 
 
 class DetrTransformerDecoder(nn.Module):
-    """A stack of decoder layers, and a norm that each layer's states pass on their way to the head.
+    """Stack of decoder layers. The states of every layer are normalised before the head.
 
     Args:
-        num_layers, layer_cfg: number of layers and keywords of `DetrTransformerDecoderLayer`.
-        post_norm_cfg: that norm, `dict(type='LN')`.
-        return_intermediate: accepted for MMDetection's configs; all layers' states are always returned.
-        num_cp: number of layers, from the first on, whose activations are recomputed in the backward pass.
+        num_layers: Number of layers.
+        layer_cfg: Keyword arguments of `DetrTransformerDecoderLayer`.
+        post_norm_cfg: The norm before the head, `dict(type='LN')`.
+        return_intermediate: Accepted for compatibility with MMDetection configs. The states of all layers are always
+            returned.
+        num_cp: Number of layers, counted from the first, whose activations are recomputed in the backward pass.
 
     Raises:
-        ValueError: a `post_norm_cfg` that is not a layer norm; the head would see states of any scale.
+        ValueError: `post_norm_cfg` is not a layer norm.
     """
 
     def __init__(
@@ -97,14 +100,20 @@ class DetrTransformerDecoder(nn.Module):
         init_transformer_weights(self)
 
     def forward(self, query_pos: Tensor, memory: Tensor, flat: FlatMap) -> Tensor:
-        """Decode the learned queries (B, Q, C), whose content starts as zeros -> all N layers' states (N, B, Q, C).
+        """Decode learned queries, whose content starts as zeros.
 
-        `flat` has the positions and the padding of the `memory` (B, S, C).
+        Args:
+            query_pos: (B, Q, C).
+            memory: (B, S, C).
+            flat: Positions and padding of the memory.
+
+        Returns:
+            States of all N layers, (N, B, Q, C).
         """
         query = torch.zeros_like(query_pos)
         hidden = []
         for i, layer in enumerate(self.layers):
             inputs = query, query_pos, memory, flat
             query = checkpointed(layer, *inputs) if i < self.num_cp else layer(*inputs)
-            hidden.append(self.post_norm(query))  # the next layer gets the state without this norm
+            hidden.append(self.post_norm(query))  # the next layer receives the unnormalised state
         return torch.stack(hidden)

@@ -1,4 +1,4 @@
-"""Padding of feature maps, and sine encodings of positions on them and of boxes."""
+"""Padding masks of feature maps, and sine encodings of positions and boxes."""
 
 import math
 
@@ -8,19 +8,20 @@ from torch import Tensor, nn
 
 
 def pad_mask_on(feat: Tensor, image_mask: Tensor) -> Tensor:
-    """`image_mask` (B, H, W) at the resolution of `feat` (B, C, H_l, W_l): (B, H_l, W_l), the nearest pixel's."""
+    """Resize `image_mask` (B, H, W) to the resolution of `feat` (B, C, H_l, W_l) by nearest neighbour."""
     return F.interpolate(image_mask[None].float(), size=feat.shape[-2:])[0].bool()
 
 
 class SinePositionalEncoding(nn.Module):
-    """2-D sine encoding of the unpadded positions of a feature map (DETR, appendix A.4).
+    """2-D sine encoding of positions in the unpadded area of a feature map (DETR, appendix A.4).
 
     Args:
-        num_feats: channels for each of y and x; the result has twice as many.
-        temperature: base of the wavelengths.
-        normalize, scale: divide positions by the unpadded size and multiply them by `scale`, in radians.
-        eps: keeps the division finite.
-        offset: added to the 1-based positions before normalising; Deformable DETR takes -0.5, pixel centres.
+        num_feats: Number of channels for each of y and x; the encoding has twice as many.
+        temperature: Base of the wavelengths.
+        normalize: Whether to divide positions by the unpadded size and multiply them by `scale`.
+        scale: Range of normalised positions, in radians.
+        eps: Added to the divisor to avoid division by zero.
+        offset: Added to the 1-based positions before normalising; Deformable DETR uses -0.5, the pixel centres.
     """
 
     def __init__(
@@ -48,15 +49,15 @@ class SinePositionalEncoding(nn.Module):
 
 
 def encode_boxes(boxes_cxcywh_norm: Tensor, num_feats: int, temperature: int = 10000) -> Tensor:
-    """Sine encoding of boxes (B, Q, 4) -> (B, Q, 4 * num_feats), in the order of their coordinates.
+    """Sine encoding of boxes (B, Q, 4) -> (B, Q, 4 * num_feats), in the order of the coordinates.
 
-    The two-stage variant makes its queries of it (Deformable DETR, appendix A.4).
+    The two-stage variant derives its queries from it (Deformable DETR, appendix A.4).
     """
     return _waves(boxes_cxcywh_norm.float() * 2 * math.pi, num_feats, temperature).flatten(-2)
 
 
 def _waves(angles: Tensor, num_feats: int, temperature: int) -> Tensor:
-    """(...) -> (..., num_feats): sine and cosine in turn, in `num_feats / 2` wave lengths."""
+    """(...) -> (..., num_feats): alternating sine and cosine of `num_feats / 2` wavelengths."""
     index = torch.arange(num_feats, dtype=torch.float32, device=angles.device)
     wave_length = temperature ** (2 * (index // 2) / num_feats)
     phase = angles[..., None] / wave_length

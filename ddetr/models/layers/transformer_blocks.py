@@ -1,4 +1,4 @@
-"""Parts of transformer layers: attention, multi-scale deformable attention, feed-forward networks."""
+"""Building blocks of transformer layers: attention, multi-scale deformable attention, feed-forward networks."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,17 +8,18 @@ from ddetr_ops.attention import DeformableAttention
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
-MACS_PER_SAMPLED_NUMBER = 5  # four neighbours, then the attention weight
+MACS_PER_SAMPLED_NUMBER = 5  # four neighbours and the attention weight
 
 
 class MultiheadAttention(nn.Module):
     """PyTorch's attention with positions added to query and key, dropout and a residual connection.
 
     Args:
-        embed_dims, num_heads: channels of query, key and value, and attention heads.
-        dropout: on the attention weights and, unless `proj_drop` is given, on the result.
-        proj_drop: dropout on the result; None for `dropout`.
-        batch_first: accepted for MMDetection's configs; inputs are (B, Q, C) in any case.
+        embed_dims: Channels of query, key and value.
+        num_heads: Number of attention heads.
+        dropout: Dropout of the attention weights and, unless `proj_drop` is given, of the output.
+        proj_drop: Dropout of the output; None uses `dropout`.
+        batch_first: Accepted for compatibility with MMDetection configs. Inputs are always (B, Q, C).
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class MultiheadAttention(nn.Module):
         key_pad_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Queries (B, Q, C) attend to keys and values (B, S, C).
+        """Attend from queries (B, Q, C) to keys and values (B, S, C).
 
         `key_pad_mask` (B, S) and `attn_mask` (Q, S) are bool, True = not attended to.
         """
@@ -54,15 +55,20 @@ class MultiheadAttention(nn.Module):
 
 
 class MultiScaleDeformableAttention(DeformableAttention):
-    """Attention to a few sampled points around a reference (Deformable DETR, section 4.1, equation 3).
+    """Multi-scale deformable attention: attends to a few sampling points around a reference.
+
+    Source: Deformable DETR, section 4.1, equation 3.
 
     Args:
-        embed_dims: channels C of query and value.
-        num_heads: attention heads M; ValueError unless they divide `embed_dims`.
-        num_levels: feature levels L.
-        num_points: points P that a head samples in a level; a list gives each level its own number.
-        dropout: on the result.
-        im2col_step, batch_first: accepted for MMDetection's configs, without effect.
+        embed_dims: Channels C of query and value.
+        num_heads: Number of attention heads, M.
+        num_levels: Number of feature levels, L.
+        num_points: Number of sampling points per head and level, P; a list sets it per level.
+        dropout: Dropout of the output.
+        im2col_step, batch_first: Accepted for compatibility with MMDetection configs; no effect.
+
+    Raises:
+        ValueError: `embed_dims` is not divisible by `num_heads`.
     """
 
     def __init__(
@@ -80,7 +86,7 @@ class MultiScaleDeformableAttention(DeformableAttention):
             raise ValueError(f'embed_dims={embed_dims} is not divisible by num_heads={num_heads}')
         channels = embed_dims // num_heads
         if channels & (channels - 1):
-            message = f'{channels} channels a head is no power of two: the op runs its slower kernels'
+            message = f'{channels} channels per head is not a power of two: the op uses slower kernels'
             warnings.warn(message, stacklevel=2)
         super().__init__(embed_dims, num_levels, num_heads, num_points, value_channels=embed_dims)
         self.dropout = nn.Dropout(dropout)
@@ -95,14 +101,15 @@ class MultiScaleDeformableAttention(DeformableAttention):
         level_start_index: Tensor,
         value_pad_mask: Tensor,
     ) -> Tensor:
-        """Sample `value` around each query's reference -> (B, Q, C), with the residual connection to `query`.
+        """Sample `value` around each query's reference and add the result to `query`. Returns (B, Q, C).
 
         Args:
             query, query_pos: (B, Q, C).
             value: (B, S, C), the flattened feature levels.
             reference_norm: (B, Q, L, 2) points or (B, Q, L, 4) boxes, relative to the padded feature maps.
-            spatial_shapes, level_start_index: (L, 2) int64, (h, w), and (L,) int64.
-            value_pad_mask: (B, S), True = padding, read as zeros.
+            spatial_shapes: (L, 2) int64, (h, w) of each level.
+            level_start_index: (L,) int64, first token of each level.
+            value_pad_mask: (B, S) bool, True = padding, treated as zeros.
         """
         attended = self.attend(
             query + query_pos, value, reference_norm, spatial_shapes, level_start_index, value_pad_mask
@@ -110,24 +117,28 @@ class MultiScaleDeformableAttention(DeformableAttention):
         return query + self.dropout(attended)
 
     def uncounted_macs(self, output: Tensor) -> int:
-        """Multiply-adds of the op for an output (B, Q, C): 5 B Q C for each point that a head samples.
+        """Multiply-adds of the op for an output (B, Q, C): 5 B Q C per sampling point of a head.
 
-        Each number read is interpolated from four neighbours and multiplied by its attention weight.
+        Each sampled value is interpolated from four neighbours and multiplied by its attention weight.
         """
         return MACS_PER_SAMPLED_NUMBER * output.numel() * sum(self.points_of_level)
 
 
 class FFN(nn.Module):
-    """Linear, activation, dropout, ..., linear, dropout, with a residual connection around it all.
+    """Feed-forward network with a residual connection: linear, activation, dropout, ..., linear, dropout.
 
     Parameter names are those of mmcv's FFN: `layers.0.0`, ..., `layers.{num_fcs - 1}`.
 
     Args:
-        embed_dims, feedforward_channels: of input and output, and of the hidden layers.
-        num_fcs: number of linear layers; ValueError for fewer than 2.
-        act_cfg: mmcv's activation config, ReLU by default.
-        ffn_drop: dropout after each linear layer.
-        add_identity: whether the input is added to the result.
+        embed_dims: Channels of input and output.
+        feedforward_channels: Channels of the hidden layers.
+        num_fcs: Number of linear layers, at least 2.
+        act_cfg: mmcv activation config; default ReLU.
+        ffn_drop: Dropout after each linear layer.
+        add_identity: Whether to add the input to the output.
+
+    Raises:
+        ValueError: `num_fcs` is less than 2.
     """
 
     def __init__(
@@ -141,7 +152,7 @@ class FFN(nn.Module):
     ) -> None:
         super().__init__()
         if num_fcs < 2:
-            raise ValueError(f'an FFN has at least 2 linear layers, got num_fcs={num_fcs}')
+            raise ValueError(f'FFN needs at least 2 linear layers, got num_fcs={num_fcs}')
         layers: list[nn.Module] = []
         widths = [embed_dims] + [feedforward_channels] * (num_fcs - 1)
         for a, b in pairwise(widths):
@@ -156,7 +167,7 @@ class FFN(nn.Module):
 
 
 def build_box_mlp(embed_dims: int, num_hidden: int) -> nn.Sequential:
-    """`num_hidden` times linear + ReLU, then a linear layer to 4 box coordinates."""
+    """MLP with `num_hidden` linear + ReLU layers and a linear layer to 4 box coordinates."""
     layers: list[nn.Module] = []
     for _ in range(num_hidden):
         layers += [nn.Linear(embed_dims, embed_dims), nn.ReLU()]
@@ -166,11 +177,13 @@ def build_box_mlp(embed_dims: int, num_hidden: int) -> nn.Sequential:
 def check_layer_norm(norm_cfg: dict | None) -> None:
     """Raise ValueError unless `norm_cfg` is None or a layer norm."""
     if norm_cfg is not None and norm_cfg.get('type') != 'LN':
-        raise ValueError(f"the transformer's norms are layer norms: norm_cfg={norm_cfg}")
+        raise ValueError(
+            f"the transformer supports only layer norms: set norm_cfg=dict(type='LN'), got {norm_cfg}"
+        )
 
 
 def init_transformer_weights(module: nn.Module) -> None:
-    """Xavier for all matrices (DETR, appendix A.4), then deformable attention's own start."""
+    """Xavier-initialise all matrices (DETR, appendix A.4), then reset deformable attention to its own init."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)

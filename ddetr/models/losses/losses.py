@@ -1,4 +1,4 @@
-"""Losses with MMDetection's keys, computed by torch and torchvision, and the averaging that they share."""
+"""Losses with MMDetection's config keys, based on torch and torchvision, and their shared reduction."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,22 +20,25 @@ REDUCTIONS = ('none', 'mean', 'sum')
 
 
 def check_reduction(reduction: str) -> str:
-    """`reduction` itself; ValueError unless it is one of `none`, `mean`, `sum`."""
+    """Return `reduction`; raise ValueError unless it is `none`, `mean` or `sum`."""
     if reduction not in REDUCTIONS:
-        raise ValueError(f'reduction={reduction!r} is none of {REDUCTIONS}')
+        raise ValueError(f'reduction={reduction!r} must be one of {REDUCTIONS}')
     return reduction
 
 
 def weighted_reduce(
     loss: Tensor, weight: Tensor | None, reduction: str, avg_factor: Tensor | float | None
 ) -> Tensor:
-    """Weight `loss` elementwise, then reduce it.
+    """Apply elementwise weights to `loss`, then reduce it.
 
     Args:
-        loss: any shape.
-        weight: of the same shape, or without the trailing dimensions of `loss`; None for ones.
+        loss: Tensor of any shape.
+        weight: Weights with the shape of `loss`, or without its trailing dimensions; None for ones.
         reduction: `none`, `mean` or `sum`.
-        avg_factor: what `mean` divides by instead of the number of elements; ValueError beside `sum`.
+        avg_factor: Divisor used by `mean` instead of the number of elements.
+
+    Raises:
+        ValueError: `avg_factor` with `reduction='sum'`.
     """
     if weight is not None:
         loss = loss * weight.reshape(weight.shape + (1,) * (loss.dim() - weight.dim()))
@@ -49,11 +52,11 @@ def weighted_reduce(
 
 
 class _Loss(nn.Module):
-    """A loss of predictions and targets, weighted and reduced.
+    """Base class of weighted and reduced losses.
 
     Args:
         reduction: `none`, `mean` or `sum`.
-        loss_weight: factor of the result.
+        loss_weight: Factor applied to the reduced loss.
     """
 
     def __init__(self, reduction: str, loss_weight: float) -> None:
@@ -61,7 +64,7 @@ class _Loss(nn.Module):
         self.reduction, self.loss_weight = check_reduction(reduction), loss_weight
 
     def compare(self, pred: Tensor, target: Tensor) -> Tensor:
-        """The unreduced loss."""
+        """Compute the unreduced loss."""
         raise NotImplementedError
 
     def forward(
@@ -71,22 +74,22 @@ class _Loss(nn.Module):
         weight: Tensor | None = None,
         avg_factor: Tensor | float | None = None,
     ) -> Tensor:
-        """Of N predictions and targets, with `weight` (N,) or like `pred` -> a scalar, unless `reduction='none'`."""
-        loss = self.compare(pred, target)  # (N, K) or (N,) of classes, (N, 4) or (N,) of boxes
+        """Compute the loss of N predictions; a scalar unless `reduction='none'`. `weight` is (N,) or like `pred`."""
+        loss = self.compare(pred, target)  # classes: (N, K) or (N,), boxes: (N, 4) or (N,)
         if weight is not None and weight.dim() > loss.dim():
-            weight = weight.mean(-1)  # the IoU family has one value a box
+            weight = weight.mean(-1)  # IoU losses have one value per box
         return self.loss_weight * weighted_reduce(loss, weight, self.reduction, avg_factor)
 
 
 def _one_hot(labels: Tensor, logits: Tensor) -> Tensor:
-    """`labels` (N,) in 0..K as rows (N, K) like `logits`; K, background, becomes zeros."""
+    """One-hot encode `labels` (N,) in 0..K as (N, K) with the dtype of `logits`; K (background) becomes zeros."""
     num_classes = logits.shape[1]
     return F.one_hot(labels, num_classes + 1)[:, :num_classes].to(logits.dtype)
 
 
 @MODELS.register_module()
 class FocalLoss(_Loss):
-    """Sigmoid focal loss of `logits` (N, K) and `labels` (N,) int64; the label K means background.
+    """Sigmoid focal loss of logits (N, K) and labels (N,) int64; label K means background.
 
     Raises:
         ValueError: `use_sigmoid=False`, which the paper does not define.
@@ -102,7 +105,7 @@ class FocalLoss(_Loss):
     ) -> None:
         super().__init__(reduction, loss_weight)
         if not use_sigmoid:
-            raise ValueError('FocalLoss is defined on sigmoids: set use_sigmoid=True')
+            raise ValueError('FocalLoss supports only sigmoid: set use_sigmoid=True')
         self.use_sigmoid = True
         self.gamma, self.alpha = gamma, alpha
 
@@ -113,13 +116,13 @@ class FocalLoss(_Loss):
 
 @MODELS.register_module()
 class CrossEntropyLoss(_Loss):
-    """Cross entropy of `logits` (N, K) or, binary with one logit, (N, 1) or (N,), and `labels` (N,) int64.
+    """Cross entropy of logits (N, K) and labels (N,) int64. Binary logits may be (N, 1) or (N,).
 
     Args:
-        use_sigmoid: binary cross entropy over one-hot labels, the label K (number of logits) being background;
-            otherwise softmax, where every label is a class of its own.
-        class_weight: one factor per class, softmax only. None for 1.
-        bg_cls_weight: factor of the last class, "no object" (Carion et al., 2020, section 3.1).
+        use_sigmoid: Whether to use binary cross entropy over one-hot labels, where label K (the number of logits)
+            means background. Otherwise softmax is used, where every label is a class.
+        class_weight: Weight of each class, softmax only; None for 1.
+        bg_cls_weight: Weight of the last class, "no object" (Carion et al., 2020, section 3.1).
     """
 
     def __init__(
@@ -135,14 +138,14 @@ class CrossEntropyLoss(_Loss):
         self.class_weight, self.bg_cls_weight = class_weight, bg_cls_weight
 
     def compare(self, pred: Tensor, target: Tensor) -> Tensor:
-        """(N, K) with sigmoids, (N,) with softmax."""
+        """(N, K) with sigmoid, (N,) with softmax."""
         if self.use_sigmoid:
             logits = pred.reshape(len(target), -1)  # (N, K)
             return F.binary_cross_entropy_with_logits(logits, _one_hot(target, logits), reduction='none')
         return F.cross_entropy(pred, target, self._class_weights(pred), reduction='none')
 
     def _class_weights(self, logits: Tensor) -> Tensor | None:
-        """(K,) factors: `class_weight` for every class, `bg_cls_weight` for the last one."""
+        """Class weights (K,): `class_weight`, with `bg_cls_weight` for the last class."""
         if self.class_weight is None and self.bg_cls_weight is None:
             return None
         weights = logits.new_ones(logits.shape[1])
@@ -154,7 +157,7 @@ class CrossEntropyLoss(_Loss):
 
 
 class _BoxLoss(_Loss):
-    """A loss of x1 y1 x2 y2 boxes or deltas (N, 4), given as the function that compares them."""
+    """Loss of x1 y1 x2 y2 boxes or deltas (N, 4), defined by a comparison function."""
 
     def __init__(self, compare: Callable[..., Tensor], reduction: str, loss_weight: float) -> None:
         super().__init__(reduction, loss_weight)
@@ -171,7 +174,7 @@ class L1Loss(_BoxLoss):
 
 @MODELS.register_module()
 class SmoothL1Loss(_BoxLoss):
-    """Squared below `beta`, absolute above it (Girshick, 2015, section 2.3)."""
+    """Smooth L1: squared below `beta`, absolute above it (Girshick, 2015, section 2.3)."""
 
     def __init__(self, beta: float = 1.0, reduction: str = 'mean', loss_weight: float = 1.0) -> None:
         super().__init__(partial(F.smooth_l1_loss, beta=beta, reduction='none'), reduction, loss_weight)
@@ -206,7 +209,7 @@ class IoULoss(_BoxLoss):
     """-log IoU (Yu et al., "UnitBox"), or 1 - IoU or 1 - IoU^2, of x1 y1 x2 y2 boxes.
 
     Raises:
-        ValueError: a `mode` that is none of `log`, `linear`, `square`.
+        ValueError: `mode` is not `log`, `linear` or `square`.
     """
 
     MODES = {
@@ -224,13 +227,13 @@ class IoULoss(_BoxLoss):
         loss_weight: float = 1.0,
     ) -> None:
         if mode not in self.MODES:
-            raise ValueError(f'mode={mode!r} is none of {tuple(self.MODES)}')
+            raise ValueError(f'mode={mode!r} must be one of {tuple(self.MODES)}')
         shape = self.MODES['linear' if linear else mode]
         super().__init__(lambda a, b: shape(_paired_iou(a, b, eps).clamp(min=eps)), reduction, loss_weight)
 
 
 def _paired_iou(boxes_a: Tensor, boxes_b: Tensor, eps: float) -> Tensor:
-    """IoU of the i-th box of one list with the i-th of the other: (N, 4), (N, 4) -> (N,)."""
+    """Elementwise IoU of paired boxes: (N, 4), (N, 4) -> (N,)."""
     sides = torch.min(boxes_a[:, 2:], boxes_b[:, 2:]) - torch.max(boxes_a[:, :2], boxes_b[:, :2])
     overlap = sides.clamp(min=0).prod(-1)
     union = sum((b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes_a, boxes_b)) - overlap
@@ -239,13 +242,13 @@ def _paired_iou(boxes_a: Tensor, boxes_b: Tensor, eps: float) -> Tensor:
 
 @MODELS.register_module()
 class BoundedIoULoss(_BoxLoss):
-    """Bounds the IoU from above in x, y, w and h each, and takes the smooth L1 loss of 1 - bound.
+    """Smooth L1 loss of 1 - bound, where each of x, y, w and h gives an upper bound of the IoU.
 
     Source: Tychsen-Smith and Petersson, "Improving Object Localization with Fitness NMS", section 4.
 
     Args:
-        beta: of the smooth L1 loss.
-        eps: kept away from zero when dividing, in pixels.
+        beta: Threshold of the smooth L1 loss.
+        eps: Added to divisors to avoid division by zero, in pixels.
     """
 
     def __init__(
@@ -255,7 +258,7 @@ class BoundedIoULoss(_BoxLoss):
 
 
 def _one_minus_bounds(pred: Tensor, target: Tensor, beta: float, eps: float) -> Tensor:
-    """(N, 4), (N, 4), x1 y1 x2 y2 -> (N, 4), for cx, cy, w, h."""
+    """Unreduced bounded IoU loss of x1 y1 x2 y2 boxes: (N, 4), (N, 4) -> (N, 4), for cx, cy, w, h."""
     pred_xy, pred_wh = box_convert(pred, 'xyxy', 'cxcywh').split(2, dim=-1)
     xy, wh = box_convert(target, 'xyxy', 'cxcywh').split(2, dim=-1)
     distance = (xy - pred_xy).abs()

@@ -1,4 +1,4 @@
-"""Brings the backbone's levels to one width and adds coarser ones (Zhu et al., 2021, appendix A.1)."""
+"""Neck that maps backbone levels to a common width and adds coarser levels (Zhu et al., 2021, appendix A.1)."""
 
 from collections.abc import Sequence
 
@@ -12,20 +12,20 @@ from ddetr.utils.errors import ConfigError
 
 @MODELS.register_module()
 class ChannelMapper(BaseModule):
-    """One convolution a level, and 3x3 convolutions of stride 2 for the levels that the backbone lacks.
+    """One convolution per backbone level, and 3x3 convolutions of stride 2 for additional coarser levels.
 
     Args:
-        in_channels: of the backbone's levels.
-        out_channels: of all resulting levels.
-        kernel_size: of the convolutions on the backbone's levels.
-        conv_cfg, norm_cfg, act_cfg: as in mmcv's `ConvModule`.
-        bias: of the convolutions; `auto` leaves it out where a norm follows. Zhu et al.'s code has a
-            bias in spite of its group norm, so its weights need `True`.
-        num_outs: number of resulting levels, at least `len(in_channels)`; None for just those.
+        in_channels: Channels of each backbone level.
+        out_channels: Output channels, the same at every level.
+        kernel_size: Kernel size of the convolutions on backbone levels.
+        conv_cfg, norm_cfg, act_cfg: As in mmcv's `ConvModule`.
+        bias: Whether convolutions have a bias; `auto` omits it before a norm. The original Deformable DETR code has
+            a bias in addition to group norm, so its weights need `True`.
+        num_outs: Number of output levels, at least `len(in_channels)`; None for exactly as many.
 
     Raises:
-        ValueError: fewer `num_outs` than `in_channels`.
-        ConfigError: at `forward`, levels of other channels or another number of them.
+        ValueError: `num_outs` is smaller than `len(in_channels)`.
+        ConfigError: In `forward`: number or channels of the input levels differ from `in_channels`.
     """
 
     def __init__(
@@ -44,7 +44,9 @@ class ChannelMapper(BaseModule):
         self.in_channels = list(in_channels)
         num_outs = len(in_channels) if num_outs is None else num_outs
         if num_outs < len(in_channels):
-            raise ValueError(f'num_outs={num_outs} is below the {len(in_channels)} levels of in_channels')
+            raise ValueError(
+                f'num_outs={num_outs} must be at least {len(in_channels)}, the number of in_channels'
+            )
         common = {'conv_cfg': conv_cfg, 'norm_cfg': norm_cfg, 'act_cfg': act_cfg, 'bias': bias}
         self.convs = nn.ModuleList(
             ConvModule(c, out_channels, kernel_size, padding=(kernel_size - 1) // 2, **common)
@@ -63,11 +65,11 @@ class ChannelMapper(BaseModule):
         """L_in x (B, C_i, H_i, W_i) -> L x (B, C, H_i, W_i)."""
         if (given := [feat.shape[1] for feat in feats]) != self.in_channels:
             raise ConfigError(
-                f'neck.in_channels={self.in_channels}, but the backbone gives {given} channels: correct the neck.'
+                f'neck.in_channels={self.in_channels}, but the backbone returns {given} channels: correct in_channels.'
             )
         outs = [conv(feat) for conv, feat in zip(self.convs, feats, strict=True)]
         for i, conv in enumerate(
             self.extra_convs
-        ):  # the first looks at the backbone, the next at the level before
+        ):  # the first takes the last backbone level, the others the previous output
             outs.append(conv(outs[-1] if i else feats[-1]))
         return tuple(outs)

@@ -1,4 +1,4 @@
-"""The feature pyramid (Lin et al., "Feature Pyramid Networks")."""
+"""Feature pyramid network (Lin et al., "Feature Pyramid Networks")."""
 
 from collections.abc import Sequence
 
@@ -13,17 +13,17 @@ from ddetr.utils.errors import ConfigError
 
 @MODELS.register_module()
 class FPN(BaseModule):
-    """Adds every level, upsampled, to the next finer one; coarser levels are subsampled from the coarsest.
+    """Top-down feature pyramid. Additional coarser levels are subsampled from the coarsest one.
 
     Args:
-        in_channels: of the backbone's levels.
-        out_channels: of all resulting levels.
-        num_outs: number of resulting levels, at least `len(in_channels)`.
-        conv_cfg, norm_cfg, act_cfg: as in mmcv's `ConvModule`.
+        in_channels: Channels of each backbone level.
+        out_channels: Output channels, the same at every level.
+        num_outs: Number of output levels, at least `len(in_channels)`.
+        conv_cfg, norm_cfg, act_cfg: As in mmcv's `ConvModule`.
 
     Raises:
-        ValueError: fewer `num_outs` than `in_channels`.
-        ConfigError: at `forward`, levels of other channels or another number of them.
+        ValueError: `num_outs` is smaller than `len(in_channels)`.
+        ConfigError: In `forward`: number or channels of the input levels differ from `in_channels`.
     """
 
     def __init__(
@@ -38,7 +38,9 @@ class FPN(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if num_outs < len(in_channels):
-            raise ValueError(f'num_outs={num_outs} is below the {len(in_channels)} levels of in_channels')
+            raise ValueError(
+                f'num_outs={num_outs} must be at least {len(in_channels)}, the number of in_channels'
+            )
         self.in_channels, self.num_outs = list(in_channels), num_outs
         common = {'conv_cfg': conv_cfg, 'norm_cfg': norm_cfg, 'act_cfg': act_cfg}
         self.lateral_convs = nn.ModuleList(ConvModule(c, out_channels, 1, **common) for c in in_channels)
@@ -53,7 +55,7 @@ class FPN(BaseModule):
         """L_in x (B, C_i, H_i, W_i), finest first -> L x (B, C, H_i, W_i)."""
         if (given := [feat.shape[1] for feat in feats]) != self.in_channels:
             raise ConfigError(
-                f'neck.in_channels={self.in_channels}, but the backbone gives {given} channels: correct the neck.'
+                f'neck.in_channels={self.in_channels}, but the backbone returns {given} channels: correct in_channels.'
             )
         merged = [conv(feat) for conv, feat in zip(self.lateral_convs, feats, strict=True)]
         for i in range(len(merged) - 1, 0, -1):

@@ -1,4 +1,4 @@
-"""Losses of predicted sets: ground truth, matching, and the terms that are computed on the matched pairs."""
+"""Set prediction losses: targets, matching, and the loss terms computed on matched pairs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -32,27 +32,30 @@ Extras = Mapping[str, Tensor]  # (N, B, Q, ...) each
 
 
 class LossTerm(Protocol):
-    """A term of the set loss. Configs name it in a head's `loss_terms`; it is registered in `MODELS`.
+    """Interface of a term of the set loss, registered in `MODELS` and listed in a head's `loss_terms`.
 
     Attributes:
-        needs: Names of `SetPredictions.extras` that the term reads; a head that does not predict them is refused.
-        use_sigmoid: Of a classification term, whether the head classifies with sigmoids. Other terms have no such
-            attribute.
+        needs: Names of `SetPredictions.extras` that the term reads. A head that does not predict them raises an error.
+        use_sigmoid: Whether the head classifies with sigmoid. Only classification terms have this attribute.
     """
 
     needs: tuple[str, ...]
 
     def __call__(self, matched: Matched) -> dict[str, Tensor]:
-        """Scalar losses of one group in one decoder layer; those with `loss` in their name are summed."""
+        """Compute scalar losses of one group in one decoder layer. Those with `loss` in their name are summed."""
 
 
 @MODELS.register_module()
 class ClassTerm(nn.Module):
-    """Classification loss over all queries of a group, a registered one of logits and labels such as `FocalLoss`.
+    """Classification loss over all queries of a group.
 
-    It is divided by the number of pairs with sigmoids (Zhu et al., 2021, appendix A.3), and with softmax by the summed
-    weights of all queries, where those without an object have `bg_cls_weight` (Carion et al., 2020, section 3.1).
-    `name` is the result's key.
+    A sigmoid loss is normalised by the number of pairs (Zhu et al., 2021, appendix A.3). A softmax loss is normalised
+    by the summed weights of all queries, where unmatched queries weigh `bg_cls_weight` (Carion et al., 2020,
+    section 3.1).
+
+    Args:
+        loss: Config of a registered loss of logits and labels, such as `FocalLoss`.
+        name: Key of the loss.
     """
 
     needs = ()
@@ -78,9 +81,14 @@ class ClassTerm(nn.Module):
 
 @MODELS.register_module()
 class VarifocalTerm(nn.Module):
-    """Classification by sigmoids that learn the IoU of a matched query's box (Zhang et al., "VarifocalNet", 2021).
+    """Varifocal loss: the target score of a matched query is its box IoU (Zhang et al., "VarifocalNet", 2021).
 
-    Queries without an object have the weight alpha * p^gamma. `name` is the result's key.
+    Unmatched queries have the weight alpha * p^gamma.
+
+    Args:
+        alpha, gamma: Weighting of unmatched queries.
+        loss_weight: Factor applied to the loss.
+        name: Key of the loss.
     """
 
     needs = ()
@@ -105,11 +113,16 @@ class VarifocalTerm(nn.Module):
 
 @MODELS.register_module()
 class AlignTerm(nn.Module):
-    """Classification by sigmoids that learn how well a matched query's box fits (Cai et al., 2023, arXiv:2304.07527).
+    """IoU-aware classification loss of Align-DETR (Cai et al., 2023, arXiv:2304.07527, section 3.2).
 
-    The target of a matched query is p^alpha * IoU^(1 - alpha) of its own probability p, without gradient, with the
-    weight 1: the IoU-aware BCE of section 3.2. Queries without an object have the weight p^gamma. `name` is the
-    result's key.
+    The target of a matched query is p^alpha * IoU^(1 - alpha) with its predicted probability p, without gradient, and
+    has the weight 1. Unmatched queries have the weight p^gamma.
+
+    Args:
+        alpha: Exponent of the probability in the target.
+        gamma: Exponent of the weight of unmatched queries.
+        loss_weight: Factor applied to the loss.
+        name: Key of the loss.
     """
 
     needs = ()
@@ -131,7 +144,7 @@ class AlignTerm(nn.Module):
         )
         prob = logits.detach().sigmoid()
         target, weight = torch.zeros_like(logits), prob**self.gamma
-        # as in the paper's code, no target below 0.01: a first, poor box still teaches the class
+        # targets are at least 0.01, as in the original code, so that poor early boxes still train the class
         target[pairs] = (prob[pairs] ** self.alpha * matched.iou() ** (1 - self.alpha)).clamp(min=0.01)
         weight[pairs] = 1.0
         loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction='sum')
@@ -140,10 +153,13 @@ class AlignTerm(nn.Module):
 
 @MODELS.register_module()
 class BoxTerm(nn.Module):
-    """Loss of the matched pairs' boxes, a registered one such as `L1Loss`, divided by the number of pairs.
+    """Box loss of the matched pairs, normalised by their number.
 
-    With `in_pixels` it compares x1 y1 x2 y2 in pixels of the unpadded image, as the IoU losses want it: their epsilon
-    would distort the IoU of small boxes in normalised units. Otherwise cx cy w h in 0..1. `name` is the result's key.
+    Args:
+        loss: Config of a registered box loss, such as `L1Loss`.
+        name: Key of the loss.
+        in_pixels: Whether to compare x1 y1 x2 y2 in pixels of the unpadded image instead of cx cy w h in 0..1. IoU
+            losses need pixels, because their epsilon would distort the IoU of small boxes in normalised units.
     """
 
     needs = ()
@@ -161,41 +177,45 @@ class BoxTerm(nn.Module):
 
 
 class _Set(NamedTuple):
-    """Predictions that are matched with the ground truth together, in all N layers."""
+    """Predictions of all N layers that are matched with the ground truth as one set."""
 
-    prefix: str  # of the losses' names, behind the layer's
+    prefix: str  # prefix of the loss names, after the layer prefix
     loss_weight: float
     cls_logits: Tensor  # (N, B, Q, K)
     boxes: Tensor  # (N, B, Q, 4)
-    targets: list[SetTargets]  # B, those of a group with repeats repeated
+    targets: list[SetTargets]  # B, repeated for groups with repeats
     matches: Sequence[Sequence[Matching]]  # B x N
     extras: Extras
-    total_pairs: int  # of one layer, in the whole effective batch
+    total_pairs: int  # pairs per layer in the effective batch
 
 
 class SetCriterion(nn.Module):
-    """Matches every group of queries in every decoder layer and sums up the terms on the matched pairs.
+    """Matches every query group in every decoder layer and computes the loss terms on the matched pairs.
 
-    The assigner is None for a model that only predicts.
+    Args:
+        terms: Loss terms.
+        assigner: Matches queries with ground truth; None for an inference-only model.
+
+    Attributes:
+        measures: For the log: mean IoU of the matched pairs and fraction of matched queries in the last batch.
     """
 
     def __init__(self, terms: Sequence[nn.Module], assigner: HungarianAssigner | None) -> None:
         super().__init__()
         self.terms, self.assigner = nn.ModuleList(terms), assigner
-        # of the last batch, for the log: mean IoU of matched pairs, share of queries that an object is matched with
         self.measures: dict[str, Tensor] = {}
 
     def forward(self, preds: SetPredictions, samples: Samples) -> dict[str, Tensor]:
-        """Losses of the last layer (`loss_*`), of the others (`d{i}.loss_*`) and of the proposals (`enc_loss_*`).
+        """Losses of the last layer (`loss_*`), the other layers (`d{i}.loss_*`) and the proposals (`enc_loss_*`).
 
-        Names of a group's losses begin with the group's name: `dn_loss_cls`, `d0.dn_loss_cls`. Matching and terms are
-        computed in float32, whatever autocast says.
+        Loss names of a group start with the group's name: `dn_loss_cls`, `d0.dn_loss_cls`. Matching and losses are
+        always computed in float32, also under autocast.
 
         Raises:
-            ValueError: There is no assigner, because the head was built without `train_cfg`.
+            ValueError: There is no assigner because the head was built without `train_cfg`.
         """
         if self.assigner is None:
-            raise ValueError('this head was built without train_cfg.assigner: it can predict but not train')
+            raise ValueError('this head was built without train_cfg.assigner and supports only inference')
         with torch.autocast(preds.cls_logits.device.type, enabled=False):
             shapes = [s.img_shape[1::-1] * 2 for s in samples]
             sizes = torch.tensor(shapes, device=preds.cls_logits.device)  # (B, 4), w h w h in pixels
@@ -263,7 +283,7 @@ def _in_float32(value: Tensor) -> Tensor:
 
 
 def _total_pairs(group: QueryGroup, num_queries: int, batch: EffectiveBatch) -> int:
-    """Pairs of a group in each layer, in the whole effective batch: one an object, as far as the queries go."""
+    """Number of pairs of a group per layer in the effective batch: one per object, limited by the queries."""
     if group.matches is not None and group.per_object is None:
         return batch.total(f'{group.name}pairs', sum(len(match.query_index) for match in group.matches))
     times = group.repeats if group.per_object is None else group.per_object
@@ -271,7 +291,7 @@ def _total_pairs(group: QueryGroup, num_queries: int, batch: EffectiveBatch) -> 
 
 
 def _matched(one: _Set, layer: int, sizes: Tensor, batch: EffectiveBatch) -> Matched:
-    """The pairs of one layer of a set; `sizes` (B, 4) are w h w h of the images in pixels."""
+    """Collect the pairs of one layer; `sizes` (B, 4) are the image sizes w h w h in pixels."""
     matches = [per_layer[layer] for per_layer in one.matches]
     image = torch.cat([torch.full_like(match.query_index, b) for b, match in enumerate(matches)])  # (P,)
     query = torch.cat([match.query_index for match in matches])  # (P,)
@@ -290,7 +310,7 @@ def _matched(one: _Set, layer: int, sizes: Tensor, batch: EffectiveBatch) -> Mat
 
 
 def make_targets(samples: Samples, sizes: Tensor) -> list[SetTargets]:
-    """The samples' boxes as cx cy w h, relative to each unpadded image; `sizes` (B, 4) are w h w h in pixels."""
+    """Convert ground truth to cx cy w h relative to each unpadded image; `sizes` (B, 4) are w h w h in pixels."""
     targets = []
     for sample, size in zip(samples, sizes, strict=True):
         boxes = box_convert(sample.gt_instances.bboxes.to(sizes.device), 'xyxy', 'cxcywh')  # (G, 4)
@@ -299,15 +319,15 @@ def make_targets(samples: Samples, sizes: Tensor) -> list[SetTargets]:
 
 
 class SetHead(BaseModule):
-    """Base class of heads that predict sets: what their configs share, training and selection.
+    """Base class of set prediction heads: loss configuration, training and post-processing.
 
     Args:
-        num_classes: K.
-        sync_cls_avg_factor: Accepted for MMDetection's configs; the losses are always divided by counts of the whole
-            effective batch (see `EffectiveBatch`).
-        loss_cls, loss_bbox, loss_iou: Configs of the losses; by default the paper's.
-        loss_terms: Configs of all loss terms, in place of these three; see `LossTerm`.
-        train_cfg: `dict(assigner=...)`; without it the head only predicts.
+        num_classes: Number of classes, K.
+        sync_cls_avg_factor: Accepted for compatibility with MMDetection configs. Losses are always normalised over
+            the effective batch (see `EffectiveBatch`).
+        loss_cls, loss_bbox, loss_iou: Configs of the losses; the defaults are those of the paper.
+        loss_terms: Configs of all loss terms, instead of the three above; see `LossTerm`.
+        train_cfg: `dict(assigner=...)`; None for an inference-only head.
         test_cfg: `dict(max_per_img=100)`.
 
     Raises:
@@ -346,11 +366,11 @@ class SetHead(BaseModule):
         return self.criterion(preds, samples)
 
     def predict(self, preds: SetPredictions, samples: Samples) -> Samples:
-        """Set each sample's `pred_instances` from the last layer's set."""
+        """Set `pred_instances` of each sample from the predictions of the last layer."""
         return set_pred_instances(preds, samples, self.max_per_img, self.use_sigmoid)
 
     def detect(self, preds: SetPredictions, batch: ImageBatch) -> Detections:
-        """The best detections of the last layer's set; see `BaseDetector.detect`."""
+        """Top detections of the last layer; see `BaseDetector.detect`."""
         return select_detections(preds, batch.size_tensor, self.max_per_img, self.use_sigmoid)[0]
 
 
@@ -361,19 +381,19 @@ def build_criterion(
     train_cfg: Mapping[str, Any] | None,
     extras: Sequence[str] = (),
 ) -> SetCriterion:
-    """The set loss of a head's config.
+    """Build the set loss from a head's config.
 
     Args:
-        losses: `loss_cls`, `loss_bbox`, `loss_iou` by name, as MMDetection's configs give them. `loss_cls` may also be
-            a whole term such as `VarifocalTerm` or `AlignTerm`.
-        defaults: Those taken for None.
-        loss_terms: Configs of all the terms, in place of these three.
-        train_cfg: `dict(assigner=...)`, or None for a head that only predicts.
-        extras: What the head predicts beside classes and boxes, by name.
+        losses: Configs of `loss_cls`, `loss_bbox` and `loss_iou` by name, as in MMDetection. `loss_cls` may also be a
+            loss term such as `VarifocalTerm` or `AlignTerm`.
+        defaults: Configs used where `losses` has None.
+        loss_terms: Configs of all loss terms, instead of the three above.
+        train_cfg: `dict(assigner=...)`, or None for an inference-only head.
+        extras: Names of the head's predictions other than classes and boxes.
 
     Raises:
-        ConfigError: `loss_terms` beside one of the three, none of the terms classifies, or a term needs what the
-            head does not predict.
+        ConfigError: `loss_terms` is combined with one of the three losses, has no classification term, or has a term
+            that needs predictions the head does not provide.
     """
     terms: list[Any]
     if loss_terms is None:
@@ -387,7 +407,8 @@ def build_criterion(
     else:
         if beside := [name for name, loss in losses.items() if loss is not None]:
             raise ConfigError(
-                f'loss_terms stands beside {", ".join(beside)}: set {beside[0]}=None or move it there.'
+                f'loss_terms cannot be combined with {", ".join(beside)}: set {beside[0]}=None or move it to '
+                'loss_terms.'
             )
         terms = [MODELS.build(term) for term in loss_terms]
     for term in terms:

@@ -1,4 +1,4 @@
-"""Detections from predicted sets."""
+"""Select detections from set predictions."""
 
 import torch
 from mmengine.structures import InstanceData
@@ -11,10 +11,10 @@ from ddetr.structures import Detections, Samples, SetPredictions
 def set_pred_instances(
     preds: SetPredictions, samples: Samples, max_per_img: int, use_sigmoid: bool
 ) -> Samples:
-    """Set each sample's `pred_instances` to the best detections of the last layer's set.
+    """Set `pred_instances` of each sample to the top detections of the last layer, best first.
 
-    They are `bboxes` (N, 4) in pixels of the original image, `scores` (N,), `labels` (N,) and `query_index` (N,), the
-    query of each detection, best first.
+    They have `bboxes` (N, 4) in pixels of the original image, `scores` (N,), `labels` (N,) and `query_index` (N,), the
+    query of each detection.
     """
     sizes_hw = torch.tensor([sample.img_shape[:2] for sample in samples], device=preds.cls_logits.device)
     found, query = select_detections(preds, sizes_hw, max_per_img, use_sigmoid)
@@ -29,19 +29,19 @@ def set_pred_instances(
 def select_detections(
     preds: SetPredictions, sizes_hw: Tensor, max_per_img: int, use_sigmoid: bool
 ) -> tuple[Detections, Tensor]:
-    """The best detections of the last layer's sets, best first, in pixels of the unpadded input images.
+    """Select the top detections of the last layer, best first, in pixels of the unpadded input images.
 
-    Sigmoid heads choose among all (query, class) pairs, so that a query can give several detections
-    (Zhu et al., 2021, section 5); softmax heads take each query's best class (Carion et al., 2020, section 4).
+    Sigmoid heads rank all (query, class) pairs, so one query can give several detections (Zhu et al., 2021,
+    section 5). Softmax heads use the best class of each query (Carion et al., 2020, section 4).
 
     Args:
-        preds: Of B images.
-        sizes_hw: (B, 2), the images without their padding.
-        max_per_img: Largest number of detections in an image.
-        use_sigmoid: The kind of head.
+        preds: Predictions for B images.
+        sizes_hw: (B, 2), unpadded image sizes.
+        max_per_img: Maximum number of detections per image.
+        use_sigmoid: Whether the head classifies with sigmoid instead of softmax.
 
     Returns:
-        The detections, and the query (B, N) of each.
+        The detections, and the query index (B, N) of each.
     """
     logits, boxes = preds.cls_logits[-1].float(), preds.boxes_cxcywh_norm[-1].float()  # (B, Q, K), (B, Q, 4)
     queries, num_classes = logits.shape[1:]

@@ -1,4 +1,4 @@
-"""Anchors: the reference boxes of the region proposal network (Ren et al., 2015, section 3.1.1)."""
+"""Anchors, the reference boxes of the region proposal network (Ren et al., 2015, section 3.1.1)."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ from ddetr.registry import TASK_UTILS
 
 @TASK_UTILS.register_module()
 class AnchorGenerator:
-    """Boxes of every scale and ratio at every cell of every level.
+    """Generates anchors of every scale and ratio at every cell of every level.
 
     Args:
-        strides: of each level, in pixels.
-        ratios: height / width.
-        scales: side of a square anchor as a multiple of the level's base size.
-        base_sizes: in pixels; None for the strides.
-        center_offset: of an anchor's centre from its cell's top left corner, in strides.
-        round_base_anchors: round the corners of the anchor at the origin, as torchvision does.
-        infer_strides: place the cells at `input size // feature map size` pixels, as torchvision does, rather
-            than at the `strides`. It differs where the input is no multiple of the coarsest stride.
+        strides: Stride of each level, in pixels.
+        ratios: Aspect ratios, height / width.
+        scales: Side lengths of square anchors as multiples of the level's base size.
+        base_sizes: Base size of each level, in pixels; None uses the strides.
+        center_offset: Offset of anchor centres from the top left corner of their cell, in strides.
+        round_base_anchors: Whether to round the corners of the anchors at the origin, as torchvision does.
+        infer_strides: Whether to use `input size // feature map size` as strides, as torchvision does, instead of
+            `strides`. They differ if the input size is not a multiple of the coarsest stride.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class AnchorGenerator:
 
     @property
     def num_base_anchors(self) -> int:
-        """A, the anchors at each cell."""
+        """Number of anchors per cell, A."""
         return len(self.base_anchors[0])
 
     @staticmethod
     def _around_origin(size: float, ratios: Sequence[float], scales: Sequence[float]) -> Tensor:
-        """(A, 4): all scales of the first ratio, all scales of the second, ..."""
+        """Base anchors (A, 4): all scales of the first ratio, all scales of the second, ..."""
         root = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]  # (ratios, 1)
         side = size * torch.tensor(scales, dtype=torch.float32)[None]  # (1, scales)
         half_w, half_h = (side / root).flatten() / 2, (side * root).flatten() / 2
@@ -56,13 +56,18 @@ class AnchorGenerator:
     def grid_anchors(
         self, level_sizes: Sequence[tuple[int, int]], input_size: tuple[int, int], device: torch.device
     ) -> list[Tensor]:
-        """The anchors of all cells of feature maps of `level_sizes` (h, w), for padded images of `input_size` (h, w).
+        """Anchors for all cells of all levels.
+
+        Args:
+            level_sizes: (h, w) of each feature map.
+            input_size: (h, w) of the padded images.
+            device: Device of the anchors.
 
         Returns:
-            L x (h * w * A, 4) float32, x1 y1 x2 y2 in pixels: row after row, cell after cell.
+            L x (h * w * A, 4) float32, x1 y1 x2 y2 in pixels, in row-major order of the cells.
 
         Raises:
-            ValueError: another number of levels than of strides.
+            ValueError: The number of levels differs from the number of strides.
         """
         if len(level_sizes) != len(self.strides):
             raise ValueError(

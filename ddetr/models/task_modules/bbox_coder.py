@@ -1,4 +1,4 @@
-"""Boxes as differences from reference boxes (Girshick et al., 2014, appendix C)."""
+"""Encode boxes as deltas from reference boxes (Girshick et al., 2014, appendix C)."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from ddetr.registry import TASK_UTILS
 
 @TASK_UTILS.register_module()
 class DeltaXYWHBBoxCoder:
-    """Centres' distances in units of the reference's sides, and the logarithms of the sides' ratios.
+    """Encodes boxes as centre offsets relative to the reference size and log ratios of width and height.
 
     Args:
-        target_means: subtracted from the deltas (dx, dy, dw, dh).
-        target_stds: what the deltas are divided by then: the inverse of the `weights` of torchvision's coder.
-        clip_border: clip decoded boxes to the image where its size is given.
-        wh_ratio_clip: sides change at most by this factor, or by its inverse.
-        clip_shrinking: False clips only growth, as torchvision does.
+        target_means: Subtracted from the deltas (dx, dy, dw, dh).
+        target_stds: Divisors of the centred deltas, the inverse of `weights` in torchvision's coder.
+        clip_border: Whether to clip decoded boxes to the image if its size is given.
+        wh_ratio_clip: Limit of the factor (or its inverse) by which width and height change.
+        clip_shrinking: Whether to limit shrinking as well as growth; torchvision limits only growth.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class DeltaXYWHBBoxCoder:
         return (deltas - deltas.new_tensor(self.means)) / deltas.new_tensor(self.stds)
 
     def decode(self, boxes: Tensor, deltas: Tensor, image_size: tuple[int, int] | None = None) -> Tensor:
-        """The inverse of `encode`: (N, 4), (N, 4) -> (N, 4), clipped to `image_size` (h, w) if that is given."""
+        """Inverse of `encode`: (N, 4), (N, 4) -> (N, 4), clipped to `image_size` (h, w) if given."""
         deltas = deltas * deltas.new_tensor(self.stds) + deltas.new_tensor(self.means)
         floor = -self.max_log_ratio if self.clip_shrinking else None
         from_xy, from_wh = box_convert(boxes.to(deltas.dtype), 'xyxy', 'cxcywh').split(2, dim=-1)

@@ -1,4 +1,4 @@
-"""One-to-one matching of predictions and ground truth, and what a match costs (Carion et al., 2020, section 3.1)."""
+"""One-to-one matching of predictions and ground truth, and its costs (Carion et al., 2020, section 3.1)."""
 
 from abc import ABC, abstractmethod
 
@@ -13,21 +13,22 @@ from ddetr.utils.nonfinite import raise_or_note
 
 
 class MatchCost(ABC):
-    """A term of the matching cost, with its weight."""
+    """Base class of the weighted terms of the matching cost."""
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
 
     @abstractmethod
     def __call__(self, cls_logits: Tensor, boxes_cxcywh_norm: Tensor, targets: SetTargets) -> Tensor:
-        """Cost of N queries with logits (N, K) and boxes (N, 4) for G targets: (N, G)."""
+        """Cost (N, G) of matching N queries with logits (N, K) and boxes (N, 4) to G targets."""
 
 
 @TASK_UTILS.register_module()
 class FocalLossCost(MatchCost):
-    """How much the focal loss changes when the query becomes this target's class.
+    """Focal loss of the target's class as positive minus its focal loss as negative.
 
-    `binary_input=True`, MMDetection's mask costs, is a ValueError.
+    Raises:
+        ValueError: `binary_input=True`, which MMDetection uses for mask costs.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class FocalLossCost(MatchCost):
     ) -> None:
         super().__init__(weight)
         if binary_input:
-            raise ValueError('FocalLossCost(binary_input=True) is for masks: there are none here')
+            raise ValueError('FocalLossCost(binary_input=True) is for masks, which are not supported')
         self.alpha, self.gamma, self.eps = alpha, gamma, eps
 
     def __call__(self, cls_logits: Tensor, boxes_cxcywh_norm: Tensor, targets: SetTargets) -> Tensor:
@@ -52,7 +53,7 @@ class FocalLossCost(MatchCost):
 
 @TASK_UTILS.register_module()
 class ClassificationCost(MatchCost):
-    """Minus the softmax probability of the target's class."""
+    """Negative softmax probability of the target's class."""
 
     def __call__(self, cls_logits: Tensor, boxes_cxcywh_norm: Tensor, targets: SetTargets) -> Tensor:
         return -self.weight * cls_logits.softmax(-1)[:, targets.labels]
@@ -60,12 +61,12 @@ class ClassificationCost(MatchCost):
 
 @TASK_UTILS.register_module()
 class BBoxL1Cost(MatchCost):
-    """L1 distance of normalised boxes; `box_format` `xywh` compares centres and sizes, `xyxy` corners."""
+    """L1 distance of normalised boxes. `box_format='xywh'` compares centres and sizes, `'xyxy'` corners."""
 
     def __init__(self, box_format: str = 'xyxy', weight: float = 1.0) -> None:
         super().__init__(weight)
         if box_format not in ('xywh', 'xyxy'):
-            raise ValueError(f'box_format={box_format!r} is neither "xywh" nor "xyxy"')
+            raise ValueError(f'box_format={box_format!r} must be "xywh" or "xyxy"')
         self.box_format = box_format
 
     def __call__(self, cls_logits: Tensor, boxes_cxcywh_norm: Tensor, targets: SetTargets) -> Tensor:
@@ -77,12 +78,12 @@ class BBoxL1Cost(MatchCost):
 
 @TASK_UTILS.register_module()
 class IoUCost(MatchCost):
-    """Minus the IoU, or with `iou_mode='giou'` minus the generalised IoU."""
+    """Negative IoU or, with `iou_mode='giou'`, negative generalised IoU."""
 
     def __init__(self, iou_mode: str = 'giou', weight: float = 1.0) -> None:
         super().__init__(weight)
         if iou_mode not in ('iou', 'giou'):
-            raise ValueError(f'iou_mode={iou_mode!r} is neither "iou" nor "giou"')
+            raise ValueError(f'iou_mode={iou_mode!r} must be "iou" or "giou"')
         self.overlap = generalized_box_iou if iou_mode == 'giou' else box_iou
 
     def __call__(self, cls_logits: Tensor, boxes_cxcywh_norm: Tensor, targets: SetTargets) -> Tensor:
@@ -92,7 +93,7 @@ class IoUCost(MatchCost):
 
 @TASK_UTILS.register_module()
 class HungarianAssigner:
-    """Finds the matching of least total cost, summed over `match_costs`, the configs of one or more costs."""
+    """Finds the matching with the lowest total cost. `match_costs` are the configs of one or more costs to sum."""
 
     def __init__(self, match_costs: dict | list[dict]) -> None:
         configs = [match_costs] if isinstance(match_costs, dict) else list(match_costs)
@@ -102,19 +103,19 @@ class HungarianAssigner:
 
     @torch.no_grad()
     def assign(self, cls_logits: Tensor, boxes_cxcywh_norm: Tensor, targets: SetTargets) -> list[Matching]:
-        """Match the queries of every decoder layer with one image's targets.
+        """Match the queries of every decoder layer with the targets of one image.
 
         Args:
-            cls_logits: (N, Q, K), N decoder layers.
+            cls_logits: (N, Q, K), for N decoder layers.
             boxes_cxcywh_norm: (N, Q, 4).
-            targets: the image's ground truth, G boxes.
+            targets: Ground truth of the image, G boxes.
 
         Returns:
             N matchings of min(Q, G) pairs each, on the device of the logits.
 
         Raises:
-            ValueError: A cost is not finite. In a training step that is watched (`BlackBoxHook`) it is noted, and the
-                infinite costs are taken for very large ones.
+            ValueError: A cost is not finite. In a watched training step (`BlackBoxHook`), the error is recorded
+                instead and non-finite costs are replaced by very large ones.
         """
         layers, queries, _ = cls_logits.shape
         logits, boxes = cls_logits.flatten(0, 1).float(), boxes_cxcywh_norm.flatten(0, 1).float()
@@ -128,7 +129,7 @@ class HungarianAssigner:
 
 
 def _fault(cost: Tensor, logits: Tensor, boxes: Tensor, targets: SetTargets) -> str:
-    """What is wrong where matching costs are not finite."""
+    """Describe which inputs caused non-finite matching costs."""
     parts = {
         'predicted logits': logits,
         'predicted boxes': boxes,

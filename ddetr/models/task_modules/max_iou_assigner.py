@@ -1,4 +1,4 @@
-"""Which ground-truth box a candidate box has to find (Ren et al., 2015, section 3.1.2)."""
+"""Assign ground-truth boxes to candidate boxes by IoU (Ren et al., 2015, section 3.1.2)."""
 
 import torch
 from torch import Tensor
@@ -12,19 +12,20 @@ IGNORED = -2
 
 @TASK_UTILS.register_module()
 class MaxIoUAssigner:
-    """Assigns by thresholds on the IoU.
+    """Assigns ground truth to candidates by IoU thresholds.
 
     Args:
-        pos_iou_thr: a candidate belongs to the ground truth it overlaps most if the IoU is at least this.
-        neg_iou_thr: below it, a candidate is background; of a pair (low, high), background lies within.
-        min_pos_iou: a ground truth takes its best candidates, whatever their IoU, from this IoU on.
-        gt_max_assign_all: all candidates that share the best IoU are taken, not just the first.
-        ignore_iof_thr: candidates of which more than this part lies in an ignored region (a crowd) are neither
-            object nor background; off if not positive. As the regions come first, no ground truth takes them.
-        ignore_wrt_candidates: False takes the part of the ignored region that the candidate covers instead.
-        match_low_quality: whether `min_pos_iou` is used at all.
-        keep_best_gt: a candidate taken by `min_pos_iou` learns the ground truth that it overlaps most, as in
-            torchvision, not the last one that took it, as in MMDetection.
+        pos_iou_thr: Minimum IoU at which a candidate is assigned to the ground truth that it overlaps most.
+        neg_iou_thr: Candidates with a lower IoU are background; for a pair (low, high), those with low <= IoU < high.
+        min_pos_iou: Minimum IoU at which a ground truth is also assigned to its best candidates, even if their IoU
+            is below `pos_iou_thr`.
+        gt_max_assign_all: Whether this applies to all candidates that share the best IoU instead of only the first.
+        ignore_iof_thr: Candidates whose covered fraction by an ignored (crowd) region exceeds this value are neither
+            object nor background, and are never assigned; disabled if not positive.
+        ignore_wrt_candidates: Whether this fraction is relative to the candidate; False: to the ignored region.
+        match_low_quality: Whether to use `min_pos_iou`.
+        keep_best_gt: Whether candidates assigned by `min_pos_iou` keep the ground truth that they overlap most, as
+            in torchvision, instead of the last one assigned, as in MMDetection.
     """
 
     def __init__(
@@ -45,10 +46,15 @@ class MaxIoUAssigner:
         self.keep_best_gt = keep_best_gt
 
     def assign(self, boxes: Tensor, gt_boxes: Tensor, ignored_boxes: Tensor | None = None) -> Tensor:
-        """Compare candidates (N, 4) with the ground truth (G, 4) and ignored regions (I, 4) of an image, x1 y1 x2 y2.
+        """Assign the candidates of one image. All boxes are x1 y1 x2 y2.
+
+        Args:
+            boxes: (N, 4), candidates.
+            gt_boxes: (G, 4), ground truth.
+            ignored_boxes: (I, 4), ignored regions.
 
         Returns:
-            (N,) int64: the index of the ground truth, `BACKGROUND` or `IGNORED`.
+            (N,) int64: index of the ground truth, `BACKGROUND` or `IGNORED`.
         """
         assigned = torch.full((len(boxes),), IGNORED, device=boxes.device)
         in_crowd = self._in_ignored_region(boxes, ignored_boxes)  # (N,) bool
@@ -67,7 +73,7 @@ class MaxIoUAssigner:
         return assigned
 
     def _taken_by_gts(self, overlaps: Tensor) -> Tensor:
-        """(G, N) IoUs -> (G, N) bool: the best candidates of each ground truth."""
+        """Mask (G, N) bool of the best candidates of each ground truth, from the IoUs (G, N)."""
         best, best_index = overlaps.max(dim=1, keepdim=True)  # (G, 1)
         if self.gt_max_assign_all:
             taken = overlaps == best
@@ -76,7 +82,7 @@ class MaxIoUAssigner:
         return taken & (best >= self.min_pos_iou)
 
     def _in_ignored_region(self, boxes: Tensor, regions: Tensor | None) -> Tensor:
-        """(N, 4), (I, 4) -> (N,) bool."""
+        """Mask (N,) bool of the boxes (N, 4) that lie in any of the regions (I, 4)."""
         if self.ignore_iof_thr <= 0 or regions is None or len(regions) == 0:
             return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
         top_left = torch.max(boxes[:, None, :2], regions[None, :, :2])

@@ -14,7 +14,7 @@ from ddetr.registry import TASK_UTILS
 def grouped_nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict[str, Any], max_num: int, min_size: float = -1
 ) -> tuple[Tensor, Tensor]:
-    """Drop boxes that overlap a better one of their group, and those that are too small.
+    """Remove small boxes and boxes that overlap a higher-scoring box of the same group.
 
     Args:
         boxes: (N, 4), x1 y1 x2 y2.
@@ -22,21 +22,21 @@ def grouped_nms(
         groups: (N,) int64.
         cfg: `dict(type='nms', iou_threshold=...)`, or `dict(type='soft_nms', iou_threshold=..., sigma=0.5,
             min_score=0.001, method='linear' | 'gaussian')`.
-        max_num: of boxes that are kept; no limit if not positive.
-        min_size: both sides have to be longer, in pixels; no limit if negative.
+        max_num: Maximum number of boxes to keep; no limit if not positive.
+        min_size: Size in pixels that both sides must exceed; no limit if negative.
 
     Returns:
-        The indices of the kept boxes (n,), best first, and their scores (n,), which soft NMS lowers.
+        Indices of the kept boxes (n,), best first, and their scores (n,), which soft NMS lowers.
 
     Raises:
-        KeyError: an unknown `type`.
-        ValueError: an unknown `method` of soft NMS.
-        TypeError: a key that this type does not know.
+        KeyError: Unknown `type`.
+        ValueError: Unknown `method` of soft NMS.
+        TypeError: Unknown key for this type.
     """
     options = {'type': 'nms', **cfg, 'max_num': max_num if max_num > 0 else len(boxes)}
     suppress = TASK_UTILS.get(options.pop('type'))
     if suppress is None:
-        raise KeyError(f'nms={dict(cfg)}: this type is not registered, "nms" and "soft_nms" are')
+        raise KeyError(f'nms={dict(cfg)}: this type is not registered, use "nms" or "soft_nms"')
     if min_size < 0:
         return suppress(boxes.float(), scores.float(), groups, **options)
     large = ((boxes[:, 2:] - boxes[:, :2]) > min_size).all(dim=1).nonzero().flatten()
@@ -48,15 +48,15 @@ def grouped_nms(
 def nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, max_num: int, iou_threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Drop what overlaps a better box of its group by more than `iou_threshold`; else as `grouped_nms`."""
+    """Remove boxes whose IoU with a higher-scoring box of their group exceeds `iou_threshold`; see `grouped_nms`."""
     suppress = _nms_in_one_graph if torch.compiler.is_exporting() else batched_nms
     keep = suppress(boxes, scores, groups, iou_threshold)[:max_num]
     return keep, scores[keep]
 
 
 def _nms_in_one_graph(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """`batched_nms` by moving groups apart, whatever the number of boxes, on which torchvision's takes another way."""
-    side = F.pad(boxes.flatten(), (0, 1)).amax(0) + 1  # of no box: 1; torch.onnx wants an axis
+    """`batched_nms` by offsetting groups, without torchvision's branch on the number of boxes."""
+    side = F.pad(boxes.flatten(), (0, 1)).amax(0) + 1  # 1 without boxes; torch.onnx needs an axis
     return torch_nms(boxes + (groups.to(boxes) * side)[:, None], scores, iou_threshold)
 
 
@@ -71,14 +71,14 @@ def soft_nms(
     min_score: float = 1e-3,
     method: str = 'linear',
 ) -> tuple[Tensor, Tensor]:
-    """Lower the scores of overlapping boxes instead of dropping them (Bodla et al., "Soft-NMS").
+    """Lower the scores of overlapping boxes instead of removing them (Bodla et al., "Soft-NMS").
 
-    Scores only ever fall, so each box that is picked is the best of those left, and picking can stop at `max_num`.
+    Scores never increase, so boxes are selected in order of their final score and selection can stop at `max_num`.
 
-    Arguments are those of `grouped_nms`; boxes whose score falls below `min_score` are dropped.
+    Arguments are those of `grouped_nms`. Boxes whose score falls below `min_score` are removed.
     """
     if method not in ('linear', 'gaussian'):
-        raise ValueError(f'soft_nms: method={method!r} is neither "linear" nor "gaussian"')
+        raise ValueError(f'soft_nms: method={method!r} must be "linear" or "gaussian"')
     left = scores.clone()
     picked, picked_scores = [boxes.new_zeros(0, dtype=torch.int64)], [scores[:0]]
     for _ in range(min(max_num, len(boxes))):

@@ -1,4 +1,4 @@
-"""Which of the assigned candidates the losses are computed on."""
+"""Sample the assigned candidates that contribute to the losses."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ Hardness = Callable[[Tensor], Tensor]  # (n,) indices of candidates -> (n,) loss
 
 @TASK_UTILS.register_module()
 class RandomSampler:
-    """Samples at random (Ren et al., 2015, section 3.1.3).
+    """Samples candidates at random (Ren et al., 2015, section 3.1.3).
 
     Args:
-        num: candidates of one image in all.
-        pos_fraction: at most this part of `num` holds an object; background fills the rest.
-        neg_pos_ub: at most this many background candidates for one object; no limit if negative.
-        add_gt_as_proposals: the second stage also gets the ground-truth boxes as candidates.
+        num: Number of samples per image.
+        pos_fraction: Maximum fraction of positives; negatives fill the rest.
+        neg_pos_ub: Maximum number of negatives per positive; no limit if negative.
+        add_gt_as_proposals: Whether to add the ground-truth boxes to the candidates of the second stage.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class RandomSampler:
     def pick(
         self, index: Tensor, count: int, hardness: Hardness | None, generator: torch.Generator | None
     ) -> Tensor:
-        """`count` of the candidates `index` (n,), drawn by `generator` or else the global one."""
+        """Draw `count` of the candidates `index` (n,) with `generator`, or with the global generator if None."""
         return index[torch.randperm(len(index), device=index.device, generator=generator)[:count]]
 
     def sample(
@@ -42,7 +42,7 @@ class RandomSampler:
         hardness: Hardness | None = None,
         generator: torch.Generator | None = None,
     ) -> Sampled:
-        """(N,) result of the assigner -> the sampled candidates."""
+        """Sample candidates, given the result (N,) of the assigner."""
         positive = (gt_index >= 0).nonzero().flatten()
         negative = (gt_index == BACKGROUND).nonzero().flatten()
         positive = self.pick(
@@ -62,17 +62,15 @@ class OHEMSampler(RandomSampler):
     def pick(
         self, index: Tensor, count: int, hardness: Hardness | None, generator: torch.Generator | None
     ) -> Tensor:
-        """The `count` candidates of the highest losses; ValueError without `hardness`, as in the first stage."""
+        """The `count` candidates with the highest loss. Raise ValueError without `hardness`, as in the first stage."""
         if hardness is None:
-            raise ValueError(
-                'OHEMSampler needs losses to rank by: use it in train_cfg.rcnn, not in train_cfg.rpn'
-            )
+            raise ValueError('OHEMSampler ranks by losses: use it in train_cfg.rcnn, not in train_cfg.rpn')
         return index[hardness(index).topk(count).indices] if count else index[:0]
 
 
 @TASK_UTILS.register_module()
 class PseudoSampler:
-    """Takes every candidate that was assigned; the losses are divided by the number of objects among them."""
+    """Keeps all assigned candidates. Losses are normalised by the number of positives."""
 
     add_gt_as_proposals = False
 
@@ -82,6 +80,6 @@ class PseudoSampler:
         hardness: Hardness | None = None,
         generator: torch.Generator | None = None,
     ) -> Sampled:
-        """(N,) result of the assigner -> all of it; nothing is drawn."""
+        """Return all assigned candidates, given the result (N,) of the assigner."""
         positive = (gt_index >= 0).nonzero().flatten()
         return Sampled(positive, (gt_index == BACKGROUND).nonzero().flatten(), avg_factor=len(positive))

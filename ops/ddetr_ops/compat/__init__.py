@@ -1,1 +1,1 @@
-"""Drop-in replacements under the names of other projects: `original`, `mmcv`, `huggingface`."""
+"""Drop-in replacements for other projects: `original`, `mmcv`, `huggingface`."""

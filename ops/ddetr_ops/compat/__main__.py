@@ -1,6 +1,6 @@
-"""Run a script that imports the original extension, without changes: python -m ddetr_ops.compat SCRIPT [arguments].
+"""Run an unmodified script that imports the original extension: python -m ddetr_ops.compat SCRIPT [arguments].
 
-For several processes: torchrun --nproc_per_node 8 -m ddetr_ops.compat SCRIPT [arguments].
+Distributed: torchrun --nproc_per_node 8 -m ddetr_ops.compat SCRIPT [arguments].
 """
 
 import os
@@ -13,7 +13,7 @@ from .original import install
 def main() -> None:
     """Run `sys.argv[1]` as the main script after `ddetr_ops.compat.original.install()`."""
     if len(sys.argv) < 2:
-        sys.exit('usage: python -m ddetr_ops.compat SCRIPT [its arguments]')
+        sys.exit('usage: python -m ddetr_ops.compat SCRIPT [arguments]')
     install()
     del sys.argv[0]
     sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))

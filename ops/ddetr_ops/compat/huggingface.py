@@ -1,4 +1,4 @@
-"""Run the deformable attention of Hugging Face's models on the operator."""
+"""Run the deformable attention of Hugging Face models on the operator."""
 
 import sys
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from ..functional import discrete_sampling_locations, ms_deform_attn
 def accelerate(model: nn.Module) -> int:
     """Run the deformable attention of a transformers model on the operator, for inference and training.
 
-    Outputs are equal up to rounding; parameters and state dict do not change. Supported are the layers of
-    deformable_detr, grounding_dino, mm_grounding_dino, rt_detr, rt_detr_v2, d_fine, mask2former, oneformer and
-    models derived from them. If transformers samples with a module-level function (mask2former, oneformer, rt_detr_v2),
-    that function is replaced for all models of that module in this process.
+    Outputs are equal up to rounding; parameters and state dict do not change. Supported models: deformable_detr,
+    grounding_dino, mm_grounding_dino, rt_detr, rt_detr_v2, d_fine, mask2former, oneformer and models derived from
+    them. If transformers uses a module-level sampling function (mask2former, oneformer, rt_detr_v2), it is replaced
+    for all models of that module in this process.
 
     Returns:
         Number of attention layers that run on the operator.
@@ -42,7 +42,7 @@ def accelerate(model: nn.Module) -> int:
             continue
         count += 1
     if count == 0:
-        raise ValueError(f'{type(model).__name__} has no deformable attention that ddetr_ops knows')
+        raise ValueError(f'{type(model).__name__} has no deformable attention supported by ddetr_ops')
     return count
 
 
@@ -62,7 +62,7 @@ def _forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Replacement of `MultiScaleDeformableAttention.forward`."""
+    """Replacement for `MultiScaleDeformableAttention.forward`."""
     return ms_deform_attn(
         value, value_spatial_shapes, level_start_index, sampling_locations, attention_weights
     )
@@ -74,7 +74,7 @@ def multi_scale_deformable_attention(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Replacement of the function of this name in mask2former and oneformer."""
+    """Replacement for the function of the same name in mask2former and oneformer."""
     shapes, starts = _levels(value_spatial_shapes, value.device)
     return ms_deform_attn(value, shapes, starts, sampling_locations, attention_weights)
 
@@ -87,7 +87,7 @@ def multi_scale_deformable_attention_v2(
     num_points_list: list[int],
     method: str = 'default',
 ) -> Tensor:
-    """Replacement of the function of this name in rt_detr_v2 and d_fine, whose levels may differ in points.
+    """Replacement for the function of the same name in rt_detr_v2 and d_fine; the number of points may vary by level.
 
     Shapes: value (B, S, M, D), sampling_locations (B, Q, M, K, 2), attention_weights (B, Q, M, K), where K is the sum
     of `num_points_list`. `method` is 'default' (bilinear) or 'discrete' (`discrete_sampling_locations`).

@@ -1,4 +1,4 @@
-"""Drop-in replacement of `mmcv.ops.multi_scale_deform_attn`, without mmcv's compiled extension."""
+"""Drop-in replacement for `mmcv.ops.multi_scale_deform_attn` that does not need mmcv's compiled extension."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ __all__ = [
 def multi_scale_deformable_attn_pytorch(
     value: Tensor, value_spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Replacement of mmcv's fallback of this name, on the compiled operator, also on the CPU."""
+    """Replacement for mmcv's function of the same name that uses the compiled operator, also on the CPU."""
     sizes = value_spatial_shapes.prod(-1)
     starts = sizes.cumsum(0) - sizes
     return ms_deform_attn(value, value_spatial_shapes, starts, sampling_locations, attention_weights)
@@ -72,11 +72,11 @@ class MultiScaleDeformableAttention(DeformableAttention):
     ) -> Tensor:
         """Attend from query (Q, B, C) to value (S, B, C), or batch first; key_padding_mask (B, S), True = padding.
 
-        Returns the attention output plus `identity`, by default `query`, in the layout of `query`. `key` and `kwargs`
+        Returns the attention output plus `identity` (default: `query`), in the layout of `query`. `key` and `kwargs`
         are ignored; mmcv's layers pass the same arguments to every kind of attention.
         """
         if reference_points is None or spatial_shapes is None or level_start_index is None:
-            raise ValueError('reference_points, spatial_shapes and level_start_index are needed')
+            raise ValueError('reference_points, spatial_shapes and level_start_index are required')
         tokens = query if value is None else value
         identity = query if identity is None else identity
         if query_pos is not None:

@@ -1,9 +1,8 @@
-"""Drop-in replacement of the original Deformable DETR's extension module, function and attention layer.
+"""Drop-in replacement for the extension module, function and attention layer of the original Deformable DETR.
 
 Code with `import MultiScaleDeformableAttention as MSDA`, as in the original and projects that copied its `ops` folder,
-runs unchanged after `ddetr_ops.compat.original.install()`, or without this call as
-`python -m ddetr_ops.compat SCRIPT`. No module of that name is installed, since it would shadow one that you compiled,
-or be shadowed by it.
+runs unchanged after `ddetr_ops.compat.original.install()`, or without this call with
+`python -m ddetr_ops.compat SCRIPT`. No module of that name is installed, because it would conflict with a compiled one.
 """
 
 import sys
@@ -58,7 +57,7 @@ def ms_deform_attn_backward(
 
 
 class MSDeformAttnFunction:
-    """Replacement of the original's autograd function; the operator itself supports autograd."""
+    """Replacement for the original's autograd function; the operator itself supports autograd."""
 
     @staticmethod
     def apply(
@@ -92,7 +91,10 @@ class MSDeformAttn(DeformableAttention):
         input_level_start_index: Tensor,
         input_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Attend from query (B, Q, C) at reference_points (B, Q, L, 2 or 4) to input_flatten (B, S, C); mask (B, S)."""
+        """Attend from query (B, Q, C) at reference_points (B, Q, L, 2 or 4) to input_flatten (B, S, C).
+
+        `input_padding_mask` is (B, S) bool, True = padding. Returns (B, Q, C).
+        """
         return self.attend(
             query,
             input_flatten,

@@ -45,7 +45,7 @@ def test_the_right_cause_comes_first(name, set_up, tmp_path):
 def test_classes_in_another_order_and_number_are_a_wrong_mapping(set_up):
     order = ('square', 'circle', 'triangle', 'star', 'ring', 'cross')
     for changes, says in (
-        ({'train_dataloader.dataset.metainfo': {'classes': order}}, 'number their classes differently'),
+        ({'train_dataloader.dataset.metainfo': {'classes': order}}, 'have different classes or class orders'),
         ({'model.bbox_head.num_classes': 7}, 'num_classes=7'),
         ({'train_dataloader.dataset.metainfo': {'classes': ('circle', 'dog')}}, "no category named 'dog'"),
     ):

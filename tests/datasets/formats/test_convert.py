@@ -206,7 +206,7 @@ def test_the_command(source, tmp_path, run):
         sys.executable, 'tools/data/convert.py', source, '--to', 'yolo', '--out', out, '--images', 'symlink'
     )
     assert f'{source} is in the format of COCO (train: train.json, val: val.json); 4 classes' in said
-    assert f'{out} now holds it in the format yolo (6 train, 3 val images)' in said
+    assert f'Converted to yolo in {out} (6 train, 3 val images)' in said
     assert 'error: ' in run(
         sys.executable, 'tools/data/convert.py', out / 'no', '--to', 'voc', '--out', out, expect=2
     )

@@ -93,7 +93,7 @@ def test_wrong_levels_raise(repo_root):
     config = narrow_deformable_detr(repo_root, 'deformable-detr')
     config.neck.num_outs = 3
     images, samples, *_ = padded_batch(7, SHAPES)
-    with pytest.raises(ValueError, match='gives 3 levels, but num_feature_levels=4'):
+    with pytest.raises(ValueError, match='returns 3 levels, but num_feature_levels=4'):
         build(config)(images, samples, mode='tensor')
 
 
@@ -192,11 +192,11 @@ def test_one_to_many_queries_are_training_only_and_do_not_affect_others(repo_roo
         ({'as_two_stage': False, 'dn_cfg': {'box_noise_scale': 0.4}}, 'model.dn_cfg=.*as_two_stage'),
         (
             {'with_box_refine': False, 'look_forward_twice': True},
-            'model.look_forward_twice=True needs refined boxes',
+            'model.look_forward_twice=True needs box refinement',
         ),
         (
             {'neck': {'type': 'ChannelMapper', 'in_channels': [1, 2, 3], 'out_channels': 64}},
-            r'gives \[128, 256, 512\]',
+            r'has \[128, 256, 512\]',
         ),
     ],
 )

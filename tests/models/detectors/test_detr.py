@@ -111,7 +111,7 @@ def test_more_than_one_feature_map_raises(repo_root):
     config = narrow_detr(repo_root, DETR_CONFIGS[0])
     config.neck.num_outs = 2
     images, samples, *_ = padded_batch(7, SHAPES)
-    with pytest.raises(ValueError, match='but the neck gives 2: set num_outs=1'):
+    with pytest.raises(ValueError, match=r'but the neck returns 2: set neck\.num_outs=1'):
         build(config)(images, samples, mode='tensor')
 
 

@@ -160,11 +160,11 @@ def test_classes_are_reset_with_the_label_embedding(repo_root):
 @pytest.mark.parametrize(
     ('keys', 'sentence'),
     [
-        ({'as_two_stage': False}, 'model.as_two_stage=False: DINO and its denoising need it'),
+        ({'as_two_stage': False}, 'model.as_two_stage=False is not supported by DINO'),
         ({'with_box_refine': False}, 'model.with_box_refine=False'),
         ({'dn_cfg': {'group_cfg': {'dynamic': False}}}, 'dynamic=False needs num_groups'),
         ({'dn_cfg': {'group_cfg': {'num_queries': 3}}}, "no key 'num_queries'"),
-        ({'dn_cfg': {'box_noise_scale': -1.0}}, 'negative noise'),
+        ({'dn_cfg': {'box_noise_scale': -1.0}}, 'noise scales must not be negative'),
     ],
 )
 def test_invalid_combinations_raise_at_once(repo_root, keys, sentence):

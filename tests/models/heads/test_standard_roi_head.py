@@ -176,5 +176,5 @@ def test_each_class_moves_the_region_by_its_own_deltas():
 
 
 def test_a_sigmoid_classifier_is_refused():
-    with pytest.raises(ValueError, match='classifies by softmax'):
+    with pytest.raises(ValueError, match='needs a softmax loss'):
         head(loss_cls={'type': 'CrossEntropyLoss', 'use_sigmoid': True})

@@ -58,12 +58,12 @@ def test_weights_and_average_factor():
     assert per_box.shape == (3,)
 
 
-def test_invalid_options_raise():
-    with pytest.raises(ValueError, match="reduction='avg' is none of"):
+def test_bad_options_name_themselves():
+    with pytest.raises(ValueError, match="reduction='avg' must be one of"):
         L1Loss(reduction='avg')
     with pytest.raises(ValueError, match='use_sigmoid=True'):
         FocalLoss(use_sigmoid=False)
-    with pytest.raises(ValueError, match="mode='exp' is none of"):
+    with pytest.raises(ValueError, match="mode='exp' must be one of"):
         IoULoss(mode='exp')
     with pytest.raises(ValueError, match='avg_factor'):
         L1Loss(reduction='sum')(torch.zeros(1, 4), torch.ones(1, 4), avg_factor=2.0)

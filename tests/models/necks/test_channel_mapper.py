@@ -43,11 +43,11 @@ def test_bias_is_left_out_before_a_norm_unless_asked_for():
     assert 0.8 * bound < plain.convs[0].conv.weight.abs().max() <= bound
 
 
-def test_inconsistent_levels_raise():
-    with pytest.raises(ValueError, match='num_outs=1 is below the 2 levels'):
+def test_levels_that_do_not_add_up_are_named():
+    with pytest.raises(ValueError, match='num_outs=1 must be at least 2'):
         ChannelMapper([4, 8], 6, num_outs=1)
     given = [feat.shape[1] for feat in FEATS]
     for asked in ([4, 8], [given[0], 5, given[2]]):
         with pytest.raises(ConfigError) as error:
             ChannelMapper(asked, 6)(FEATS)
-        assert f'neck.in_channels={asked}, but the backbone gives {given} channels' in str(error.value)
+        assert f'neck.in_channels={asked}, but the backbone returns {given} channels' in str(error.value)

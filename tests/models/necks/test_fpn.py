@@ -33,13 +33,15 @@ def test_several_extra_levels_take_every_second_pixel_of_the_one_before():
     assert torch.equal(fourth, third[..., ::2, ::2])
 
 
-def test_wrong_numbers_of_levels_raise():
-    with pytest.raises(ValueError, match='num_outs=1 is below the 2 levels'):
+def test_wrong_numbers_of_levels_are_named():
+    with pytest.raises(ValueError, match='num_outs=1 must be at least 2'):
         FPN(in_channels=[4, 6], out_channels=5, num_outs=1)
     neck = FPN(in_channels=[4, 6], out_channels=5, num_outs=2)
     with pytest.raises(
-        ConfigError, match=r'neck.in_channels=\[4, 6\], but the backbone gives \[4\] channels'
+        ConfigError, match=r'neck.in_channels=\[4, 6\], but the backbone returns \[4\] channels'
     ):
         neck([torch.zeros(1, 4, 8, 8)])
-    with pytest.raises(ConfigError, match=r'in_channels=\[4, 6\], but the backbone gives \[4, 7\] channels'):
+    with pytest.raises(
+        ConfigError, match=r'in_channels=\[4, 6\], but the backbone returns \[4, 7\] channels'
+    ):
         neck([torch.zeros(1, 4, 8, 8), torch.zeros(1, 7, 4, 4)])

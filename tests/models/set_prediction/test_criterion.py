@@ -206,7 +206,7 @@ def test_a_users_term_reads_extras_of_its_group():
 def test_invalid_terms_raise():
     with pytest.raises(ConfigError, match="CountTerm needs 'depth', which this head does not predict"):
         criterion([{'type': 'ClassTerm', 'loss': LOSSES['loss_cls']}, {'type': 'CountTerm'}])
-    with pytest.raises(ConfigError, match='loss_terms stands beside loss_iou: set loss_iou=None'):
+    with pytest.raises(ConfigError, match='loss_terms cannot be combined with loss_iou: set loss_iou=None'):
         criterion([{'type': 'VarifocalTerm'}], loss_iou=LOSSES['loss_iou'])
     with pytest.raises(ConfigError, match='no classification term'):
         criterion([{'type': 'BoxTerm', 'loss': LOSSES['loss_bbox']}])

@@ -48,7 +48,7 @@ def test_module_runs_a_script_that_imports_the_extension(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.stdout.strip() == "__main__ ['--lr', '1'] 42 ddetr_ops.compat.original", run.stderr
     run = subprocess.run(command[:3], capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (1, 'usage: python -m ddetr_ops.compat SCRIPT [its arguments]\n')
+    assert (run.returncode, run.stderr) == (1, 'usage: python -m ddetr_ops.compat SCRIPT [arguments]\n')
 
 
 @pytest.mark.parametrize('reference_dim', [2, 4])
@@ -87,5 +87,5 @@ def test_initial_offsets_look_around():
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused():
-    with pytest.raises(ValueError, match=r'30 channels .* do not divide into 8 heads'):
+    with pytest.raises(ValueError, match=r'30 channels .* are not divisible by 8 heads'):
         original.MSDeformAttn(d_model=30)
