@@ -71,7 +71,7 @@ def test_exif_rotation_is_applied_to_pillow_images(detector):
 @pytest.mark.parametrize(
     'array', [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)]
 )
-def test_arrays_that_are_no_images(detector, array):
+def test_invalid_image_arrays_raise(detector, array):
     with pytest.raises(InputError, match=r'\(H, W, 3\) BGR uint8, got'):
         detector(array)
 

@@ -146,7 +146,7 @@ def test_layer_without_bf16_support_raises(repo_root, no_packing):
         prepare_for_inference(model, 'bf16')
 
 
-def test_an_unknown_dtype_is_an_error():
+def test_unknown_dtype_raises():
     with pytest.raises(InputError, match=r"dtype='fp16' must be one of fp32, bf16"):
         prepare_for_inference(nn.Identity(), 'fp16')
 

@@ -186,7 +186,7 @@ def test_missing_runtime_raises(file, monkeypatch):
         DetInferencer(file)
 
 
-def test_what_an_exported_file_does_not_take(file, data, tmp_path):
+def test_unsupported_options_of_exported_files_raise(file, tiny_shapes, tmp_path):
     with pytest.raises(InputError, match='do not apply'):
         DetInferencer(CONFIG, file)
     with pytest.raises(InputError, match='config, --cfg-options and --allow-partial do not apply'):

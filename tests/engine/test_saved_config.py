@@ -68,7 +68,7 @@ def test_weights_alone_need_a_config():
         saved_config({'state_dict': {}}, 'a.pth')
 
 
-def test_a_work_directory_stands_for_its_best_checkpoint(tmp_path):
+def test_work_directory_resolves_to_its_best_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match='contains no checkpoint'):
         find_checkpoint(tmp_path)
     for age, name in enumerate(['best_coco_bbox_mAP_epoch_3.pth', 'epoch_9.pth', 'epoch_10.pth']):

@@ -42,7 +42,7 @@ def test_boxes_are_offsets_in_logit_space():
     assert (unusable == 1).all()
 
 
-def test_softmax_losses_and_unknown_terms_are_refused():
+def test_softmax_losses_and_unknown_terms_raise():
     with pytest.raises(ValueError, match='DeformableDETRHead needs a sigmoid loss'):
         DeformableDETRHead(5, 8, loss_cls={'type': 'CrossEntropyLoss'})
     with pytest.raises(ConfigError, match='loss_terms cannot be combined with loss_cls'):

@@ -160,7 +160,7 @@ def test_levels_may_have_different_numbers_of_points(numbers):
     assert layer.sampling_offsets.bias.shape == (HEADS * 4 * 2,)
 
 
-def test_points_that_do_not_fit_the_levels_are_refused():
+def test_points_that_do_not_match_the_levels_raise():
     with pytest.raises(
         ValueError, match=r'points=\[4, 4, 4\] must give at least one point for each of 2 levels'
     ):

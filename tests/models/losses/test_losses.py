@@ -58,7 +58,7 @@ def test_weights_and_average_factor():
     assert per_box.shape == (3,)
 
 
-def test_bad_options_name_themselves():
+def test_invalid_options_raise():
     with pytest.raises(ValueError, match="reduction='avg' must be one of"):
         L1Loss(reduction='avg')
     with pytest.raises(ValueError, match='use_sigmoid=True'):

@@ -43,7 +43,7 @@ def test_bias_is_left_out_before_a_norm_unless_asked_for():
     assert 0.8 * bound < plain.convs[0].conv.weight.abs().max() <= bound
 
 
-def test_levels_that_do_not_add_up_are_named():
+def test_inconsistent_levels_raise():
     with pytest.raises(ValueError, match='num_outs=1 must be at least 2'):
         ChannelMapper([4, 8], 6, num_outs=1)
     given = [feat.shape[1] for feat in FEATS]

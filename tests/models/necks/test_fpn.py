@@ -33,7 +33,7 @@ def test_several_extra_levels_take_every_second_pixel_of_the_one_before():
     assert torch.equal(fourth, third[..., ::2, ::2])
 
 
-def test_wrong_numbers_of_levels_are_named():
+def test_wrong_numbers_of_levels_raise():
     with pytest.raises(ValueError, match='num_outs=1 must be at least 2'):
         FPN(in_channels=[4, 6], out_channels=5, num_outs=1)
     neck = FPN(in_channels=[4, 6], out_channels=5, num_outs=2)

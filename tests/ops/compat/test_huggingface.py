@@ -137,6 +137,6 @@ def test_d_fine_and_rt_detr_v2_layers_are_found(monkeypatch):
     assert layer.ms_deformable_attn_core is huggingface.multi_scale_deformable_attention_v2
 
 
-def test_a_model_without_deformable_attention_is_named():
+def test_model_without_deformable_attention_raises():
     with pytest.raises(ValueError, match='Linear has no deformable attention supported by ddetr_ops'):
         huggingface.accelerate(torch.nn.Linear(2, 2))

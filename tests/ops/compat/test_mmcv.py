@@ -42,7 +42,7 @@ def test_dropout_is_mmcvs_default():
     assert mmcv.MultiScaleDeformableAttention().dropout.p == 0.1
 
 
-def test_missing_reference_points_are_named():
+def test_missing_reference_points_raise():
     with pytest.raises(
         ValueError, match='reference_points, spatial_shapes and level_start_index are required'
     ):
