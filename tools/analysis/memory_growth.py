@@ -4,9 +4,6 @@
 
 Trains a tiny detector on generated shapes, with batches of many sizes, and prints the resident memory of the process
 after every 100 iterations. Exit status 1 if it grows by more than `--limit` between the first 100 and the last.
-
-glibc's allocator keeps freed tensors of a tiny model because of fragmentation. Training therefore runs with the
-settings in `ALLOCATOR`, unless the first is already set, which return freed tensors of 64 KiB and more to the system.
 """
 
 import argparse
