@@ -25,10 +25,6 @@ from ddetr.utils.tables import FORMATS, render_table
 CONFIG = Path(__file__).parents[2] / 'tests' / 'configs' / 'tiny_shapes.py'
 SIZES = [(size, size) for size in range(64, 161, 8)]
 EVERY = 100
-ALLOCATOR = {
-    'MALLOC_MMAP_THRESHOLD_': '65536',
-    'MALLOC_TRIM_THRESHOLD_': '65536',
-}  # applied when a process starts
 
 
 @HOOKS.register_module()
