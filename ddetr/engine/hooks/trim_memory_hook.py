@@ -1,6 +1,7 @@
 """Give memory that a training has freed back to the system."""
 
 import ctypes
+import sys
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -21,7 +22,8 @@ class TrimMemoryHook(Hook):
     priority = 'VERY_LOW'  # after the checkpoint, whose buffers are free by then
 
     def __init__(self) -> None:
-        self._trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+        library = ctypes.CDLL(None) if sys.platform == 'linux' else None
+        self._trim = getattr(library, 'malloc_trim', None)  # musl has none
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Release."""
