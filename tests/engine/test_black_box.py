@@ -184,7 +184,7 @@ def test_steps_are_skipped_counted_and_remembered(data, tmp_path):
     # goes on in the window of the first bad batch, which is run again but not counted again
     resumed = {**options, 'load_from': str(tmp_path / 'iter_3.pth'), 'resume': True}
     _, again = stopped(tmp_path / 'resumed', resumed)
-    assert again.split('Run it')[0] == text.split('Run it')[0]
+    assert again.split('Replay')[0] == text.split('Replay')[0]
 
 
 def test_black_box_does_not_change_a_healthy_run(data, tmp_path):
