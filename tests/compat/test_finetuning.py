@@ -62,7 +62,9 @@ def test_testing_warns_about_different_class_names(tiny_run, tmp_path):
         work_dir=str(tmp_path), cfg_options={'test_dataloader.dataset.metainfo': {'classes': classes}}
     )
     evaluate_detector(tiny_run.config, tiny_run.checkpoint, options)
-    assert "2 differ, first 'circle' there and 'square' here" in _log(tmp_path)
+    assert "2 differ, the first being 'circle' in the checkpoint and 'square' in the dataset" in _log(
+        tmp_path
+    )
 
 
 def test_training_from_scratch_warns_once_about_the_random_backbone(tiny_run):

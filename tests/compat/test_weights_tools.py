@@ -107,7 +107,7 @@ def test_unsupported_conversions_raise_and_write_nothing(tool, checkpoint, tmp_p
     torch.save(content, tmp_path / 'part.pth')
     out = tmp_path / 'out.pth'
     with pytest.raises(
-        CheckpointError, match=r'1 missing tensors: decoder.layers.1.norms.2.bias; .* --allow-partial'
+        CheckpointError, match=r'1 missing tensors: decoder.layers.1.norms.2.bias\. .* --allow-partial'
     ):
         tool('convert_weights', tmp_path / 'part.pth', out, '--to', 'original')
     content['state_dict']['mask_head.weight'] = torch.zeros(1)

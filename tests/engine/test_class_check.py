@@ -24,7 +24,7 @@ def test_head_with_wrong_number_of_classes_raises(repo_root):
 
 
 def test_datasets_with_different_class_order_raise():
-    with pytest.raises(ConfigError, match='train_dataloader and val_dataloader number'):
+    with pytest.raises(ConfigError, match='train_dataloader and val_dataloader have different classes'):
         check_classes(nn.Identity(), {'train_dataloader': data('a', 'b'), 'val_dataloader': data('b', 'a')})
 
 

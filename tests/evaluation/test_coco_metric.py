@@ -285,7 +285,7 @@ def test_a_dataset_of_any_format_needs_boxes_and_labels_only(logged):
     assert set(none.values()) == {-1}
     assert any('contains no objects' in line for line in logged)
 
-    with pytest.raises(InputError, match=r'CocoMetric has no ground truth: .* set ann_file'):
+    with pytest.raises(InputError, match=r'CocoMetric has no ground truth: .* Set ann_file'):
         _evaluate_samples({'classes': ('cat',)}, _samples(found))
 
 

@@ -48,5 +48,5 @@ def test_buffers_are_copied():
 
 
 def test_gamma_that_would_divide_by_zero_raises():
-    with pytest.raises(ConfigError, match='gamma=0 is not positive'):
+    with pytest.raises(ConfigError, match='gamma=0 must be positive'):
         ExpMomentumEMA(nn.Linear(1, 1), gamma=0)

@@ -19,7 +19,7 @@ class ChannelMapper(BaseModule):
         out_channels: Output channels, the same at every level.
         kernel_size: Kernel size of the convolutions on backbone levels.
         conv_cfg, norm_cfg, act_cfg: As in mmcv's `ConvModule`.
-        bias: Whether convolutions have a bias; `auto` omits it before a norm. The original Deformable DETR code has
+        bias: Whether convolutions have a bias; `auto` omits it before a norm. The code of Zhu et al. has
             a bias in addition to group norm, so its weights need `True`.
         num_outs: Number of output levels, at least `len(in_channels)`; None for exactly as many.
 

@@ -113,7 +113,7 @@ class VarifocalTerm(nn.Module):
 
 @MODELS.register_module()
 class AlignTerm(nn.Module):
-    """IoU-aware classification loss of Align-DETR (Cai et al., 2023, arXiv:2304.07527, section 3.2).
+    """IoU-aware classification loss (Cai et al., 2023, arXiv:2304.07527, section 3.2).
 
     The target of a matched query is p^alpha * IoU^(1 - alpha) with its predicted probability p, without gradient, and
     has the weight 1. Unmatched queries have the weight p^gamma.
