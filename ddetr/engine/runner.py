@@ -33,7 +33,11 @@ from .saved_config import LAST
 from .schedules import resolve_shares
 
 # active in every training run, even if the config does not list them
-DEFAULT_HOOKS = {'black_box': 'BlackBoxHook', 'training_page': 'TrainingPageHook'}
+DEFAULT_HOOKS = {
+    'black_box': 'BlackBoxHook',
+    'training_page': 'TrainingPageHook',
+    'trim_memory': 'TrimMemoryHook',
+}
 
 
 @RUNNERS.register_module()
