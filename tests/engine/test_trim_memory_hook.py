@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddetr.engine import TrimMemoryHook
+from ddetr.engine import TrimMemoryHook, build_runner
+from ddetr.engine.config import load_config
+from tests.conftest import ROOT
 
 
 def resident_mib() -> float:
@@ -26,3 +28,15 @@ def test_freed_blocks_between_used_ones_are_released(event):
 
     assert before - resident_mib() > 200
     assert all(block.sum() == 16_000 for block in in_use)
+
+
+def test_hook_is_enabled_by_default(tiny_shapes, tmp_path):
+    cfg = load_config(
+        ROOT / 'tests/configs/tiny_shapes.py', {'train_dataloader.dataset.data_root': str(tiny_shapes)}
+    )
+    cfg.merge_from_dict({'work_dir': str(tmp_path), 'launcher': 'none'})
+    del cfg.default_hooks['trim_memory']
+
+    runner = build_runner(cfg, ['train'])
+
+    assert any(isinstance(hook, TrimMemoryHook) for hook in runner.hooks)
