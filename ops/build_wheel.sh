@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the source distribution of ddetr_ops and from it the wheel for this platform, for every Python 3.10 and PyTorch
-# 2.10 or later.
+# Build the source distribution of ddetr_ops, and from it a wheel for this platform. The wheel works with Python 3.10
+# and PyTorch 2.10 or later.
 #
 #   bash ops/build_wheel.sh [FOLDER]      (default: ops/dist)
 #
-# FORCE_CUDA and TORCH_CUDA_ARCH_LIST as in README.md, "Install"; a wheel with the CUDA library serves PyTorch's CPU
-# builds too. PYTHON: the interpreter (default: python3), with torch and setuptools. For a wheel that runs on other Linux
-# distributions: auditwheel, README.md.
+# FORCE_CUDA and TORCH_CUDA_ARCH_LIST are described in README.md, "Install"; a wheel with the CUDA library also works
+# with CPU builds of PyTorch. PYTHON is the interpreter (default: python3) and needs torch and setuptools. README.md
+# describes auditwheel, for wheels that run on other Linux distributions.
 set -euo pipefail
 export DDETR_OPS_ALLOW_FALLBACK=0  # a wheel without its library is none
 out=$(realpath -m "${1:-$(dirname "$0")/dist}")
@@ -16,7 +16,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out"
 
-# From a copy: nothing that an earlier build left in the tree gets in, and nothing is left there.
+# Build from a copy, so that files of earlier builds are not included and none are left behind.
 mkdir -p "$work/ops/ddetr_ops/compat"
 cp -r setup.py op_build.py pyproject.toml MANIFEST.in LICENSE README.md csrc "$work/ops/"
 cp ddetr_ops/*.py ddetr_ops/py.typed "$work/ops/ddetr_ops/"

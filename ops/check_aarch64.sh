@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Do the CPU kernels compute correctly on ARM? Cross-compiles them with their arithmetic test (a program without PyTorch,
-# tests/ops/emulation/kernels_main.cpp) for aarch64, whose vectors are NEON's, and runs it under qemu.
+# Test the CPU kernels on ARM: cross-compile them for aarch64 (NEON) with their arithmetic test, a program without
+# PyTorch (tests/ops/emulation/kernels_main.cpp), and run it under qemu.
 #
 #   bash ops/check_aarch64.sh
 #
-# Needs Debian's g++-aarch64-linux-gnu and qemu-user, which root's apt-get installs where they are missing; without
-# them the check is skipped. NATIVE=1 first runs the same program on this machine, on each of its instruction sets.
+# Needs Debian's g++-aarch64-linux-gnu and qemu-user. As root, missing packages are installed with apt-get; otherwise
+# the check is skipped. NATIVE=1 first runs the same program on this machine, with each of its instruction sets.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -31,7 +31,7 @@ if ! have && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
     g++-aarch64-linux-gnu qemu-user; } > "$work/log" 2>&1 || tail -n 3 "$work/log" >&2
 fi
 if ! have; then
-  echo 'check_aarch64: skipped, it needs g++-aarch64-linux-gnu and qemu-user (Debian: apt-get install them)'
+  echo 'check_aarch64: skipped, install g++-aarch64-linux-gnu and qemu-user (Debian packages) to run it'
   exit 0
 fi
 build aarch64-linux-gnu-g++ "$work/aarch64"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Installs ddetr_ops as a stranger would, from its source distribution and from its wheel, in an empty folder with a new
-# environment that holds nothing but pip.
+# Install ddetr_ops as a user would, from its source distribution and from its wheel, into new virtual environments
+# outside the repository.
 #
 #   bash ops/check_install.sh [PYTORCH]      (default: torch==2.13.0)
 #
-#   1. the source distribution, isolated: pip brings PYTORCH for the build and for running; a training step
-#   2. again without a compiler, and with --no-build-isolation: the install fails and says why
+#   1. the source distribution with build isolation: pip installs PYTORCH to build and to run; then a training step
+#   2. the same with --no-build-isolation and without a compiler: the install fails and names the cause
 #   3. with DDETR_OPS_ALLOW_FALLBACK=1: it succeeds, and the warning at the first call names the cause
-#   4. the wheel, built with the PyTorch of PYTHON: a training step and the op's tests under PYTORCH
+#   4. the wheel, built with PYTHON's PyTorch: a training step and the operator's tests with PYTORCH
 #
-# PYTHON: the interpreter (default: python3), with torch and setuptools for the wheel. Where pip finds no CPU build of
-# PYTORCH, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu: a CUDA build takes gigabytes.
+# PYTHON is the interpreter (default: python3) and needs torch and setuptools to build the wheel. If pip would install a
+# CUDA build of PYTORCH, which takes gigabytes, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -30,7 +30,7 @@ touch "$work/tests/__init__.py"
 
 cd "$work"
 "$python" -m venv venv
-# The same PyTorch for the build as for running; the second variable is that of newer versions of pip.
+# Build and run with the same PyTorch; newer versions of pip read the second variable.
 echo "$pytorch" > constraints.txt
 export PIP_CONSTRAINT=$work/constraints.txt PIP_BUILD_CONSTRAINT=$work/constraints.txt
 export FORCE_CUDA=0
@@ -60,6 +60,6 @@ say "installing $(basename "$wheel")"
 install --no-deps "$wheel" || fail 'the wheel could not be installed'
 venv/bin/python -m pip install -q numpy pytest hypothesis > log 2>&1 || fail 'pytest could not be installed'
 venv/bin/python tests/ops/train_step.py
-# The tests without the project around them: its conftest.py wants more than PyTorch, and ops/ must not be found.
+# Copy the tests: the project's conftest.py needs more than PyTorch, and ops/ must not be importable.
 venv/bin/python -m pytest -q -p no:cacheprovider tests/ops/test_functional.py tests/ops/test_nonfinite.py \
   tests/ops/test_registrations.py tests/ops/compat

@@ -4,12 +4,12 @@
 #   bash ops/gpu_check.sh [MMCV_FOLDER] > report.md
 #
 # Needs nvcc, a C++ compiler and a python3 with PyTorch 2.10 or later with CUDA, pytest and setuptools; no network.
-# compute-sanitizer comes with the CUDA toolkit. MMCV_FOLDER: mmcv's unpacked source distribution, to time its kernels
-# beside ours (needs ninja).
+# compute-sanitizer is part of the CUDA toolkit. MMCV_FOLDER is mmcv's unpacked source distribution, whose kernels are
+# benchmarked for comparison (needs ninja).
 #
-# The report goes to standard output: the machine, the benchmark, the last lines of every part that failed, and a table
-# of all parts. Progress goes to standard error. A part that fails, or that takes longer than PART_SECONDS (default
-# 1200), does not stop the others; only without a build there is nothing to run. Exit status: 0 if all parts passed.
+# The report is written to standard output: machine, benchmark, the last lines of every failed part and a table of all
+# parts. Progress is written to standard error. If a part fails or takes longer than PART_SECONDS (default 1200), the
+# others still run, except after a failed build. Exit status: 0 if all parts passed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 mmcv=${1:-}
@@ -26,7 +26,7 @@ finish() {
 trap finish EXIT
 trap 'failed=1; rows+=("| interrupted | failed | |"); exit' INT TERM
 
-# part NAME COMMAND...: runs the command, keeps its output in $work/log and on standard error, records the result.
+# part NAME COMMAND...: run a command, copy its output to $work/log and standard error, and record the result.
 part() {
   local name=$1 status begin=$SECONDS result=passed
   shift
@@ -73,7 +73,7 @@ echo "- commit: $(git rev-parse --short HEAD 2>/dev/null || echo 'unknown')"
 part 'build' bash -c build || exit
 
 export PYTHONPATH="$PWD/ops${PYTHONPATH:+:$PYTHONPATH}"
-# Without the project's conftest.py, which needs more than PyTorch.
+# The project's conftest.py needs more than PyTorch, so leave it out.
 pytest=(python3 -m pytest --noconftest -p no:cacheprovider -q)
 part 'tests' "${pytest[@]}" tests/ops/test_cuda.py
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the documentation site into docs/_build: tools/build_docs.sh [folder]
-# Works without a network; a warning is an error. Needs requirements/docs.txt.
+# Needs requirements/docs.txt but no network. Warnings are errors.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/launch.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Evaluate in several processes: tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of tools/test.py]
-# One process a GPU; without GPUs the processes share the CPU (over gloo).
-# Several machines: the same command on each with NNODES, NODE_RANK (0, 1, ...), MASTER_ADDR and PORT set.
+# One process per GPU; without GPUs, the processes share the CPU (gloo).
+# On several machines: run it on each, with NNODES, NODE_RANK (0, 1, ...), MASTER_ADDR and PORT set.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
 source "$(dirname "$0")/launch.sh"

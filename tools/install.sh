@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Install ddetr with the versions that it is tested with: tools/install.sh [--tests]
-#   --tests  also what the test suite needs
-# Into the active virtual environment, else into .venv here, which is created. FORCE_CUDA=1 builds the op's CUDA
-# library where no GPU is visible. DDETR_OPS_ALLOW_FALLBACK=0 stops where the op cannot be compiled. PYTHON names the
-# interpreter for a new .venv.
+# Install ddetr and the tested versions of its dependencies: tools/install.sh [--tests]
+#   --tests  also install what the tests need
+# Uses the active virtual environment, or creates .venv here. FORCE_CUDA=1 builds the operator's CUDA library even if no
+# GPU is visible. DDETR_OPS_ALLOW_FALLBACK=0 makes a failed compilation an error. PYTHON is the interpreter for a new
+# .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/launch.sh
@@ -28,7 +28,7 @@ python=$(find_python)
 install() { "$python" -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt "$@"; }
 
 step "1/4 build tools, PyTorch and the other packages into $("$python" -c 'import sys; print(sys.prefix)') (about 6 GB, minutes)"
-# setuptools first: packages that come as source need it, and new environments have none
+# setuptools first: source packages need it, and new environments do not have it
 install setuptools
 install -r requirements/runtime.txt
 if $with_tests; then install -r requirements/tests.txt; fi
@@ -48,7 +48,7 @@ if [ "$DDETR_OPS_ALLOW_FALLBACK" = 1 ]; then
 fi
 log=$(mktemp)
 "$python" -m pip install --disable-pip-version-check --no-build-isolation --no-deps --verbose -e ./ops -e . > "$log" 2>&1 \
-    || { grep 'cannot be built' "$log" || tail -n 40 "$log"; echo "error: the install failed, all of its output is in $log"; exit 1; } >&2
+    || { grep 'cannot be built' "$log" || tail -n 40 "$log"; echo "error: the installation failed; its output is in $log"; exit 1; } >&2
 rm -f "$log"
 
 step '4/4 done:'
@@ -61,12 +61,12 @@ from ddetr_ops import _library
 
 print(f'   ddetr {ddetr.__version__}, PyTorch {torch.__version__}, Python {sys.version.split()[0]}')
 for name, problem in (('CPU', _library.CPU_PROBLEM), ('CUDA', _library.CUDA_PROBLEM)):
-    print(f'   the op on {name}: ' + ('compiled' if problem is None else f'LEFT OUT. {problem}'))
+    print(f'   operator, {name}: ' + ('compiled' if problem is None else f'not compiled: {problem}'))
 if not torch.cuda.is_available():
-    print('   (no GPU is visible; with nvcc, FORCE_CUDA=1 tools/install.sh compiles the CUDA library all the same)')
+    print('   (no GPU is visible; with nvcc, FORCE_CUDA=1 tools/install.sh compiles the CUDA library)')
 PYTHON
 if $with_tests; then
     echo '   tests: bash tools/run_tests.sh'
 else
-    echo '   not installed: what the tests need (tools/install.sh --tests), TensorBoard (requirements/optional.txt)'
+    echo '   optional: tests (tools/install.sh --tests), TensorBoard (requirements/optional.txt)'
 fi

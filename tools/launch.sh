@@ -1,6 +1,6 @@
 # Sourced by dist_*.sh and slurm_*.sh.
 
-# The Python that has ddetr: the active environment's, else the project's own.
+# The Python that has ddetr: that of the active environment, or of .venv.
 find_python() {
     local root
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -11,7 +11,7 @@ find_python() {
     fi
 }
 
-# launch SCRIPT CONFIG PROCESSES [arguments...]: start that many processes of tools/SCRIPT on this machine (launch.py).
+# launch SCRIPT CONFIG PROCESSES [arguments...]: start PROCESSES processes of tools/SCRIPT on this machine (launch.py).
 launch() {
     local tools
     tools=$(dirname "${BASH_SOURCE[0]}")
@@ -22,20 +22,20 @@ launch() {
     exec "$(find_python)" "$tools/launch.py" "$tools/$1" "${@:2}"
 }
 
-# Set NNODES and GPUS_PER_NODE from GPUS, the number of all processes, where that is given.
+# Compute NNODES and GPUS_PER_NODE from GPUS, the total number of processes, if it is set.
 set_slurm_size() {
     GPUS_PER_NODE=${GPUS_PER_NODE:-8}
     [ -n "${GPUS:-}" ] || return 0
     if [ "$GPUS" -lt "$GPUS_PER_NODE" ]; then GPUS_PER_NODE=$GPUS; fi
     if [ $((GPUS % GPUS_PER_NODE)) -ne 0 ]; then
-        echo "error: GPUS=$GPUS is no multiple of GPUS_PER_NODE=$GPUS_PER_NODE: every machine runs as many processes." >&2
+        echo "error: GPUS=$GPUS is not a multiple of GPUS_PER_NODE=$GPUS_PER_NODE; all machines run the same number of processes." >&2
         exit 2
     fi
     NNODES=$((GPUS / GPUS_PER_NODE))
 }
 
-# launch_slurm PARTITION JOB_NAME SCRIPT ARGUMENTS...: one task a machine, which starts that machine's processes with
-# tools/SCRIPT.
+# launch_slurm PARTITION JOB_NAME SCRIPT ARGUMENTS...: start one task per machine, which starts the processes of
+# tools/SCRIPT there.
 launch_slurm() {
     local partition=$1 job_name=$2 script=$3 nodes=${NNODES:-1} processes=${GPUS_PER_NODE:-8}
     shift 3

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a trained detector: tools/quickstart.sh
-# Installs if needed, draws a small dataset, trains a two-stage Deformable DETR on it, evaluates it on the images that
-# were held out, and draws detections and curves. About 15 minutes on 2 CPU cores.
+# Train a first detector: tools/quickstart.sh
+# Installs ddetr if needed, draws a small dataset, trains a two-stage Deformable DETR on it, evaluates it on held-out
+# images, and draws detections and curves. Takes about 15 minutes on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/launch.sh
@@ -20,7 +20,7 @@ echo '== data: drawing shapes'
 "$python" tools/make_shapes.py data/shapes
 
 echo "== training: $config"
-# the threads of PyTorch wait for one another without sleeping: a quarter less time where nothing else runs
+# PyTorch's threads wait actively: a quarter faster if nothing else runs
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-active}
 precision=()
 if grep -q -m 1 -E 'avx512_bf16|amx_bf16' /proc/cpuinfo 2> /dev/null; then
@@ -28,7 +28,7 @@ if grep -q -m 1 -E 'avx512_bf16|amx_bf16' /proc/cpuinfo 2> /dev/null; then
 fi
 "$python" tools/train.py "$config" --work-dir "$work_dir" "${precision[@]}"
 
-echo '== evaluation on the held-out images'
+echo '== evaluation on held-out images'
 checkpoint=$(cat "$work_dir/last_checkpoint")
 table=$work_dir/table.txt
 "$python" tools/test.py "$config" "$checkpoint" --work-dir "$work_dir/test" --out "$work_dir/detections.json" | tee "$table"
@@ -40,7 +40,7 @@ find data/shapes/val2017 -name '*.jpg' | sort | head -n "$pictures" | xargs -I{}
 "$python" tools/analysis/plot_curves.py "$work_dir" --out "$work_dir/pictures/curves.png"
 
 echo
-echo '== the detector on images that it has never seen'
+echo '== results on held-out images'
 grep -E 'Average (Precision|Recall)' "$table"
 echo "detections:  $work_dir/detections.json"
 echo "checkpoint:  $checkpoint"

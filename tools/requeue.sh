@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The batch script of slurm_train.sh with REQUEUE=1. Shortly before the time limit, or when Slurm ends the job for
-# another one, it lets the training save and end, and puts the job back into the queue; it then goes on from there.
+# The batch script of slurm_train.sh with REQUEUE=1. Shortly before the time limit, or when Slurm preempts the job, the
+# training saves a checkpoint and ends, and the job is queued again and resumes from it.
 set -uo pipefail
 asked=false step=
 # shellcheck disable=SC2329  # called by the trap

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything that CI checks: tools/run_tests.sh [--fast | --lint] [arguments for pytest]
-# Installs first if needed; then ruff, mypy, the documentation site and the whole test suite.
-#   --fast  of the tests those of tests/fast_tier.txt only, neither mypy nor docs: for while you work
-#   --lint  ruff, mypy and the schemas of the repository's own files, no tests
+# Run what CI checks: tools/run_tests.sh [--fast | --lint] [arguments for pytest]
+# Installs the dependencies if needed, then runs ruff, mypy, the documentation build and all tests.
+#   --fast  only ruff and the tests in tests/fast_tier.txt
+#   --lint  only ruff, mypy and the schemas of the repository's files
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/launch.sh
@@ -34,7 +34,7 @@ fi
 echo '== docs'
 bash tools/build_docs.sh
 echo '== pytest'
-# two processes of one thread each; tests/cluster makes machines of this one and runs alone
+# two processes with one thread each; tests/cluster emulates several machines and runs alone
 if [ $# -gt 0 ]; then
     "$python" -m pytest "$@"
 else

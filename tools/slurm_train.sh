@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Train on a Slurm cluster: GPUS=16 tools/slurm_train.sh PARTITION JOB_NAME CONFIG [WORK_DIR] [options of tools/train.py]
-# GPUS processes in all, GPUS_PER_NODE on each machine (8, or GPUS if that is less); or NNODES machines (1) in place of
-# GPUS. CPUS_PER_TASK cores for each process (5), and whatever SRUN_ARGS adds for srun. REQUEUE=1 submits a batch job that
-# ends GRACE seconds (120) before its time limit with a checkpoint, is queued again and goes on. MAX_RESTARTS: dist_train.sh.
+# GPUS is the total number of processes and GPUS_PER_NODE (default 8, or GPUS if smaller) that of each machine; NNODES
+# (default 1) may replace GPUS. CPUS_PER_TASK cores per process (default 5); SRUN_ARGS is passed to srun. REQUEUE=1
+# submits a batch job that saves and is queued again GRACE seconds (default 120) before its time limit. MAX_RESTARTS
+# as in dist_train.sh.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,6s/^# //p' "$0" >&2; exit 2; }
 source "$(dirname "$0")/launch.sh"

@@ -135,7 +135,7 @@ def test_slurm_script_accepts_mmdetections_arguments(run, tmp_path, env, argumen
 
 def test_slurm_rejects_nodes_of_different_size(run):
     output = run('bash', 'tools/slurm_train.sh', 'gpus', 'job', 'config.py', expect=2, GPUS='12')
-    assert 'GPUS=12 is no multiple of GPUS_PER_NODE=8' in output
+    assert 'GPUS=12 is not a multiple of GPUS_PER_NODE=8' in output
 
 
 def test_image_demo(tiny_run, run, tmp_path):

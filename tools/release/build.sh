@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Build everything that is published, from the last commit, and check it: tools/release/build.sh [FOLDER]
+# Build and check all release artefacts from the last commit: tools/release/build.sh [FOLDER]
 #
-#   FOLDER (default: dist) gets the source distributions and wheels of ddetr and ddetr-ops, and RELEASE_NOTES.md, the
-#   changelog's section of this version. Nothing is uploaded.
+#   Writes the source distributions and wheels of ddetr and ddetr-ops to FOLDER (default: dist), and RELEASE_NOTES.md,
+#   the changelog's section for this version. Uploads nothing.
 #
-# PYTHON: the interpreter (default: the active environment's, else .venv's), with torch, setuptools>=77 and twine
-# (requirements/release.txt). The op's wheel is for this platform; .github/workflows/wheels.yml builds the others.
-# Afterwards: tools/release/check.sh installs the wheels into an empty environment and uses them.
+# PYTHON is the interpreter (default: that of the active environment, or .venv's) and needs torch, setuptools>=77 and
+# twine (requirements/release.txt). The operator's wheel is for this platform; .github/workflows/wheels.yml builds the
+# others. Then run tools/release/check.sh, which installs the wheels into an empty environment and uses them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source tools/launch.sh
@@ -31,9 +31,9 @@ echo '== ddetr-ops'
 PYTHON=$python bash "$work/ops/build_wheel.sh" "$work/dist"
 
 echo '== ddetr'
-# the wheel from the source distribution, as pip would build it
+# build the wheel from the source distribution, as pip does
 (cd "$work" && "$python" -c 'from setuptools import build_meta; build_meta.build_sdist("dist")') > "$work/log" 2>&1 \
-    || { cat "$work/log" >&2; fail 'the source distribution could not be built'; }
+    || { cat "$work/log" >&2; fail 'cannot build the source distribution'; }
 "$python" -m pip wheel -q --no-deps --no-build-isolation --no-cache-dir -w "$work/dist" "$work/dist/ddetr-$version.tar.gz"
 
 echo '== twine check'

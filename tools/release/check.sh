@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Use the built wheels as a stranger would: tools/release/check.sh [FOLDER]
+# Use the built wheels as a user would: tools/release/check.sh [FOLDER]
 #
-#   FOLDER (default: dist): what tools/release/build.sh wrote. In a new virtual environment and an empty folder, with no
-#   repository around: pip install, then `ddetr env`, `configs`, a short training of the quickstart's config on drawn
-#   shapes, `test`, `predict` and `export`. Downloads about 3 GB and takes 6 GB of disk, in the folder TMPDIR; both are
-#   removed at the end.
+#   FOLDER (default: dist) is the output of tools/release/build.sh. In a new virtual environment and an empty folder
+#   outside the repository: pip install, `ddetr env`, `ddetr configs`, a short training of the quickstart's config on
+#   drawn shapes, `ddetr test`, `ddetr predict` and `ddetr export`. Downloads about 3 GB and uses 6 GB in TMPDIR, all
+#   of which is removed at the end.
 #
-# PYTHON: the interpreter for the environment (default: python3). EXTRAS: extras to install, such as `export`, which
-# `ddetr export` needs; without it that step is left out, which is said.
+# PYTHON is the interpreter for the environment (default: python3). EXTRAS are extras to install, such as `export`,
+# which `ddetr export` needs; without it, that step is skipped with a message.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 dist=$(realpath "${1:-dist}")
@@ -45,11 +45,9 @@ step ddetr train deformable-detr-refine-twostage_shapes --work-dir run --cfg-opt
 step ddetr test run --work-dir tested --out detections.json --cfg-options test_dataloader.num_workers=0 \
     test_dataloader.persistent_workers=False
 step ddetr predict data/shapes/val2017 --checkpoint run --out-dir predictions --score-thr 0 --formats picture json
-[ "$(ls predictions/*.json | wc -l)" = 4 ] || { echo 'error: 4 images, but not 4 results' >&2; exit 1; }
-if ! ddetr export --help > /dev/null 2>&1; then
-    echo '== ddetr export: LEFT OUT, this version has no such command'
-elif [[ ",${EXTRAS:-}," != *,export,* && ",${EXTRAS:-}," != *,all,* ]]; then
-    echo '== ddetr export: LEFT OUT, needs EXTRAS=export'
+[ "$(ls predictions/*.json | wc -l)" = 4 ] || { echo 'error: expected 4 results for 4 images' >&2; exit 1; }
+if [[ ",${EXTRAS:-}," != *,export,* && ",${EXTRAS:-}," != *,all,* ]]; then
+    echo '== ddetr export: skipped, needs EXTRAS=export'
 else
     step ddetr export run --to onnx --out model.onnx --images "$(ls data/shapes/val2017/*.jpg | head -n 1)"
 fi

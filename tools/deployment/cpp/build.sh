@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compile detect.cpp against the PyTorch of $PYTHON (by default `python`): build.sh [OUTPUT]. CXX is taken if it is set.
+# Compile detect.cpp against the PyTorch of $PYTHON (default: `python`) with $CXX: build.sh [OUTPUT]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/detect}
