@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from rich.console import Console
+from rich.progress import track
 
 COCO_TRAIN_IMAGES = 118_287  # size of train2017
 
@@ -98,7 +100,11 @@ def measure_alternately(
     clock = time.process_time if cpu_time else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     peaks, added = dict.fromkeys(steps, 0.0), dict.fromkeys(steps, 0.0)
-    for _ in range(warmup + repeats):
+    # without `auto_refresh`, no second thread disturbs the measurement
+    rounds = track(
+        range(warmup + repeats), f'batch of {images}', console=Console(stderr=True), auto_refresh=False
+    )
+    for _ in rounds:
         for name, step in steps.items():
             _reset_peak(device)
             before = _peak_mib(device)
