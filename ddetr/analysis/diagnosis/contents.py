@@ -1,6 +1,5 @@
 """Test whether labels depend on box contents, with a small classifier of crops compared with shuffled labels."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -193,14 +192,3 @@ def _crop(image: Array, x1: float, y1: float, x2: float, y2: float) -> Array:
     height, width = image.shape[:2]
     left, top = int(np.clip(x1, 0, width - 1)), int(np.clip(y1, 0, height - 1))
     return image[top : max(int(np.ceil(y2)), top + 1), left : max(int(np.ceil(x2)), left + 1)]
-
-
-def transplanted(boxes: Sequence[Array], sizes_hw: Sequence[tuple[int, int]], step: int = 1) -> list[Array]:
-    """Move each image's boxes to the next image by relative coordinates, as boxes unrelated to the content."""
-    count = len(boxes)
-    moved = []
-    for index in range(count):
-        source = (index + step) % count
-        scale = np.array(sizes_hw[index][::-1] * 2) / np.array(sizes_hw[source][::-1] * 2)
-        moved.append(boxes[source] * scale)
-    return moved
