@@ -32,18 +32,14 @@ model = dict(
     ),
 )
 
-size = (
-    384,
-    384,
-)  # w, h; where all images have one aspect ratio, give `mosaic` and `crop` theirs (see ..._bccd)
+size = (384, 384)  # w, h; where all images have one aspect ratio, give `crop` theirs (see ..._bccd)
 resize = dict(type='Resize', scale=size, keep_ratio=True)
 load_pipeline = [{{_base_.load_image}}, {{_base_.load_boxes}}, resize]
-mosaic = dict(type='Mosaic', img_scale=size, prob=0.5)
 jitter = dict(
     type='RandomAffine',
     max_rotate_degree=0.0,  # the box around a turned box is larger than the object
     max_shear_degree=0.0,
-    scaling_ratio_range=(0.75, 1.25),
+    scaling_ratio_range=(0.8, 1.25),
 )
 crop = dict(type='RandomCrop', crop_type='absolute', crop_size=size, allow_negative_crop=True)
 filter_boxes = dict(type='FilterAnnotations', min_gt_bbox_wh=(5, 5), keep_empty=False)
@@ -55,7 +51,7 @@ colour = dict(
     hue_delta=8,
     swap_channels=False,
 )
-train_pipeline = [mosaic, jitter, crop, filter_boxes, {{_base_.flip}}, colour, {{_base_.pack}}]
+train_pipeline = [jitter, crop, filter_boxes, {{_base_.flip}}, colour, {{_base_.pack}}]
 test_pipeline = [{{_base_.load_image}}, resize, {{_base_.load_boxes}}, {{_base_.pack}}]
 loaded = dict(
     type={{_base_.dataset_type}},
@@ -67,7 +63,7 @@ loaded = dict(
     cache_mode=True,
 )
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,  # a short training needs many updates more than large batches
     num_workers=0,  # its images cost less than the processor time that workers would take from the training
     persistent_workers=False,
     batch_sampler=dict(_delete_=True, type='SimilarSizeBatchSampler'),
@@ -79,18 +75,17 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(
-    optimizer=dict(lr=4e-4, fused=True),
+    optimizer=dict(lr=3e-4, fused=True),
     clip_grad=dict(max_norm=1.0),
     paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.25), 'sampling_offsets': dict(lr_mult=0.3)}),
 )
-auto_scale_lr = dict(base_batch_size=4)
-train_cfg = dict(max_epochs=40, val_interval=5)
+auto_scale_lr = dict(base_batch_size=2)
+train_cfg = dict(max_epochs=24, val_interval=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=0.025),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=True, convert_to_iter_based=True),
 ]
 custom_hooks = [
-    dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.002, gamma=100),
+    dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.004, gamma=100),
     dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', patience=4),
-    dict(type='YOLOXModeSwitchHook', num_last_epochs=0.25, skip_type_keys=('Mosaic',)),
 ]
