@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_detector_options(parser)
 
 
+def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add positional arguments CHECKPOINT and CONFIG; the latter for checkpoints that do not contain their config."""
+    parser.add_argument('config', metavar='CONFIG', nargs='?', help='config file or name')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint or exported file')
+
+
 def add_file_options(parser: argparse.ArgumentParser) -> None:
     """Add options for the output folder and formats."""
     parser.add_argument('--out-dir', default='outputs', help='output folder (default: outputs/)')

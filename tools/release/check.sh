@@ -49,6 +49,7 @@ step ddetr predict data/shapes/val2017 --checkpoint run --out-dir predictions --
 if [[ ",${EXTRAS:-}," != *,export,* && ",${EXTRAS:-}," != *,all,* ]]; then
     echo '== ddetr export: skipped, needs EXTRAS=export'
 else
-    step ddetr export run --to onnx --out model.onnx --images "$(ls data/shapes/val2017/*.jpg | head -n 1)"
+    # hardly trained, so scores are low
+    step ddetr export run --to onnx --out model.onnx --min-score 0 --images "$(ls data/shapes/val2017/*.jpg | head -n 1)"
 fi
 echo '== the wheels work'
