@@ -67,6 +67,7 @@ train_dataloader = dict(
     num_workers=0,  # its images cost less than the processor time that workers would take from the training
     persistent_workers=False,
     batch_sampler=dict(_delete_=True, type='SimilarSizeBatchSampler'),
+    # augments the resized images of the inner dataset, which its cache keeps
     dataset=dict(_delete_=True, type='MultiImageMixDataset', dataset=loaded, pipeline=train_pipeline),
 )
 val_dataloader = dict(
