@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
@@ -122,9 +121,6 @@ def _run(function: Callable[[], None], rank: int, number: int, port: int) -> Non
     os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(number)}
     os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     torch.set_num_threads(1)
-    Config.pretty_text = property(
-        lambda cfg: ''
-    )  # mmengine spends a second formatting the config at every save
     function()
 
 

@@ -50,6 +50,8 @@ def shrink(model: Any, kind: str) -> None:
     """Fewer layers, so that tracing takes seconds."""
     if kind == 'plain':
         model.update(as_two_stage=False, with_box_refine=False)
+    if kind == 'two-stage':
+        model.distinct_proposals = 0.7
     if kind == 'regions':
         return
     model.backbone.update(num_stages=1, out_indices=(0,))

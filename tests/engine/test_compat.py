@@ -3,9 +3,11 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import LOOPS, PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader
 
+from ddetr.engine.compat import _formatted
 from ddetr.registry import OPTIM_WRAPPERS
 from ddetr.utils import CheckpointError
 
@@ -40,6 +42,16 @@ def test_registries_fall_back_to_mmengines_components():
     for registry in (LOOPS, PARAM_SCHEDULERS):
         assert registry.children['ddetr'].get('mmengine.Nothing') is None
     assert PARAM_SCHEDULERS.children['ddetr'].get('MultiStepLR').__name__ == 'MultiStepLR'
+
+
+def test_a_config_is_formatted_once():
+    """Formatting takes about a second, and every checkpoint contains the formatted config."""
+    cfg = Config({'depth': 1})
+    _formatted.cache_clear()
+    assert cfg.pretty_text == cfg.pretty_text == 'depth = 1\n'
+    cfg.depth = 2
+    assert cfg.pretty_text == 'depth = 2\n'
+    assert _formatted.cache_info().misses == 2
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Deformable DETR (Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection").
 
 The five variants in the paper differ in `num_feature_levels`, `with_box_refine` and `as_two_stage`. Later techniques
-are options too: `mixed_query_selection`, `look_forward_twice`, `class_aware_proposals`, `num_one2many_queries`.
+are options too: `mixed_query_selection`, `look_forward_twice`, `class_aware_proposals`, `distinct_proposals`,
+`num_one2many_queries`.
 """
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_convert, box_iou
 
 from ddetr.models.layers import (
     DeformableDetrTransformerDecoder,
@@ -52,6 +54,10 @@ class DeformableDETR(BaseDetector):
             ones are trained with class labels, as in DINO. By default class 0 stands for any object.
         proposal_size: Side of the anchor boxes of the finest level's proposals, relative to the image; doubles with
             each level.
+        distinct_proposals: IoU threshold: in two-stage mode, proposals that overlap a higher-ranked one by more are
+            selected last, so that queries start from distinct boxes. Distinct query selection of DDQ (Zhang et al.,
+            2023), with the parallel suppression of Fast NMS (Bolya et al., "YOLACT", section 4.2). None selects by
+            rank alone.
         num_one2many_queries: Number of additional training queries, for which each object is repeated
             `one2many_repeats` times (H-DETR, Jia et al., 2023, section 4.1).
         one2many_repeats: K in the H-DETR paper.
@@ -87,6 +93,7 @@ class DeformableDETR(BaseDetector):
         look_forward_twice: bool = False,
         class_aware_proposals: bool = False,
         proposal_size: float = 0.05,
+        distinct_proposals: float | None = None,
         num_one2many_queries: int = 0,
         one2many_repeats: int = 6,
         one2many_weight: float = 1.0,
@@ -100,6 +107,7 @@ class DeformableDETR(BaseDetector):
         switches = {
             'mixed_query_selection': mixed_query_selection,
             'class_aware_proposals': class_aware_proposals,
+            'distinct_proposals': distinct_proposals,
         }
         for key, value in {**switches, 'dn_cfg': dn_cfg}.items():
             if value and not as_two_stage:
@@ -112,6 +120,7 @@ class DeformableDETR(BaseDetector):
         self.mixed_query_selection = mixed_query_selection
         self.class_aware_proposals = class_aware_proposals
         self.proposal_size = proposal_size
+        self.distinct_proposals = distinct_proposals
         self.groups: tuple[QueryGroup, ...] = (QueryGroup(slice(0, num_queries)),)
         if num_one2many_queries:
             extra = slice(num_queries, num_queries + num_one2many_queries)
@@ -222,7 +231,7 @@ class DeformableDETR(BaseDetector):
             self.memory_trans_norm(self.memory_trans_fc(kept)), anchors
         )  # (B, S, K), (B, S, 4)
         ranks = logits.amax(-1) if self.class_aware_proposals else logits[..., 0]  # (B, S)
-        top = ranks.topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
+        top = self._choose_proposals(ranks, boxes.detach(), num_queries)[..., None]  # (B, Q, 1)
         reference = boxes.gather(1, top.expand(-1, -1, 4)).detach()
         proposals = EncoderProposals(logits, boxes, by_class=False)
         if self.class_aware_proposals:
@@ -233,6 +242,18 @@ class DeformableDETR(BaseDetector):
         if self.mixed_query_selection:
             content = self.query_embedding.weight[:num_queries].expand_as(content)
         return DecoderInput(content, position, reference, (), proposals)
+
+    def _choose_proposals(self, ranks: Tensor, boxes_cxcywh_norm: Tensor, num_queries: int) -> Tensor:
+        """Indices (B, Q) of the best of S proposals by `ranks` (B, S), distinct ones first if so configured."""
+        if self.distinct_proposals is None:
+            return ranks.topk(num_queries, dim=1).indices
+        most = 4 * num_queries
+        candidates = ranks.topk(min(most, ranks.shape[1]), dim=1).indices  # (B, M)
+        boxes = boxes_cxcywh_norm.gather(1, candidates[..., None].expand(-1, -1, 4))
+        boxes = box_convert(boxes, 'cxcywh', 'xyxy')
+        repeated = (box_iou(boxes, boxes) > self.distinct_proposals).tril(-1).any(-1)  # (B, M)
+        order = torch.arange(candidates.shape[1], device=ranks.device) + most * repeated
+        return candidates.gather(1, order.topk(num_queries, dim=1, largest=False).indices)
 
     def _encode(self, boxes_cxcywh_norm: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Encode boxes (B, Q, 4) as query position and content, (B, Q, C) each (appendix A.4)."""

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torchvision.ops import box_convert, box_iou
 
 from ddetr.models.detectors import deformable_detr
 from ddetr.models.layers.deformable_transformer import flatten_levels
@@ -152,6 +153,30 @@ def test_class_aware_proposals_are_chosen_and_trained_by_class(repo_root):
     assert detector(images, samples, mode='loss')['enc_loss_cls'] != losses['enc_loss_cls']
 
 
+def test_distinct_proposals_start_from_boxes_that_differ(repo_root):
+    """The selection equals a loop over the candidates; if too few are distinct, repeated ones follow."""
+    detector = two_stage(repo_root, distinct_proposals=0.3)
+    images, samples, *_ = padded_batch(7, SHAPES)
+    tokens = sum(-(-128 // s) * -(-160 // s) for s in (8, 16, 32, 64))
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, tokens, 7, generator=draws)
+    boxes = torch.rand(2, tokens, 4, generator=draws) * torch.tensor([1, 1, 0.5, 0.5])
+    detector.bbox_head.predict_proposals = lambda *_: (logits, boxes)
+    seen = []
+    detector.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].reference_norm))
+    for threshold in (0.3, 0.0):
+        detector.distinct_proposals = threshold
+        detector(images, samples, mode='tensor')
+        for b in range(2):
+            candidates = logits[b, :, 0].argsort(descending=True)[:80]
+            corners = box_convert(boxes[b, candidates], 'cxcywh', 'xyxy')
+            repeated = [bool((box_iou(corners[i : i + 1], corners[:i]) > threshold).any()) for i in range(80)]
+            order = sorted(range(80), key=repeated.__getitem__)[:20]  # stable: best first within both kinds
+            assert order != list(range(20))  # rank alone would choose others
+            assert repeated[order[-1]] == (threshold == 0.0)
+            torch.testing.assert_close(seen[-1][b], boxes[b, candidates[order]])
+
+
 @pytest.mark.parametrize('stages', [1, 2])
 def test_one_to_many_queries_are_training_only_and_do_not_affect_others(repo_root, stages):
     variant = 'deformable-detr-refine' + ('-twostage' if stages == 2 else '')
@@ -188,6 +213,10 @@ def test_one_to_many_queries_are_training_only_and_do_not_affect_others(repo_roo
         (
             {'as_two_stage': False, 'class_aware_proposals': True},
             'model.class_aware_proposals=True.*as_two_stage',
+        ),
+        (
+            {'as_two_stage': False, 'distinct_proposals': 0.7},
+            'model.distinct_proposals=0.7.*as_two_stage',
         ),
         ({'as_two_stage': False, 'dn_cfg': {'box_noise_scale': 0.4}}, 'model.dn_cfg=.*as_two_stage'),
         (
