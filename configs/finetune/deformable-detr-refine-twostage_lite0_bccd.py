@@ -18,4 +18,3 @@ train_pipeline = [
     {{_base_.pack}},
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-train_cfg = dict(max_epochs=16)

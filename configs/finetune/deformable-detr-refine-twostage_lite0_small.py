@@ -13,6 +13,7 @@ model = dict(
     mixed_query_selection=True,
     look_forward_twice=True,
     proposal_size=0.1,
+    distinct_proposals=0.7,
     backbone=dict(
         _delete_=True,
         type='TimmBackbone',
@@ -76,7 +77,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(
-    optimizer=dict(lr=3e-4, fused=True),
+    optimizer=dict(lr=6e-4, fused=True),
     clip_grad=dict(max_norm=1.0),
     paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.25), 'sampling_offsets': dict(lr_mult=0.3)}),
 )

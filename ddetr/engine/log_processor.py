@@ -38,9 +38,9 @@ class LogProcessor(EngineLogProcessor):
         if tag.get('time') and batch_size:
             tag['images_per_second'] = batch_size * get_world_size() / tag['time']
         line = ProgressLine(text)
-        line.short = (
-            f'{text.split("  ")[0]}  {short_progress(tag, runner.message_hub.runtime_info.get("eta"))}'
-        )
+        position, bracket, _ = text.partition(']  ')  # such as "Epoch(train)  [9][100/270]"
+        progress = short_progress(tag, runner.message_hub.runtime_info.get('eta'))
+        line.short = f'{position}{bracket}{progress}'
         return tag, line
 
 

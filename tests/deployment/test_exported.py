@@ -68,7 +68,7 @@ def test_file_defines_pipeline_normalisation_and_box_rescaling(detector):
 
 
 def test_exported_detector_gives_the_same_detections_as_pytorch(export_case):
-    case = export_case('plain')
+    case = export_case('two-stage')
     for image, result in zip(_images(), DetInferencer(case.exported.path).predict(_images(), 2), strict=True):
         truth, found = inference_detector(case.detector, image).pred_instances, result.sample.pred_instances
         torch.testing.assert_close(found.scores, truth.scores, atol=1e-5, rtol=0)

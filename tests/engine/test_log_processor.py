@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mmengine.runner import LogProcessor as EngineLogProcessor
 
 from ddetr.apis import TrainOptions, train_detector
+from ddetr.engine.log_processor import LogProcessor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +39,25 @@ def test_the_terminal_shows_one_short_line_and_the_log_file_every_term(tiny_run,
     assert all(
         term in log for term in ('d0.loss_cls: ', 'loss_bbox: ', 'loss_iou: ', 'data_time: ', 'memory: ')
     )
+
+
+@pytest.mark.parametrize(
+    'position', ['Epoch(train) [1][ 50/103]', 'Epoch(train)  [9][100/103]', 'Iter(train) [ 50/90000]']
+)
+def test_the_short_line_keeps_its_position(position, monkeypatch):
+    """mmengine pads the epoch from 10 epochs on."""
+    monkeypatch.setattr(
+        EngineLogProcessor,
+        'get_log_after_iter',
+        lambda *_: ({'loss': 2.5}, f'{position}  loss: 2.5  loss_iou: 1'),
+    )
+    runner = SimpleNamespace(
+        train_dataloader=SimpleNamespace(batch_sampler=None),
+        message_hub=SimpleNamespace(runtime_info={'eta': 90.0}),
+    )
+    _, line = LogProcessor().get_log_after_iter(runner, 49, 'train')
+    assert line.startswith(f'{position}  loss: 2.5  loss_iou: 1')
+    assert re.fullmatch(rf'{re.escape(position)}  loss 2\.5000  (\d+ MiB  )?ETA 0:01:30', line.short)
 
 
 def tensorboard_scalars(work_dir: Path) -> set[str]:

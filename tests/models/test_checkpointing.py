@@ -27,8 +27,10 @@ def model_config(root, family, **backbone):
     if family == 'faster-rcnn':
         config = Config.fromfile(root / 'configs' / FAMILIES[family]).model
         config.backbone.update(depth=18, init_cfg=None)
-        config.neck.in_channels = [64, 128, 256, 512]
-        config.roi_head.bbox_head.num_classes = 7
+        config.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
+        config.rpn_head.update(in_channels=32, feat_channels=32)
+        config.roi_head.bbox_roi_extractor.out_channels = 32
+        config.roi_head.bbox_head.update(in_channels=32, fc_out_channels=64, num_classes=7)
     else:
         config = narrow(root, FAMILIES[family])
         if family == 'two-stage':
@@ -88,7 +90,7 @@ def test_losses_and_gradients_are_bit_equal_and_use_less_memory(repo_root, famil
     assert gradients.keys() == gradients_cp.keys()
     assert [n for n, grad in gradients.items() if not torch.equal(grad, gradients_cp[n])] == []
     # without layers to checkpoint, the regions' features are most of what a small model keeps
-    assert kept_cp < (0.98 if family == 'faster-rcnn' else 0.8) * kept
+    assert kept_cp < (0.9 if family == 'faster-rcnn' else 0.8) * kept
 
 
 @pytest.mark.parametrize('family', ['deformable-detr', 'faster-rcnn'])

@@ -29,8 +29,6 @@ LOSSES = ('criterion.terms', 'loss_cls', 'loss_bbox')
 
 def detector(root, family):
     config = model_config(root, family) if family in FAMILIES else narrow(root, CONFIGS[family])
-    if family == 'faster-rcnn':  # float16 products are slow on a CPU
-        config.roi_head.bbox_head.fc_out_channels = 32
     return MODELS.build(config).train()
 
 
