@@ -231,7 +231,10 @@ class DeformableDETR(BaseDetector):
             self.memory_trans_norm(self.memory_trans_fc(kept)), anchors
         )  # (B, S, K), (B, S, 4)
         ranks = logits.amax(-1) if self.class_aware_proposals else logits[..., 0]  # (B, S)
-        top = self._choose_proposals(ranks, boxes.detach(), num_queries)[..., None]  # (B, Q, 1)
+        if self.distinct_proposals is None:
+            top = ranks.topk(num_queries, dim=1).indices[..., None]  # (B, Q, 1)
+        else:
+            top = _distinct_first(ranks, boxes.detach(), num_queries, self.distinct_proposals)[..., None]
         reference = boxes.gather(1, top.expand(-1, -1, 4)).detach()
         proposals = EncoderProposals(logits, boxes, by_class=False)
         if self.class_aware_proposals:
@@ -243,20 +246,19 @@ class DeformableDETR(BaseDetector):
             content = self.query_embedding.weight[:num_queries].expand_as(content)
         return DecoderInput(content, position, reference, (), proposals)
 
-    def _choose_proposals(self, ranks: Tensor, boxes_cxcywh_norm: Tensor, num_queries: int) -> Tensor:
-        """Indices (B, Q) of the best of S proposals by `ranks` (B, S), distinct ones first if so configured."""
-        if self.distinct_proposals is None:
-            return ranks.topk(num_queries, dim=1).indices
-        most = 4 * num_queries
-        candidates = ranks.topk(min(most, ranks.shape[1]), dim=1).indices  # (B, M)
-        boxes = boxes_cxcywh_norm.gather(1, candidates[..., None].expand(-1, -1, 4))
-        boxes = box_convert(boxes, 'cxcywh', 'xyxy')
-        repeated = (box_iou(boxes, boxes) > self.distinct_proposals).tril(-1).any(-1)  # (B, M)
-        order = torch.arange(candidates.shape[1], device=ranks.device) + most * repeated
-        return candidates.gather(1, order.topk(num_queries, dim=1, largest=False).indices)
-
     def _encode(self, boxes_cxcywh_norm: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Encode boxes (B, Q, 4) as query position and content, (B, Q, C) each (appendix A.4)."""
         encoded = encode_boxes(boxes_cxcywh_norm, self.embed_dims // 2).to(memory.dtype)  # (B, Q, 2C)
         position, content = self.pos_trans_norm(self.pos_trans_fc(encoded)).chunk(2, -1)
         return position, content
+
+
+def _distinct_first(ranks: Tensor, boxes_cxcywh_norm: Tensor, num_queries: int, max_iou: float) -> Tensor:
+    """Indices (B, Q) of the best of S proposals by `ranks` (B, S), those that overlap a better one last."""
+    most = 4 * num_queries
+    candidates = ranks.topk(min(most, ranks.shape[1]), dim=1).indices  # (B, M)
+    boxes = boxes_cxcywh_norm.gather(1, candidates[..., None].expand(-1, -1, 4))
+    boxes = box_convert(boxes, 'cxcywh', 'xyxy')
+    repeated = (box_iou(boxes, boxes) > max_iou).tril(-1).any(-1)  # (B, M)
+    order = torch.arange(candidates.shape[1], device=ranks.device) + most * repeated
+    return candidates.gather(1, order.topk(num_queries, dim=1, largest=False).indices)
