@@ -69,9 +69,9 @@ class DeformableDETR(BaseDetector):
         data_preprocessor: Config of `DetDataPreprocessor`.
 
     Raises:
-        ConfigError: A two-stage option without `as_two_stage`, or `look_forward_twice` without `with_box_refine`. In
-            `forward`: the number of neck levels differs from `num_feature_levels`, or there are more queries than
-            tokens.
+        ConfigError: A two-stage option without `as_two_stage`, `look_forward_twice` without `with_box_refine`, or
+            `distinct_proposals` outside 0 to 1. In `forward`: the number of neck levels differs from
+            `num_feature_levels`, or there are more queries than tokens.
     """
 
     weight_family = DEFORMABLE_DETR
@@ -114,6 +114,10 @@ class DeformableDETR(BaseDetector):
                 raise ConfigError(f'model.{key}={value} needs encoder proposals: set as_two_stage=True.')
         if look_forward_twice and not with_box_refine:
             raise ConfigError('model.look_forward_twice=True needs box refinement: set with_box_refine=True.')
+        if distinct_proposals is not None and not 0 <= distinct_proposals <= 1:
+            raise ConfigError(
+                f'model.distinct_proposals={distinct_proposals} must be an IoU from 0 to 1, or None.'
+            )
         self.num_queries = num_queries
         self.with_box_refine = with_box_refine
         self.as_two_stage = as_two_stage

@@ -218,6 +218,7 @@ def test_one_to_many_queries_are_training_only_and_do_not_affect_others(repo_roo
             {'as_two_stage': False, 'distinct_proposals': 0.7},
             'model.distinct_proposals=0.7.*as_two_stage',
         ),
+        ({'distinct_proposals': 70}, 'model.distinct_proposals=70 must be an IoU'),
         ({'as_two_stage': False, 'dn_cfg': {'box_noise_scale': 0.4}}, 'model.dn_cfg=.*as_two_stage'),
         (
             {'with_box_refine': False, 'look_forward_twice': True},
