@@ -1,6 +1,6 @@
 # BCCD, blood cells: 205 training images of 640 x 480. The recipe of deformable-detr-refine-twostage_lite0_small.py for
-# images of that aspect ratio, with half and quarter turns, since cells have no upright. On one core, 12 epochs took 35
-# minutes (docs/finetuning.md, "BCCD").
+# images of that aspect ratio, with half and quarter turns, since cells have no upright. Results and times are in
+# docs/finetuning.md, "BCCD".
 _base_ = 'deformable-detr-refine-twostage_lite0_small.py'
 
 model = dict(bbox_head=dict(num_classes=3))

@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 
 MODEL_FILES = {
     'two-stage': 'deformable-detr_tiny',
+    'distinct': 'deformable-detr_tiny',
     'plain': 'deformable-detr_tiny',
     'denoising': 'dino_tiny',
     'one-map': 'detr_tiny',
@@ -50,7 +51,7 @@ def shrink(model: Any, kind: str) -> None:
     """Fewer layers, so that tracing takes seconds."""
     if kind == 'plain':
         model.update(as_two_stage=False, with_box_refine=False)
-    if kind == 'two-stage':
+    if kind == 'distinct':
         model.distinct_proposals = 0.7
     if kind == 'regions':
         return

@@ -21,7 +21,7 @@ TIGHT = Bounds(score=5e-6, box_px=0.05)  # random weights: scores that hang on l
 LOOSE = Bounds(score=5e-5, box_px=0.05)  # and without norms between the layers
 
 
-@pytest.mark.parametrize('kind', ['two-stage', 'denoising', 'one-map', 'stranger', 'regions'])
+@pytest.mark.parametrize('kind', ['two-stage', 'distinct', 'denoising', 'one-map', 'stranger', 'regions'])
 def test_onnxruntime_gives_the_same_detections_as_pytorch(export_case, kind):
     """The proof has compared one image alone and two together; other sizes and a larger batch are compared here."""
     case, bounds = export_case(kind), LOOSE if kind == 'regions' else TIGHT
