@@ -104,12 +104,13 @@ class DeformableDETR(BaseDetector):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
-        switches = {
+        needs_proposals = {
             'mixed_query_selection': mixed_query_selection,
             'class_aware_proposals': class_aware_proposals,
             'distinct_proposals': distinct_proposals,
+            'dn_cfg': dn_cfg,
         }
-        for key, value in {**switches, 'dn_cfg': dn_cfg}.items():
+        for key, value in needs_proposals.items():
             if value and not as_two_stage:
                 raise ConfigError(f'model.{key}={value} needs encoder proposals: set as_two_stage=True.')
         if look_forward_twice and not with_box_refine:
