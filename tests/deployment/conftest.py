@@ -1,11 +1,14 @@
 """Small detectors of every kind, and what they are exported to."""
 
-from pathlib import Path
+import os
+import pickle
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from ddetr.apis.exporting import proof_images
 from ddetr.apis.inference import prepare_image
@@ -79,18 +82,22 @@ def images_for(detector: Any) -> list[np.ndarray]:
 
 @pytest.fixture(scope='session')
 def export_case(tmp_path_factory):
-    """A function (kind, target, options) -> `Case`, each made once."""
-    made: dict[tuple, Case] = {}
+    """A function (kind, target, options) -> `Case`; each is exported once, by whichever process of pytest is first."""
+    processes = os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1')
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if processes == '1' else base.parent) / 'exported'
+    folder.mkdir(exist_ok=True)
 
+    @cache
     def make(kind: str, target: str = 'onnx', options: ExportOptions = ExportOptions()) -> Case:  # noqa: B008
-        key = kind, target, options
-        if key not in made:
-            suffix = '.onnx' if target == 'onnx' else '.pt2'
-            path: Path = tmp_path_factory.mktemp('export') / f'{kind}{suffix}'
-            detector = small_detector(kind)
-            bounds = Bounds(min_score=0.01) if kind == 'stranger' else Bounds()
-            exported = export_detector(detector, target, path, options, images_for(detector), bounds)
-            made[key] = Case(detector, exported)
-        return made[key]
+        suffix = '.onnx' if target == 'onnx' else '.pt2'
+        path = folder / f'{target}-{kind}-{"-".join(map(str, options))}{suffix}'
+        detector, record = small_detector(kind), path.with_suffix('.pickle')
+        with FileLock(path.with_suffix('.lock')):
+            if not record.exists():
+                bounds = Bounds(min_score=0.01) if kind == 'stranger' else Bounds()
+                exported = export_detector(detector, target, path, options, images_for(detector), bounds)
+                record.write_bytes(pickle.dumps(exported))
+        return Case(detector, pickle.loads(record.read_bytes()))
 
     return make
