@@ -37,9 +37,12 @@ class DeployedDetector(nn.Module):
                 'without --with-preprocessing.'
             )
         self.preprocessor = preprocessor if preprocessing == 'inside' else None
+        self.divisor = int(getattr(preprocessor, 'pad_size_divisor', 1))
+        self.pad_value = float(getattr(preprocessor, 'pad_value', 0)) if preprocessing == 'outside' else 0.0
 
     def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect in padded images (B, 3, H, W) of unpadded sizes (B, 2) int64."""
+        images = self.pad(images)
         height, width = images.shape[-2:]
         rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
         below = rows[None, :, None] >= sizes_hw[:, 0, None, None]  # (B, H, 1)
@@ -50,6 +53,18 @@ class DeployedDetector(nn.Module):
         found = self.detector.detect(ImageBatch(images, pad_mask))
         # torch.export.save does not support named tuples
         return found.boxes_xyxy_px.float(), found.scores.float(), found.labels.long()
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Pad dynamic heights and widths to multiples of the detector's `pad_size_divisor`.
+
+        They are multiples already. This tells the tracer so: the sizes of all levels become short expressions, which
+        decide the time of a trace.
+        """
+        below, right = (
+            -(-side // self.divisor) * self.divisor - side if isinstance(side, torch.SymInt) else 0
+            for side in images.shape[-2:]
+        )
+        return nn.functional.pad(images, (0, right, 0, below), value=self.pad_value)
 
 
 def normalise(images: Tensor, pad_mask: Tensor, preprocessor: Any) -> Tensor:

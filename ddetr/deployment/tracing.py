@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ def trace(module: nn.Module, example: tuple[Tensor, Tensor], options: ExportOpti
     """
     shapes = {name: dict.fromkeys(axes, Dim.DYNAMIC) for name, axes in axis_names(options).items()}
     try:
-        with torch.no_grad(), quiet(), SymbolicNumbers():
+        with torch.no_grad(), quiet(), integer_padding(), SymbolicNumbers():
             return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
     except InputError:
         raise
@@ -63,6 +64,22 @@ def _stack(data: Any, like: Tensor) -> Tensor:
     if isinstance(data, (list, tuple)):
         return torch.stack([_stack(item, like) for item in data])
     return like.new_full((), data)
+
+
+@contextlib.contextmanager
+def integer_padding() -> Iterator[None]:
+    """Compute timm's "same" padding in integers: the tracer cannot simplify its floats, and takes minutes over them."""
+    try:
+        from timm.layers import padding
+    except ImportError:
+        yield
+        return
+
+    def total(size: Any, kernel: int, stride: int, dilation: int) -> Any:
+        return torch.sym_max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+
+    with mock.patch.object(padding, 'get_same_padding', total):
+        yield
 
 
 @contextlib.contextmanager
