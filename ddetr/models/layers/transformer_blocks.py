@@ -4,11 +4,43 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+import torch
 from ddetr_ops.attention import DeformableAttention
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 MACS_PER_SAMPLED_NUMBER = 5  # four neighbours and the attention weight
+RANDOM_STEPS = 2**16  # of the numbers that decide about dropout
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, about three times as fast on a CPU and with a quarter of the memory for the backward pass.
+
+    PyTorch draws 64 random bits for each element, in one thread. Here numpy draws 16, from a seed by PyTorch's
+    generator: the random state of a checkpoint determines them, too. On other devices, in `torch.compile` and in
+    evaluation this is `nn.Dropout`.
+
+    Args:
+        p: Probability of zeroing an element; rounded to a multiple of 1 / 65536 on a CPU.
+        before_relu: Whether the result goes only into a ReLU, which stops the gradients of zeros.
+    """
+
+    def __init__(self, p: float = 0.5, before_relu: bool = False) -> None:
+        super().__init__(p)
+        self.before_relu = before_relu
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        if not self.training or self.p == 0 or input.device.type != 'cpu' or torch.compiler.is_compiling():
+            return super().forward(input)
+        limit = round(self.p * RANDOM_STEPS)
+        seed = int(torch.randint(2**62, ()))
+        drawn = np.random.SFC64(seed).random_raw(-(-input.numel() // 4)).view(np.uint16)[: input.numel()]
+        dropped = torch.from_numpy(drawn < limit).view(input.shape)
+        scaled = input * (RANDOM_STEPS / max(RANDOM_STEPS - limit, 1))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.before_relu):
+            return scaled.masked_fill_(dropped, 0)
 
 
 class MultiheadAttention(nn.Module):
@@ -33,7 +65,7 @@ class MultiheadAttention(nn.Module):
         super().__init__()
         del batch_first
         self.attn = nn.MultiheadAttention(embed_dims, num_heads, dropout, batch_first=True)
-        self.proj_drop = nn.Dropout(dropout if proj_drop is None else proj_drop)
+        self.proj_drop = Dropout(dropout if proj_drop is None else proj_drop)
 
     def forward(
         self,
@@ -89,7 +121,7 @@ class MultiScaleDeformableAttention(DeformableAttention):
             message = f'{channels} channels per head is not a power of two: the op uses slower kernels'
             warnings.warn(message, stacklevel=2)
         super().__init__(embed_dims, num_levels, num_heads, num_points, value_channels=embed_dims)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -157,8 +189,14 @@ class FFN(nn.Module):
         widths = [embed_dims] + [feedforward_channels] * (num_fcs - 1)
         for a, b in pairwise(widths):
             activation = build_activation_layer(act_cfg or {'type': 'ReLU'})
-            layers.append(nn.Sequential(nn.Linear(a, b), activation, nn.Dropout(ffn_drop)))
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], embed_dims), nn.Dropout(ffn_drop))
+            steps = [activation, Dropout(ffn_drop)]
+            if isinstance(
+                activation, nn.ReLU
+            ):  # equal in this order, and the backward pass needs one result less
+                activation.inplace = ffn_drop > 0  # dropout's result, which nothing else needs
+                steps = [Dropout(ffn_drop, before_relu=True), activation]
+            layers.append(nn.Sequential(nn.Linear(a, b), *steps))
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], embed_dims), Dropout(ffn_drop))
         self.add_identity = add_identity
 
     def forward(self, x: Tensor) -> Tensor:

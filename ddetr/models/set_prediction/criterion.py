@@ -257,7 +257,11 @@ class SetCriterion(nn.Module):
                 targets = [SetTargets(t.labels.repeat(k), t.boxes_cxcywh_norm.repeat(k, 1)) for t in targets]
             assert self.assigner is not None
             matches = [self.assigner.assign(cls_logits[:, b], boxes[:, b], t) for b, t in enumerate(targets)]
-        total = _total_pairs(group, cls_logits.shape[2], batch)
+        if group.matches is not None and group.per_object is None:
+            total = batch.total(f'{group.name}pairs', sum(len(match.query_index) for match in group.matches))
+        else:  # one pair per object, limited by the queries
+            times = group.repeats if group.per_object is None else group.per_object
+            total = sum(min(times * number, cls_logits.shape[2]) for number in batch.boxes_per_image)
         return _Set(group.name, group.loss_weight, cls_logits, boxes, targets, matches, extras, total)
 
     def _losses(self, sets: list[_Set], sizes: Tensor, batch: EffectiveBatch) -> dict[str, Tensor]:
@@ -280,14 +284,6 @@ class SetCriterion(nn.Module):
 
 def _in_float32(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
-
-
-def _total_pairs(group: QueryGroup, num_queries: int, batch: EffectiveBatch) -> int:
-    """Number of pairs of a group per layer in the effective batch: one per object, limited by the queries."""
-    if group.matches is not None and group.per_object is None:
-        return batch.total(f'{group.name}pairs', sum(len(match.query_index) for match in group.matches))
-    times = group.repeats if group.per_object is None else group.per_object
-    return sum(min(times * number, num_queries) for number in batch.boxes_per_image)
 
 
 def _matched(one: _Set, layer: int, sizes: Tensor, batch: EffectiveBatch) -> Matched:
