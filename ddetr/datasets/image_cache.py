@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.dist import all_gather_object, get_rank
+from mmengine.dist import all_gather_object, barrier, get_rank
 from mmengine.logging import MMLogger
 
 from ddetr.utils.errors import InputError
@@ -141,11 +141,12 @@ def _share_with_machine(file: int) -> tuple[int, tuple[int, int]]:
     everyone = all_gather_object((machine, os.getpid(), file))
     ranks = [rank for rank, (other, *_) in enumerate(everyone) if other == machine]
     place = ranks.index(get_rank()), len(ranks)
-    if place[0] == 0:
-        return file, place
-    os.close(file)
-    _, pid, theirs = everyone[ranks[0]]
-    return os.open(f'/proc/{pid}/fd/{theirs}', os.O_RDWR), place
+    if place[0] > 0:
+        os.close(file)
+        _, pid, theirs = everyone[ranks[0]]
+        file = os.open(f'/proc/{pid}/fd/{theirs}', os.O_RDWR)
+    barrier()  # the first rank may close its file, or end, as soon as it continues
+    return file, place
 
 
 def _available_memory() -> int:
