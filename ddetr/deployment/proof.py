@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ddetr.structures import DetDataSample
 from ddetr.utils.errors import InputError
 
+from .info import ExportInfo
 from .preparing import prepare_batch
 from .runtimes import Runtime
 
@@ -95,7 +96,7 @@ def prove(
             here = [difference for difference, tied in zip(here, ties, strict=True) if not tied]
         for difference in here:
             if difference.exceeds(bounds):
-                raise InputError(_sentence(difference, bounds, runtime.info.target))
+                raise InputError(_sentence(difference, bounds, runtime.info))
         differences += here
     total = len(differences) + undecided
     if 2 * undecided > total:
@@ -114,12 +115,18 @@ def prove(
     return Proof(total, undecided, detections, score, box_px, shapes)
 
 
-def _sentence(difference: Difference, bounds: Bounds, target: str) -> str:
+def _sentence(difference: Difference, bounds: Bounds, info: ExportInfo) -> str:
     what = difference.unmatched or (
         f'scores differ by {difference.score:.2g} (bound {bounds.score:g}) and boxes by {difference.box_px:.2g} pixels '
         f'(bound {bounds.box_px:g})'
     )
-    return f'the export to {target} does not match PyTorch: {what}. Nothing was written.'
+    advice = ''
+    if info.precision != 'fp32':
+        advice = (
+            f' {info.precision} can change which proposals are chosen; to compare only AP, add --data DIR '
+            '--max-score-diff inf --max-box-diff inf.'
+        )
+    return f'the export to {info.target} does not match PyTorch: {what}. Nothing was written.{advice}'
 
 
 @torch.no_grad()
