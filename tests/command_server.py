@@ -10,6 +10,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,25 +33,22 @@ class CommandServer:
     def __init__(self, env: dict[str, str]) -> None:
         self.env = env
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
+            [sys.executable, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            start_new_session=True,
+        )  # fmt: skip
 
     def run(self, words: list[str], cwd: Path, output: Path, timeout: float) -> int:
         """Run `python *words` in `cwd`, write stdout and stderr to the file `output`, return the exit code."""
         request = {'words': words, 'cwd': str(cwd), 'output': str(output)}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         if not select.select([self.process.stdout], [], [], timeout)[0]:
-            self.process.kill()
+            self.close()
             raise subprocess.TimeoutExpired(words, timeout, output.read_text())
         return int(self.process.stdout.readline())
 
     def close(self) -> None:
-        self.process.stdin.close()
+        """End the second process and what it started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 

@@ -224,7 +224,8 @@ _servers: list[CommandServer] = []
 def _run_forked(words: list[str], cwd: Path) -> tuple[int, str]:
     """Run `python *words` from a process with the same environment; start that if there is none."""
     env = _environment()
-    server = next((server for server in _servers if server.env == env), None)
+    running = [server for server in _servers if server.process.poll() is None]
+    server = next((server for server in running if server.env == env), None)
     if server is None:
         server = CommandServer(env)
         _servers.append(server)
@@ -238,7 +239,8 @@ def _run_forked(words: list[str], cwd: Path) -> tuple[int, str]:
 def _close_servers() -> Iterator[None]:
     yield
     for server in _servers:
-        server.close()
+        if server.process.poll() is None:
+            server.close()
 
 
 @pytest.fixture(scope='session')
