@@ -13,7 +13,8 @@ case "${1:-}" in
     --lint) tier=lint; shift ;;
 esac
 python=$(find_python)
-if ! "$python" -c 'import check_jsonschema, ddetr, ddetr_ops, furo, hypothesis, mypy, myst_parser, onnxruntime, playwright, pytest, ruff, timm, transformers' 2> /dev/null; then
+needed='check_jsonschema ddetr ddetr_ops furo hypothesis mypy myst_parser onnxruntime playwright pytest ruff timm transformers xdist'
+if ! "$python" -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' $needed; then
     bash tools/install.sh --tests
     python=$(find_python)
 fi
@@ -22,7 +23,8 @@ echo '== ruff'
 "$python" -m ruff format --check .
 if [ "$tier" = fast ]; then
     echo '== pytest, fast tier'
-    grep -v '^#' tests/fast_tier.txt | tr '\n' '\0' | xargs -0 "$python" -m pytest --durations=5 "$@"
+    grep -v '^#' tests/fast_tier.txt | tr '\n' '\0' | OMP_NUM_THREADS=1 \
+        xargs -0 "$python" -m pytest --durations=5 --numprocesses "${WORKERS:-2}" --dist loadfile "$@"
     exit
 fi
 echo '== mypy'
