@@ -23,7 +23,9 @@ from .proof import Bounds, Proof, prove
 from .runtimes import load
 from .targets import target_module
 
-EXAMPLE_HW = (256, 320)  # image size for tracing with dynamic sizes
+# Sizes for tracing with dynamic sizes. Compilers compare sizes with each other; a batch size that no tensor has
+# otherwise is not taken for a constant (AOTInductor took 2 for one).
+EXAMPLE_BATCH, EXAMPLE_HW = 5, (256, 320)
 
 
 class Exported(NamedTuple):
@@ -167,7 +169,7 @@ def example_inputs(deployed: nn.Module, options: ExportOptions, info: ExportInfo
         fixed or -(-side // divisor) * divisor
         for fixed, side in zip((options.height, options.width), EXAMPLE_HW, strict=True)
     )
-    batch = options.batch or 2
+    batch = options.batch or EXAMPLE_BATCH
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, height, width, generator=generator)
     if options.preprocessing == 'inside':

@@ -3,14 +3,17 @@
     python tools/deployment/export_table.py            # all shipped configs
     python tools/deployment/export_table.py dino-4scale_r50_8xb2-12e_coco detr_r50_8xb2-150e_coco
 
-Each export is verified on a single image and on a batch of two with other sizes. Exits with status 1 if any fails.
+Each export is verified on a single image and on a batch of two with other sizes. Configs that differ only in data or
+schedule have one row. Exits with status 1 if any export fails.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 from ddetr.analysis.exports import export_config
 from ddetr.deployment import ExportOptions
+from ddetr.engine.config import load_config
 from ddetr.utils import InputError
 from ddetr.utils.cli import run_cli
 from ddetr.utils.progress import track
@@ -34,7 +37,7 @@ def main() -> None:
     sizes = [(int(height), int(width)) for height, width in (size.split('x') for size in args.sizes)]
     configs = [find_config(name) for name in args.configs] or list(list_configs().values())
     rows, failed = [], []
-    for config in track(configs, 'configs', every_s=0):
+    for config, *same in track(group_by_model(configs), 'models', every_s=0):
         try:
             row = export_config(config, args.to, sizes, ExportOptions())
         except InputError as error:
@@ -43,10 +46,19 @@ def main() -> None:
         proof = row.proof
         figures = (f'{proof.score:.0e}', f'{proof.box_px:.0e}', str(proof.undecided))
         cells = (', '.join(proof.shapes), str(proof.detections), *figures)
-        rows.append((row.config, *cells, f'{row.mib:.0f}', f'{row.seconds:.0f}'))
+        names = ', '.join([row.config, *(other.stem for other in same)])
+        rows.append((names, *cells, f'{row.mib:.0f}', f'{row.seconds:.0f}'))
     print(render_table(HEADER, rows, args.format))
     if failed:
         sys.exit('\n'.join(failed))
+
+
+def group_by_model(configs: list[Path]) -> list[list[Path]]:
+    """Put configs with equal `model` together; the order is that of their first ones."""
+    groups: dict[str, list[Path]] = {}
+    for config in configs:
+        groups.setdefault(repr(load_config(config).model.to_dict()), []).append(config)
+    return list(groups.values())
 
 
 if __name__ == '__main__':

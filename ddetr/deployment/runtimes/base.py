@@ -51,6 +51,11 @@ class Runtime(ABC):
                     f'{self.path} fails on images of {piece.shape[2]} x {piece.shape[3]} pixels (h x w): '
                     f'{first_line(error)} If other sizes work, this size is too small or too large for the model.'
                 ) from error
+            if {len(output) for output in outputs} != {step}:
+                raise InputError(
+                    f'{self.path} detects in {len(outputs[0])} images when given {step}: its batch size is not dynamic, '
+                    'although its metadata says so. Export it again.'
+                )
             found.append([np.asarray(output)[: step - short] for output in outputs])
         longest = max(piece[1].shape[1] for piece in found)
         fields = zip(*found, strict=True)
