@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ddetr.deployment import Bounds, ExportOptions, Proof, export_detector
+from ddetr.deployment.exporting import needs_fixed_size
 from ddetr.engine.config import dataset_of, load_config
 
 from .building import build_detector
@@ -30,6 +31,8 @@ class ExportRow(NamedTuple):
 def export_config(path: Path, target: str, sizes: list[tuple[int, int]], options: ExportOptions) -> ExportRow:
     """Export a config's detector with random weights and verify it on random images of `sizes` (h, w).
 
+    A detector that needs a fixed size is exported with the first one, in which all images are cropped or padded.
+
     Raises:
         InputError: A difference exceeds `BOUNDS`, or the detector cannot be exported.
     """
@@ -41,6 +44,10 @@ def export_config(path: Path, target: str, sizes: list[tuple[int, int]], options
     detector.cfg = cfg
     detector.dataset_meta = {'classes': classes or [f'class {i}' for i in range(detector.num_classes)]}
     draws = np.random.default_rng(0)
+    if needs_fixed_size(detector):
+        height, width = sizes[0]
+        options = options._replace(height=height, width=width)
+        sizes = [(min(h, height), min(w, width)) for h, w in sizes]
     images = [draws.integers(0, 256, (3, *size), dtype=np.uint8) for size in sizes]
     spread_weights(detector, images[0])
     with tempfile.TemporaryDirectory() as folder:

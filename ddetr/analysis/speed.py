@@ -89,6 +89,9 @@ def measure_alternately(
 ) -> dict[str, Speed]:
     """Time all steps in interleaved rounds, so that disturbances of the machine affect all of them.
 
+    A last round, not timed, measures memory: each step then starts without memory that earlier ones have freed, which
+    takes longer than in a training or a long inference.
+
     Args:
         steps: Steps by name. Speeds are relative to the first one.
         images: Batch size of all steps.
@@ -102,24 +105,25 @@ def measure_alternately(
     peaks, added = dict.fromkeys(steps, 0.0), dict.fromkeys(steps, 0.0)
     # without `auto_refresh`, no second thread disturbs the measurement
     rounds = track(
-        range(warmup + repeats), f'batch of {images}', console=Console(stderr=True), auto_refresh=False
+        range(warmup + repeats + 1), f'batch of {images}', console=Console(stderr=True), auto_refresh=False
     )
-    for _ in rounds:
+    for number in rounds:
         for name, step in steps.items():
-            _reset_peak(device)
-            before = _peak_mib(device)
+            is_last = number == warmup + repeats
+            before = _reset_peak(device) if is_last else 0.0
             _synchronise(device)
             start = clock()
             step()
             _synchronise(device)
             seconds[name].append(clock() - start)
-            peaks[name] = max(peaks[name], peak := _peak_mib(device))
-            added[name] = max(added[name], peak - before)
-    first = next(iter(seconds.values()))[warmup:]
+            if is_last:
+                peaks[name] = _peak_mib(device)
+                added[name] = peaks[name] - before
+    first = next(iter(seconds.values()))[warmup:-1]
     found = {}
     for name, times in seconds.items():
-        low, median, high = statistics.quantiles(times[warmup:], n=4, method='inclusive')
-        speed = statistics.median(a / b for a, b in zip(first, times[warmup:], strict=True))
+        low, median, high = statistics.quantiles(times[warmup:-1], n=4, method='inclusive')
+        speed = statistics.median(a / b for a, b in zip(first, times[warmup:-1], strict=True))
         found[name] = Speed(images, median, low, high, peaks[name], added[name], speed)
     return found
 
@@ -129,12 +133,14 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _reset_peak(device: torch.device) -> None:
+def _reset_peak(device: torch.device) -> float:
+    """Free what allocators keep, and start a new peak with the current size, which is returned in MiB."""
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     elif (clear := Path('/proc/self/clear_refs')).exists():
         ctypes.CDLL(None).malloc_trim(0)  # return memory that glibc keeps after free
         clear.write_text('5')  # Linux: resets VmHWM to the current size, man 5 proc
+    return _peak_mib(device)
 
 
 def _peak_mib(device: torch.device) -> float:

@@ -61,7 +61,7 @@ def export_detector(
 
     Raises:
         InputError: The target is unknown or its packages are missing, options are incompatible, the model is not a
-            detector or does not support the sizes, or a difference exceeds the bounds.
+            detector or does not support the sizes (or dynamic ones), or a difference exceeds the bounds.
     """
     module, path = target_module(target), Path(path)
     if path.suffix != module.SUFFIX:
@@ -70,6 +70,11 @@ def export_detector(
     check_precision(target, options.precision)
     deployed = DeployedDetector(detector, options.preprocessing).eval()
     options = settle_batch(detector, options)
+    if needs_fixed_size(detector) and (options.height is None or options.width is None):
+        raise InputError(
+            f'{detector.backbone.model_name} attends in windows, and tracing it with dynamic image sizes takes too '
+            'long: fix them with --height and --width.'
+        )
     info = describe(detector, target, options)
     example = example_inputs(deployed, options, info)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +121,11 @@ def settle_batch(detector: Any, options: ExportOptions) -> ExportOptions:
     """Fix the batch size to 1 for detectors that process images one by one; runtimes split larger batches."""
     any_batch = getattr(detector, 'detects_any_batch', False)
     return options if any_batch or options.batch is not None else options._replace(batch=1)
+
+
+def needs_fixed_size(detector: Any) -> bool:
+    """Whether a detector's backbone can only be traced with a fixed height and width."""
+    return getattr(getattr(detector, 'backbone', None), 'needs_fixed_size_to_trace', False)
 
 
 def describe(detector: Any, target: str, options: ExportOptions) -> ExportInfo:

@@ -24,12 +24,12 @@ def cfg():
 
 
 def test_median_and_quartiles_without_the_warmup(monkeypatch):
-    durations = [90.0, 80.0, 5.0, 1.0, 4.0, 2.0, 3.0]
+    durations = [90.0, 80.0, 5.0, 1.0, 4.0, 2.0, 3.0, 70.0]  # the last for memory
     ticks = itertools.chain.from_iterable((100.0 * i, 100.0 * i + taken) for i, taken in enumerate(durations))
     monkeypatch.setattr(speed, 'time', SimpleNamespace(perf_counter=lambda: next(ticks)))
     calls = []
     result = measure(lambda: calls.append(1), 6, CPU, warmup=2, repeats=5)
-    assert len(calls) == 7
+    assert len(calls) == 8
     assert (result.low_s, result.median_s, result.high_s) == (2.0, 3.0, 4.0)
     assert result.images_per_s == 2.0
     assert result.spread == pytest.approx(2 / 3)
@@ -81,13 +81,13 @@ def test_device_name_includes_the_number_of_threads():
 
 
 def test_steps_alternate_and_speed_is_the_median_over_rounds(monkeypatch):
-    durations = [9.0, 9.0, 2.0, 1.0, 8.0, 2.0, 3.0, 1.0]  # a warm-up, then rounds of two steps
+    durations = [9.0, 9.0, 2.0, 1.0, 8.0, 2.0, 3.0, 1.0, 9.0, 9.0]  # a warm-up, rounds of two steps, memory
     ticks = itertools.chain.from_iterable((100.0 * i, 100.0 * i + taken) for i, taken in enumerate(durations))
     monkeypatch.setattr(speed, 'time', SimpleNamespace(perf_counter=lambda: next(ticks)))
     calls = []
     steps = {name: lambda name=name: calls.append(name) for name in 'ab'}
     found = speed.measure_alternately(steps, 1, CPU, warmup=1, repeats=3)
-    assert calls == list('ab') * 4
+    assert calls == list('ab') * 5
     assert (found['a'].speed, found['b'].speed) == (1.0, 3.0)  # of 2, 4, 3
 
 

@@ -1,6 +1,8 @@
 """Exported files run in their runtimes, at other sizes than they were traced at, and say what they are."""
 
 import json
+import os
+import shutil
 import sys
 
 import numpy as np
@@ -12,6 +14,7 @@ from ddetr.deployment import Bounds, ExportInfo, ExportOptions, export_detector,
 from ddetr.deployment.preparing import prepare_batch
 from ddetr.deployment.proof import Found, compare, detect, prove, unstable
 from ddetr.deployment.targets import onnx as onnx_target
+from ddetr.registry import MODELS
 from ddetr.utils.errors import InputError
 from tests.conftest import run_command
 
@@ -125,6 +128,45 @@ def test_torch_export_is_exact_at_dynamic_sizes(export_case):
     case = export_case('two-stage', 'torch-export')
     assert case.exported.proof[3:5] == (0.0, 0.0)
     assert load(case.exported.path).info.target == 'torch-export'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get('CXX', 'g++')) is None, reason='there is no C++ compiler')
+def test_compiled_package_takes_any_batch_size(export_case):
+    """Height and width are fixed to save time; the proof has compared batches of 1 and 2."""
+    case = export_case('plain', 'aoti', ExportOptions(height=128, width=160))
+    runtime = load(case.exported.path)
+    images = [np.random.default_rng(i).integers(0, 256, (3, 128, 160), dtype=np.uint8) for i in range(17)]
+    arrays, sizes = prepare_batch(images, runtime.info)
+    outputs = runtime(arrays, sizes)
+    for i, expected in enumerate(detect(case.detector, runtime, images, (128, 160))):
+        difference = compare(expected, Found(*(field[i] for field in outputs)), TIGHT)
+        assert not difference.exceeds(TIGHT), difference
+
+
+def test_runtime_that_answers_for_another_number_of_images_raises(export_case):
+    runtime = load(export_case('two-stage').exported.path)
+    run = runtime._run
+    runtime._run = lambda images, sizes: run(np.repeat(images, 2, 0), np.repeat(sizes, 2, 0))
+    with pytest.raises(InputError, match='answers for 2 images when given 1'):
+        runtime(np.zeros((1, 3, 128, 160), np.float32), np.array([[128, 160]]))
+
+
+def test_backbones_with_windows_need_a_fixed_size(tmp_path):
+    detector = small_detector('plain')
+    options = {'img_size': 64, 'embed_dim': 8, 'depths': (1, 1), 'num_heads': (1, 1), 'window_size': 4}
+    detector.backbone = MODELS.build(
+        {
+            'type': 'TimmBackbone',
+            'model_name': 'swin_tiny_patch4_window7_224',
+            'out_indices': (1,),
+            'options': options,
+        }
+    )
+    with pytest.raises(
+        InputError, match=r'swin_tiny_patch4_window7_224 attends in windows.*--height and --width'
+    ):
+        export_detector(detector, 'onnx', tmp_path / 'a.onnx', ExportOptions(height=64), [], Bounds())
 
 
 def test_sizes_too_small_for_the_levels_raise(tmp_path):

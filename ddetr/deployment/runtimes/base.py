@@ -53,8 +53,8 @@ class Runtime(ABC):
                 ) from error
             if {len(output) for output in outputs} != {step}:
                 raise InputError(
-                    f'{self.path} detects in {len(outputs[0])} images when given {step}: its batch size is not dynamic, '
-                    'although its metadata says so. Export it again.'
+                    f'{self.path} answers for {len(outputs[0])} images when given {step}: its batch size is not '
+                    'what its metadata says. Export it again.'
                 )
             found.append([np.asarray(output)[: step - short] for output in outputs])
         longest = max(piece[1].shape[1] for piece in found)

@@ -117,6 +117,8 @@ class TimmBackbone(BaseModule):
         self.timm_model = self._create(features_only=True, out_indices=self.out_indices)
         self.out_channels: list[int] = self.timm_model.feature_info.channels()
         self.out_strides: list[int] = self.timm_model.feature_info.reduction()
+        # windows make the sizes of all layers long expressions; torch.export was stopped after 8 minutes over them
+        self.needs_fixed_size_to_trace = any(hasattr(m, 'window_size') for m in self.timm_model.modules())
         self.channels_last = _is_channels_last(model_name, self.timm_model)
         self.pretrained_colours = tuple(
             tuple(255 * v for v in full.pretrained_cfg[k]) for k in ('mean', 'std')

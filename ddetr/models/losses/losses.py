@@ -26,31 +26,6 @@ def check_reduction(reduction: str) -> str:
     return reduction
 
 
-def weighted_reduce(
-    loss: Tensor, weight: Tensor | None, reduction: str, avg_factor: Tensor | float | None
-) -> Tensor:
-    """Apply elementwise weights to `loss`, then reduce it.
-
-    Args:
-        loss: Tensor of any shape.
-        weight: Weights with the shape of `loss`, or without its trailing dimensions; None for ones.
-        reduction: `none`, `mean` or `sum`.
-        avg_factor: Divisor used by `mean` instead of the number of elements.
-
-    Raises:
-        ValueError: `avg_factor` with `reduction='sum'`.
-    """
-    if weight is not None:
-        loss = loss * weight.reshape(weight.shape + (1,) * (loss.dim() - weight.dim()))
-    if reduction == 'none':
-        return loss
-    if avg_factor is None:
-        return loss.mean() if reduction == 'mean' else loss.sum()
-    if reduction == 'sum':
-        raise ValueError('avg_factor is only used with reduction="mean", not with "sum"')
-    return loss.sum() / avg_factor
-
-
 class _Loss(nn.Module):
     """Base class of weighted and reduced losses.
 
@@ -74,17 +49,28 @@ class _Loss(nn.Module):
         weight: Tensor | None = None,
         avg_factor: Tensor | float | None = None,
     ) -> Tensor:
-        """Compute the loss of N predictions; a scalar unless `reduction='none'`. `weight` is (N,) or like `pred`."""
+        """Compute the loss of N predictions; a scalar unless `reduction='none'`.
+
+        Args:
+            pred, target: (N, K) logits and (N,) classes, or (N, 4) boxes.
+            weight: (N,) or like `pred`; None for ones.
+            avg_factor: Divisor used by `reduction='mean'` instead of the number of elements.
+
+        Raises:
+            ValueError: `avg_factor` with `reduction='sum'`.
+        """
         loss = self.compare(pred, target)  # classes: (N, K) or (N,), boxes: (N, 4) or (N,)
-        if weight is not None and weight.dim() > loss.dim():
-            weight = weight.mean(-1)  # IoU losses have one value per box
-        return self.loss_weight * weighted_reduce(loss, weight, self.reduction, avg_factor)
-
-
-def _one_hot(labels: Tensor, logits: Tensor) -> Tensor:
-    """One-hot encode `labels` (N,) in 0..K as (N, K) with the dtype of `logits`; K (background) becomes zeros."""
-    num_classes = logits.shape[1]
-    return F.one_hot(labels, num_classes + 1)[:, :num_classes].to(logits.dtype)
+        if weight is not None:
+            if weight.dim() > loss.dim():
+                weight = weight.mean(-1)  # IoU losses have one value per box
+            loss = loss * weight.reshape(weight.shape + (1,) * (loss.dim() - weight.dim()))
+        if self.reduction == 'none':
+            return self.loss_weight * loss
+        if avg_factor is None:
+            return self.loss_weight * (loss.mean() if self.reduction == 'mean' else loss.sum())
+        if self.reduction == 'sum':
+            raise ValueError('avg_factor is only used with reduction="mean", not with "sum"')
+        return self.loss_weight * loss.sum() / avg_factor
 
 
 @MODELS.register_module()
@@ -111,7 +97,8 @@ class FocalLoss(_Loss):
 
     def compare(self, pred: Tensor, target: Tensor) -> Tensor:
         """(N, K)."""
-        return sigmoid_focal_loss(pred, _one_hot(target, pred), self.alpha, self.gamma)
+        one_hot = F.one_hot(target, pred.shape[1] + 1)[:, :-1].to(pred)  # zeros for K, the background
+        return sigmoid_focal_loss(pred, one_hot, self.alpha, self.gamma)
 
 
 @MODELS.register_module()
@@ -141,7 +128,8 @@ class CrossEntropyLoss(_Loss):
         """(N, K) with sigmoid, (N,) with softmax."""
         if self.use_sigmoid:
             logits = pred.reshape(len(target), -1)  # (N, K)
-            return F.binary_cross_entropy_with_logits(logits, _one_hot(target, logits), reduction='none')
+            one_hot = F.one_hot(target, logits.shape[1] + 1)[:, :-1].to(logits)  # zeros for K, the background
+            return F.binary_cross_entropy_with_logits(logits, one_hot, reduction='none')
         return F.cross_entropy(pred, target, self._class_weights(pred), reduction='none')
 
     def _class_weights(self, logits: Tensor) -> Tensor | None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ddetr.models.layers import transformer_blocks
 from ddetr.models.layers.transformer_blocks import FFN, Dropout
 
 
@@ -52,7 +53,9 @@ def test_evaluation_and_zero_probability_change_nothing():
 
 @pytest.mark.parametrize('activation', ['ReLU', 'GELU'])
 @pytest.mark.parametrize('drop', [0.0, 0.3])
-def test_ffn_in_training_equals_its_definition(activation, drop):
+@pytest.mark.parametrize('rows_at_a_time', [5, 1024])  # of 12
+def test_ffn_in_training_equals_its_definition(activation, drop, rows_at_a_time, monkeypatch):
+    monkeypatch.setattr(transformer_blocks, 'TILE_ROWS', rows_at_a_time)
     ffn = FFN(8, 32, act_cfg={'type': activation}, ffn_drop=drop)
     x = torch.randn(2, 6, 8, requires_grad=True)
     first, second = ffn.layers[0][0], ffn.layers[1]
@@ -69,3 +72,22 @@ def test_ffn_in_training_equals_its_definition(activation, drop):
         strict=True,
     ):
         torch.testing.assert_close(gradient, true)
+
+
+def test_ffn_calls_replaced_and_hooked_layers():
+    """As libraries for low-rank adaptation and quantisation put them in place of `nn.Linear`."""
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    ffn, x = FFN(8, 32), torch.randn(6, 8)
+    tiled, seen = ffn(x), []
+    hook = ffn.layers[1].register_forward_hook(lambda module, args, out: seen.append(out))
+    torch.testing.assert_close(ffn(x), tiled)
+    assert len(seen) == 1
+    hook.remove()
+    before = ffn.layers[1]
+    ffn.layers[1] = Doubled(32, 8)
+    ffn.layers[1].load_state_dict(before.state_dict())
+    torch.testing.assert_close(ffn(x) - x, 2 * (tiled - x))
