@@ -11,6 +11,7 @@ from torch import nn
 
 from ddetr.deployment import Bounds, ExportOptions, Proof, export_detector
 from ddetr.deployment.exporting import needs_fixed_size
+from ddetr.deployment.proof import SHAKES, Found, compare, shaken
 from ddetr.engine.config import dataset_of, load_config
 
 from .building import build_detector
@@ -60,25 +61,36 @@ def export_config(path: Path, target: str, sizes: list[tuple[int, int]], options
 
 @torch.no_grad()
 def spread_weights(detector: Any, image: np.ndarray, at_least: int = 10) -> None:
-    """Randomise constant initial weights, such as biases, until some detections exceed the score threshold.
+    """Randomise constant initial weights, such as biases, until the verification can compare some detections.
 
-    A freshly initialised detector has no score above 0.05, so verifying its export would compare nothing.
+    A freshly initialised detector has no score above 0.05, so verifying its export would compare nothing; and where
+    many proposals score almost the same, rounding decides which of them become queries.
     """
     equal = [p for p in detector.parameters() if p.numel() > 1 and bool((p == p.flatten()[0]).all())]
     first = [p.clone() for p in equal]
     for noise in NOISES:
         for parameter, value in zip(equal, first, strict=True):
             parameter.copy_(value + torch.randn_like(value) * noise)
-        if count_detections(detector, image) >= at_least:
+        found = detections(detector, image)
+        if (found.scores > BOUNDS.min_score).sum() >= at_least and is_decided(detector, image, found):
             return
 
 
-def count_detections(detector: nn.Module, image: np.ndarray) -> int:
-    """Count the detections in one (3, h, w) image that the verification would compare."""
+def is_decided(detector: nn.Module, image: np.ndarray, found: Found) -> bool:
+    """Whether rounding noise leaves the detections in one (3, h, w) image within the bounds."""
+    for seed in range(SHAKES):
+        with shaken(detector, seed):
+            again = detections(detector, image)
+        if compare(found, again, BOUNDS).exceeds(BOUNDS):
+            return False
+    return True
+
+
+def detections(detector: nn.Module, image: np.ndarray) -> Found:
+    """Detections in one (3, h, w) image, as the verification compares them."""
     from ddetr.deployment.module import DeployedDetector
 
     preprocess: Any = detector.data_preprocessor
     batch = preprocess({'inputs': [torch.from_numpy(image)], 'data_samples': None})['inputs']
     sizes = torch.tensor([image.shape[1:]])
-    _, scores, _ = DeployedDetector(detector)(batch, sizes)
-    return int((scores > BOUNDS.min_score).sum())
+    return Found(*(field[0].numpy() for field in DeployedDetector(detector)(batch, sizes)))
