@@ -218,7 +218,10 @@ class FFN(nn.Module):
         layers: Any = self.layers
         linears = (layers[0][0], layers[1]) if trains_on_cpu and self.has_one_relu else ()
         # replaced or hooked layers, as by libraries for low-rank adaptation, are called
-        plain = all(type(m) is nn.Linear and not (m._forward_hooks or m._forward_pre_hooks) for m in linears)
+        plain = all(
+            type(m) is nn.Linear and m.bias is not None and not (m._forward_hooks or m._forward_pre_hooks)
+            for m in linears
+        )
         if not (linears and plain) or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'):
             out = layers(x)
         else:

@@ -91,3 +91,5 @@ def test_ffn_calls_replaced_and_hooked_layers():
     ffn.layers[1] = Doubled(32, 8)
     ffn.layers[1].load_state_dict(before.state_dict())
     torch.testing.assert_close(ffn(x) - x, 2 * (tiled - x))
+    ffn.layers[1] = torch.nn.Linear(32, 8, bias=False)
+    assert ffn(x).shape == x.shape
