@@ -266,7 +266,7 @@ class RowTiles(torch.autograd.Function):
         for part, hide, of_out, of_part in zip(
             *(t.split(TILE_ROWS) for t in (rows, hidden, grad, grad_rows)), strict=True
         ):
-            of_hidden = (of_out @ scaled).masked_fill_(hide == 0, 0)
+            of_hidden = torch.ops.aten.threshold_backward(of_out @ scaled, hide, 0)  # zeros where `hide` is 0
             torch.mm(of_hidden, weight1, out=of_part)
             grad_weight1.addmm_(of_hidden.T, part)
             grad_weight2.addmm_(of_out.T, hide)
