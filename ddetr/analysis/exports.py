@@ -12,7 +12,7 @@ from torch import nn
 
 from ddetr.deployment import Bounds, ExportOptions, Proof, export_detector
 from ddetr.deployment.exporting import needs_fixed_size
-from ddetr.deployment.proof import SHAKES, Found, compare, shaken
+from ddetr.deployment.proof import Found, changed_by_noise
 from ddetr.engine.config import dataset_of, load_config
 
 from .building import build_detector
@@ -73,19 +73,12 @@ def spread_weights(detector: Any, image: np.ndarray, at_least: int = 10) -> None
         for parameter, value in zip(equal, first, strict=True):
             parameter.copy_(value + torch.randn_like(value) * noise)
         found = detections(detector, image)
-        enough = (found.scores > BOUNDS.min_score).sum() >= at_least
-        if enough and (not must_be_decided or is_decided(detector, image, found)):
+        if (found.scores > BOUNDS.min_score).sum() < at_least:
+            continue
+        if not must_be_decided or changed_by_noise(
+            detector, lambda: [detections(detector, image)], [found], BOUNDS
+        ) == [False]:
             return
-
-
-def is_decided(detector: nn.Module, image: np.ndarray, found: Found) -> bool:
-    """Whether rounding noise leaves the detections in one (3, h, w) image within the bounds."""
-    for seed in range(SHAKES):
-        with shaken(detector, seed):
-            again = detections(detector, image)
-        if compare(found, again, BOUNDS).exceeds(BOUNDS):
-            return False
-    return True
 
 
 def detections(detector: nn.Module, image: np.ndarray) -> Found:

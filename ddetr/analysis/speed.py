@@ -102,28 +102,29 @@ def measure_alternately(
     """
     clock = time.process_time if cpu_time else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    peaks, added = dict.fromkeys(steps, 0.0), dict.fromkeys(steps, 0.0)
+    peaks, added = {}, {}
     # without `auto_refresh`, no second thread disturbs the measurement
     rounds = track(
-        range(warmup + repeats + 1), f'batch of {images}', console=Console(stderr=True), auto_refresh=False
+        range(warmup + repeats), f'batch of {images}', console=Console(stderr=True), auto_refresh=False
     )
-    for number in rounds:
+    for _ in rounds:
         for name, step in steps.items():
-            is_last = number == warmup + repeats
-            before = _reset_peak(device) if is_last else 0.0
             _synchronise(device)
             start = clock()
             step()
             _synchronise(device)
             seconds[name].append(clock() - start)
-            if is_last:
-                peaks[name] = _peak_mib(device)
-                added[name] = peaks[name] - before
-    first = next(iter(seconds.values()))[warmup:-1]
+    for name, step in steps.items():
+        before = _reset_peak(device)
+        step()
+        _synchronise(device)
+        peaks[name] = _peak_mib(device)
+        added[name] = peaks[name] - before
+    first = next(iter(seconds.values()))[warmup:]
     found = {}
     for name, times in seconds.items():
-        low, median, high = statistics.quantiles(times[warmup:-1], n=4, method='inclusive')
-        speed = statistics.median(a / b for a, b in zip(first, times[warmup:-1], strict=True))
+        low, median, high = statistics.quantiles(times[warmup:], n=4, method='inclusive')
+        speed = statistics.median(a / b for a, b in zip(first, times[warmup:], strict=True))
         found[name] = Speed(images, median, low, high, peaks[name], added[name], speed)
     return found
 

@@ -9,7 +9,7 @@ be decided.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -164,10 +164,17 @@ def unstable(
     bounds: Bounds,
 ) -> list[bool]:
     """Return for each image whether the detector's own result changes by more than the bounds under rounding noise."""
-    changed = [False] * len(images)
+    return changed_by_noise(detector, lambda: detect(detector, runtime, images, size), expected, bounds)
+
+
+def changed_by_noise(
+    detector: nn.Module, run: Callable[[], Sequence[Found]], expected: Sequence[Found], bounds: Bounds
+) -> list[bool]:
+    """Return for each result of `run` whether rounding noise moves it from `expected` by more than the bounds."""
+    changed = [False] * len(expected)
     for seed in range(SHAKES):
         with shaken(detector, seed):
-            again = detect(detector, runtime, images, size)
+            again = run()
         now = [compare(*pair, bounds).exceeds(bounds) for pair in zip(expected, again, strict=True)]
         changed = [a or b for a, b in zip(changed, now, strict=True)]
     return changed
