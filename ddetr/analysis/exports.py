@@ -17,7 +17,8 @@ from ddetr.engine.config import dataset_of, load_config
 
 from .building import build_detector
 
-BOUNDS = Bounds(score=1e-3, box_px=0.5)
+# Random weights give low scores: with the usual bound of 0.05 there would often be nothing to compare.
+BOUNDS = Bounds(score=1e-3, box_px=0.5, min_score=0.01)
 NOISES = (0.02, 0.05, 0.1, 0.2, 0.4, 1.0, 2.0)
 
 
@@ -64,7 +65,7 @@ def export_config(path: Path, target: str, sizes: list[tuple[int, int]], options
 def spread_weights(detector: Any, image: np.ndarray, at_least: int = 10) -> None:
     """Randomise constant initial weights, such as biases, until the verification can compare some detections.
 
-    A freshly initialised detector has no score above 0.05, so verifying its export would compare nothing; and where
+    A freshly initialised detector finds the same everywhere, so verifying its export would show little; and where
     many proposals score almost the same, rounding decides which of them become queries.
     """
     equal = [p for p in detector.parameters() if p.numel() > 1 and bool((p == p.flatten()[0]).all())]

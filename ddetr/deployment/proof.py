@@ -186,6 +186,8 @@ def shaken(detector: nn.Module, seed: int) -> Iterator[None]:
     generator = torch.Generator().manual_seed(seed)
 
     def shake(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if output.numel() == 0:  # an image without proposals
+            return output
         noise = torch.randn(output.shape, generator=generator).to(output)
         return output + noise * output.abs().amax() * NOISE
 
