@@ -72,3 +72,9 @@ def test_rounding_noise_is_added_to_every_layer_and_removed_again():
         noisy = layers(inputs)
     assert 0 < (noisy - plain).abs().max() < 1e-4
     assert torch.equal(layers(inputs), plain)
+
+
+def test_rounding_noise_holds_for_a_layer_without_rows():
+    layer = nn.Linear(8, 8)
+    with shaken(layer, seed=0):
+        assert layer(torch.empty(0, 8)).shape == (0, 8)
