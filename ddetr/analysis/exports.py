@@ -104,6 +104,7 @@ def spread_weights(detector: nn.Module, images: list[np.ndarray], at_least: int 
     return BOUNDS._replace(min_score=best[0])
 
 
+@torch.no_grad()
 def detections(detector: nn.Module, images: list[np.ndarray]) -> list[Found]:
     """Detections in (3, h, w) images, as the verification compares them."""
     from ddetr.deployment.module import DeployedDetector
