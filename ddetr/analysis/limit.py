@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddetr.models.inference_form import PackedConv2d, PackedLinear, can_pack
+from ddetr.models.inference_form import PackedLinear, can_pack
 
 TRIES = 3  # runs of each implementation of a layer; the fastest counts
 
@@ -83,8 +83,13 @@ def _ways(call: LayerCall, numbers: Tensor) -> list[Callable[[], Any]]:
         lambda: F.conv2d(x_last, last, conv.bias, stride, padding, dilation, groups),
     ]
     if pack:
-        packed = PackedConv2d(conv)
-        ways.append(lambda: packed(x_last))
+        shaped = (padding, stride, dilation, groups)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *shaped, list(call.shape))
+        ways.append(
+            lambda: torch.ops.mkldnn._convolution_pointwise(
+                x_last, packed, conv.bias, *shaped, 'none', [], ''
+            )
+        )
     return ways
 
 

@@ -51,8 +51,8 @@ def prepare_for_inference(
 ) -> nn.Module:
     """Create a faster copy of a detector with the same detections, usable with every API that takes a detector.
 
-    Batch norms are folded into the preceding convolutions, convolutions use channels_last, weights are packed for
-    oneDNN on the CPU, and feed-forward networks are tiled. `bf16` also stores the weights of layers that process
+    Batch norms are folded into the preceding convolutions, convolutions use channels_last, linear layers are packed
+    for oneDNN on the CPU, and feed-forward networks are tiled. `bf16` also stores the weights of layers that process
     pixels in bfloat16; layers that process queries or predict boxes stay in float32. Layers are found by their type
     and by tracing the data flow. The detections of both models on the example are then compared.
 

@@ -1,7 +1,7 @@
-"""Inference optimisations for any detector: folded batch norms, oneDNN-packed weights, tiled feed-forward networks.
+"""Inference optimisations for any detector: folded norms, fused convolutions, packed linear layers, tiled MLPs.
 
-Layers to replace are found by their type and by tracing the data flow. Packed layers use private PyTorch operators,
-the ones used by torch.compile's CPU backend; `can_pack` checks whether they work on this machine.
+Layers to replace are found by their type and by tracing the data flow. Packed and fused layers use private PyTorch
+operators, the ones used by torch.compile's CPU backend; `can_pack` checks whether they work on this machine.
 """
 
 from collections import defaultdict
@@ -30,14 +30,14 @@ def has_bf16_instructions() -> bool:
 
 @lru_cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has oneDNN packed layers for CPU tensors of this dtype that give correct results."""
+    """Whether this PyTorch has oneDNN's packed and fused layers for CPU tensors of this dtype, with correct results."""
     if dtype is not torch.float32 and not has_bf16_instructions():
         return False
     linear, conv = nn.Linear(4, 4).to(dtype), nn.Conv2d(4, 4, 1).to(dtype)
     x = torch.randn(2, 4, dtype=dtype)
     with torch.no_grad():
         try:
-            found = PackedLinear(linear)(x), PackedConv2d(conv)(x[..., None, None], x[..., None, None])
+            found = PackedLinear(linear)(x), FusedConv2d(conv)(x[..., None, None], x[..., None, None])
         except (AttributeError, RuntimeError, TypeError):  # operators removed or with another signature
             return False
         true = linear(x), conv(x[..., None, None]) + x[..., None, None]
@@ -77,23 +77,22 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], '')
 
 
-class PackedConv2d(nn.Module):
-    """Packed channels_last convolution with optional fused addition and ReLU. Inputs are cast to its dtype."""
+class FusedConv2d(nn.Module):
+    """channels_last convolution with optional fused addition and ReLU. Inputs are cast to its dtype.
 
-    packed: Tensor  # opaque
+    Its weight is not packed: oneDNN's fastest layout depends on the input size, and with the layout of another size
+    some layers of a ResNet-50 take three times as long. A plain weight is reordered in every call, in 1% of the time.
+    """
+
+    weight: Tensor  # (out, in / groups, h, w)
 
     def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
         super().__init__()
         self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
         self.dtype, self.relu = conv.weight.dtype, relu
-        packed = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.detach(), *self.geometry)
-        self.register_buffer('packed', packed, persistent=False)
+        weight = conv.weight.detach().contiguous(memory_format=CHANNELS_LAST)
+        self.register_buffer('weight', weight, persistent=False)
         self.bias = conv.bias
-
-    @property
-    def weight(self) -> Tensor:
-        """(out, in / groups, h, w), unpacked."""
-        return self.packed.to_dense()
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """(B, in, H, W) -> (B, out, H', W'); `added` (B, out, H', W') is added to the result before the ReLU."""
@@ -106,23 +105,23 @@ class PackedConv2d(nn.Module):
         unary = 'relu' if self.relu else 'none'
         if added is None:
             return torch.ops.mkldnn._convolution_pointwise(
-                x, self.packed, self.bias, *self.geometry, unary, [], ''
+                x, self.weight, self.bias, *self.geometry, unary, [], ''
             )
         fused = 'relu' if self.relu else None
         return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, added.to(self.dtype), self.packed, self.bias, *self.geometry, 'add', None, fused, [], None
+            x, added.to(self.dtype), self.weight, self.bias, *self.geometry, 'add', None, fused, [], None
         )
 
 
-class PackedBlock(nn.Module):
+class FusedBlock(nn.Module):
     """torchvision ResNet block with batch norms, ReLUs and the residual addition fused into the convolutions."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
         convs = [conv for name, conv in block.named_children() if name.startswith('conv')]
-        self.convs = nn.ModuleList(PackedConv2d(conv, relu=True) for conv in convs)
+        self.convs = nn.ModuleList(FusedConv2d(conv, relu=True) for conv in convs)
         shortcut = block.downsample
-        self.shortcut = None if shortcut is None else PackedConv2d(shortcut[0])
+        self.shortcut = None if shortcut is None else FusedConv2d(shortcut[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
@@ -223,11 +222,11 @@ def _inference_layer(module: Any) -> nn.Module | None:
     if layers := _mlp_layers(module):
         return TiledMLP(layers)
     if _is_folded_block(module) and _packs(module.conv1):
-        return PackedBlock(module)
+        return FusedBlock(module)
     if type(module) is nn.Linear and _packs(module):
         return PackedLinear(module)
     if type(module) is nn.Conv2d and _packs(module):
-        return PackedConv2d(module)
+        return FusedConv2d(module)
     return None
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ddetr.apis import prepare_for_inference, prepared
 from ddetr.models import inference_form
-from ddetr.models.inference_form import PackedBlock, PackedConv2d, PackedLinear, TiledMLP, conv_norm_pairs
+from ddetr.models.inference_form import FusedBlock, FusedConv2d, PackedLinear, TiledMLP, conv_norm_pairs
 from ddetr.registry import MODELS
 from ddetr.utils import InputError
 from tests.models.test_checkpointing import FAMILIES, model_config
@@ -51,7 +51,7 @@ def test_fp32_form_detects_the_same(repo_root, family):
     assert max(form.difference.score, form.difference.box) < (1e-4 if family == 'faster-rcnn' else 1e-5)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in form.modules())
     kinds = {type(m) for m in form.modules()}
-    assert kinds >= {PackedConv2d, PackedLinear, PackedBlock}
+    assert kinds >= {FusedConv2d, PackedLinear, FusedBlock}
     assert nn.Conv2d not in kinds
     assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())  # the detector itself is as it was
 
@@ -61,7 +61,7 @@ def test_form_without_private_operators(repo_root, no_packing, dtype):
     model = detector(repo_root, 'deformable-detr')
     form = prepare_for_inference(model, dtype)
     kinds = {type(m) for m in form.modules()}
-    assert not kinds & {PackedConv2d, PackedLinear, PackedBlock, nn.BatchNorm2d}
+    assert not kinds & {FusedConv2d, PackedLinear, FusedBlock, nn.BatchNorm2d}
     assert TiledMLP in kinds
     assert form.difference.detections > 0 or dtype == 'bf16'
 
@@ -91,7 +91,7 @@ def test_tiling_is_bit_identical(monkeypatch, no_packing):
 def test_packed_layers_take_empty_batches():
     linear, conv = nn.Linear(4, 8), nn.Conv2d(4, 8, 3, padding=1)
     assert PackedLinear(linear)(torch.zeros(0, 4)).shape == (0, 8)
-    assert PackedConv2d(conv, relu=True)(torch.zeros(0, 4, 5, 5)).shape == (0, 8, 5, 5)
+    assert FusedConv2d(conv, relu=True)(torch.zeros(0, 4, 5, 5)).shape == (0, 8, 5, 5)
     assert torch.equal(PackedLinear(linear).weight, linear.weight)
 
 
