@@ -75,8 +75,8 @@ def spread_weights(detector: nn.Module, images: list[np.ndarray], at_least: int 
     """Randomise constant initial weights, such as biases, until each image has `at_least` detections to compare.
 
     A freshly initialised detector finds the same everywhere, so verifying its export would show little; and where
-    many proposals score almost the same, rounding decides which of them become queries. The first noise with which
-    this happens in no image is kept, or else the one with which it happens in the fewest.
+    many proposals score almost the same, rounding decides which of them become queries. The first noise that leaves
+    no image undecided in this way is kept, or else the one that leaves the fewest.
 
     Returns:
         Bounds with the minimum score of the detections.
@@ -84,24 +84,27 @@ def spread_weights(detector: nn.Module, images: list[np.ndarray], at_least: int 
     equal = [p for p in detector.parameters() if p.numel() > 1 and bool((p == p.flatten()[0]).all())]
     first = [p.clone() for p in equal]
 
-    def undecided(min_score: float, noise: float) -> int:
+    def randomise(noise: float) -> None:
         torch.manual_seed(0)
         for parameter, value in zip(equal, first, strict=True):
             parameter.copy_(value + torch.randn_like(value) * noise)
+
+    def undecided(bounds: Bounds) -> int:
         found = detections(detector, images)
-        if any((image.scores > min_score).sum() < at_least for image in found):
+        if any((image.scores > bounds.min_score).sum() < at_least for image in found):
             return len(images) + 1
-        bounds = BOUNDS._replace(min_score=min_score)
         return sum(changed_by_noise(detector, lambda: detections(detector, images), found, bounds))
 
-    results: dict[tuple[float, float], int] = {}
-    for draw in itertools.product(MIN_SCORES, NOISES):
-        results[draw] = undecided(*draw)
-        if results[draw] == 0:
-            break
-    best = min(results, key=results.__getitem__)
-    undecided(*best)
-    return BOUNDS._replace(min_score=best[0])
+    results: dict[tuple[Bounds, float], int] = {}
+    for min_score, noise in itertools.product(MIN_SCORES, NOISES):
+        bounds = BOUNDS._replace(min_score=min_score)
+        randomise(noise)
+        results[bounds, noise] = undecided(bounds)
+        if results[bounds, noise] == 0:
+            return bounds
+    bounds, noise = min(results, key=results.__getitem__)
+    randomise(noise)
+    return bounds
 
 
 @torch.no_grad()
